@@ -1,0 +1,56 @@
+"""aMUSEd: pictures from text by masked tokens, in a few parallel steps.
+
+    import amused
+    model = amused.load("nouns")
+    images = model.text_to_image("a pixel art character with square red glasses", seeds=[8, 9])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amused.errors import CheckpointError, UserError
+from amused.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from amused.checkpoint import Progress
+    from amused.pipeline import Amused, Picture, Step
+
+__all__ = ["Amused", "CheckpointError", "Picture", "Recipe", "Step", "UserError", "load"]
+
+
+def load(
+    name_or_path: str | Path = "nouns",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Amused:
+    """A model, ready at once: its configurations are checked now, its weights are read at first use.
+
+    Args:
+        name_or_path: "nouns" (bundled), "amused-256", "amused-512", a folder, or "owner/name" on the hub.
+        device: "cpu" or "cuda"; by default the GPU where there is one.
+        dtype: "float32", "float16" or "bfloat16"; by default what is fastest on the device.
+        progress: called with (file, bytes so far, bytes in all) during a download.
+
+    Raises:
+        UserError: there is no such model, or it cannot be downloaded.
+        CheckpointError: its configurations are unusable; names the file and the key.
+    """
+    from amused.checkpoint import locate
+    from amused.pipeline import Amused
+    from amused.placement import place
+
+    return Amused(locate(name_or_path, progress), place(device, dtype))
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Amused", "Picture", "Step"):  # torch is imported only when something needs it
+        from amused import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

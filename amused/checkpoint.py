@@ -1,0 +1,751 @@
+"""Checkpoints: where one lies, whether it can be trusted, and its networks.
+
+A checkpoint is a folder in the layout of the published ones (`transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/`,
+`scheduler/`): one that comes with this package, a folder of one's own, or a repository on the Hugging Face hub. Every
+file is taken for hostile: configurations are checked key by key before a network is built, weights are read from
+safetensors only, tensor by tensor, and never half loaded. It knows no prompts, no sampling and no browser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import types
+import typing
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, UserError
+from .model.transformer import UViT, UViTConfig
+from .model.vqgan import VQGAN, VQGANConfig
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+BUNDLED = Path(__file__).parent / "checkpoints"
+
+Progress = Callable[[str, int, int], None]
+"""Called while a file is downloaded: its name inside the checkpoint, bytes so far, bytes in all."""
+
+
+@dataclass(frozen=True)
+class Published:
+    repo: str
+    revision: str
+    download: str  # about as much as is read at first use, for people
+
+
+# The revision should be the hash of a commit, so that nobody can change the weights under us; it is not known here yet.
+PUBLISHED = {
+    "amused-256": Published(repo="amused/amused-256", revision="main", download="1.6 GB"),
+    "amused-512": Published(repo="amused/amused-512", revision="main", download="1.6 GB"),
+}
+
+CONFIGS = {
+    "transformer": "transformer/config.json",
+    "vqvae": "vqvae/config.json",
+    "text_encoder": "text_encoder/config.json",
+}
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+TOKENIZER = (
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    TOKENIZER_CONFIG,
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer.json",
+)
+INDEX = "model_index.json"
+TRAITS = "traits.json"
+SMALL_FILES = (INDEX, TRAITS, SCHEDULER, *CONFIGS.values(), *TOKENIZER)
+REQUIRED_FILES = (SCHEDULER, *CONFIGS.values(), TOKENIZER_CONFIG)
+WEIGHTS = {
+    "transformer": "transformer/diffusion_pytorch_model",
+    "vqvae": "vqvae/diffusion_pytorch_model",
+    "text_encoder": "text_encoder/model",
+}
+CLASSES = {"transformer": "UVit2DModel", "vqvae": "VQModel"}
+SCHEDULES = ("cosine", "linear")
+DIFFUSERS = "0.25.0"  # the first version that reads this layout
+
+MAX_CONFIG_BYTES = 1_000_000
+MAX_TOKENIZER_BYTES = 16_000_000
+MAX_HEADER_BYTES = 16_000_000
+MAX_PARAMETERS = 5_000_000_000
+MAX_WIDTH = 65_536
+MAX_TOKENS_A_SIDE = 256
+MAX_OF = {  # where MAX_WIDTH would be absurd
+    "num_hidden_layers": 256,
+    "num_res_blocks": 64,
+    "layers_per_block": 64,
+    "vocab_size": 1_000_000,
+    "codebook_size": 1_000_000,
+    "num_vq_embeddings": 1_000_000,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1_000_000,
+    "eos_token_id": 1_000_000,
+    "pad_token_id": 1_000_000,
+}
+MAX_LIST = 8
+MAX_STRING = 100
+
+# What diffusers' EMAModel leaves in the configuration of a network that was trained with it.
+BOOKKEEPING = frozenset(
+    ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+)
+# Older versions of transformers saved this constant with the weights.
+LEGACY_KEYS = frozenset(("text_model.embeddings.position_ids",))
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """`text_encoder/config.json`: the keys that decide what CLIP computes. The defaults are those of transformers."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int = 49407
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("num_attention_heads must divide hidden_size")
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ValueError("hidden_act must be quick_gelu or gelu")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose configurations have been read and agree. Its weights are read by the `load_` methods."""
+
+    name: str
+    folder: Path
+    transformer: UViTConfig
+    vqgan: VQGANConfig
+    text_encoder: TextConfig
+    mask_token_id: int
+    masking_schedule: str  # "cosine" or "linear"
+    traits: dict[str, Any] | None = None
+    repo: str | None = None  # on the hub, where weights that are not in the folder yet come from
+    download: str | None = None
+    progress: Progress | None = None
+
+    @property
+    def size(self) -> int:
+        """The side in pixels of the pictures it was made for."""
+        return self.transformer.sample_size * self.vqgan.scale_factor
+
+    def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> UViT:
+        with torch.device("meta"):
+            network = UViT(self.transformer)
+        return self._fill(network, "transformer", device, dtype)
+
+    def load_vqgan(self, device: torch.device | str, dtype: torch.dtype) -> VQGAN:
+        with torch.device("meta"):
+            network = VQGAN(self.vqgan)
+        return self._fill(network, "vqvae", device, dtype)
+
+    def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        with torch.device("meta"):
+            network = CLIPTextModelWithProjection(CLIPTextConfig(**dataclasses.asdict(self.text_encoder)))
+        # Not among the weights, so nothing else would bring it back from the meta device.
+        positions = torch.arange(self.text_encoder.max_position_embeddings, device=device)
+        network.text_model.embeddings.position_ids = positions[None]
+        return self._fill(network, "text_encoder", device, dtype)
+
+    def tokenizer(self) -> CLIPTokenizer:
+        from transformers import CLIPTokenizer
+
+        for file in TOKENIZER:
+            if (self.folder / file).is_file() and (self.folder / file).stat().st_size > MAX_TOKENIZER_BYTES:
+                raise CheckpointError(f"{file} is larger than a tokenizer can be.")
+        vocabulary = TOKENIZER[0]
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise what their parsers happen to raise
+            raise CheckpointError(f"{vocabulary} and its neighbours are not a CLIP tokenizer.") from error
+        # Without its files transformers silently makes a tokenizer of three words.
+        if not 3 < len(tokenizer) <= self.text_encoder.vocab_size:
+            raise CheckpointError(
+                f"{vocabulary} has {len(tokenizer)} entries, "
+                f"{CONFIGS['text_encoder']} has vocab_size {self.text_encoder.vocab_size}."
+            )
+        return tokenizer
+
+    def _fill(self, network: Network, component: str, device: torch.device | str, dtype: torch.dtype) -> Network:
+        file = self._weights(component)
+        state = read_weights(self.folder / file, file, network.state_dict(), torch.device(device), dtype)
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def _weights(self, component: str) -> str:
+        """The name of the component's weights, in half precision where there is a choice; downloaded if need be."""
+        names = [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
+        for name in names:
+            if (self.folder / name).is_file():
+                return name
+        if self.repo is not None:
+            for name in names:
+                if download_file(self, name):
+                    return name
+        raise CheckpointError(f"{names[-1]} is missing.")
+
+
+# Finding
+
+
+def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
+    """Find a checkpoint and check its configurations, without reading weights.
+
+    Args:
+        name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
+            of a repository on the hub ("owner/name").
+        progress: told of downloads, from the thread that downloads.
+    """
+    if isinstance(name_or_path, Path):
+        if not name_or_path.is_dir():
+            raise UserError("There is no such folder of a model.")
+        return read_checkpoint(name_or_path, name_or_path.resolve().name)
+    name = name_or_path
+    if not isinstance(name, str):
+        raise UserError("A model is chosen by its name.")
+    if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (BUNDLED / name).is_dir():
+        return read_checkpoint(BUNDLED / name, name)
+    if name in PUBLISHED:
+        return fetch_checkpoint(name, PUBLISHED[name], progress)
+    if is_folder(name):
+        return read_checkpoint(Path(name), Path(name).resolve().name)
+    if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
+        return fetch_checkpoint(name, Published(repo=name, revision="main", download="1.6 GB"), progress)
+    raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
+
+
+def bundled_names() -> list[str]:
+    return sorted(path.name for path in BUNDLED.iterdir() if (path / INDEX).is_file()) if BUNDLED.is_dir() else []
+
+
+def is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (ValueError, OSError):  # NUL, surrogates, longer than a path may be
+        return False
+
+
+def fetch_checkpoint(name: str, source: Published, progress: Progress | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
+    except Exception as error:  # whatever the network, the disk and the hub can come up with
+        raise explain_download(error, name, source.download) from error
+    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
+    return read_checkpoint(folder, name, repo=source.repo, download=source.download, progress=progress)
+
+
+def download_file(checkpoint: Checkpoint, file: str) -> bool:
+    """Download a file next to the ones already there; False if the repository has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    # The folder is named by its commit: weights and configurations are of one version even if "main" moves on.
+    revision = checkpoint.folder.name
+    bar = progress_bar(file, checkpoint.progress) if checkpoint.progress else None
+    try:
+        hf_hub_download(checkpoint.repo, file, revision=revision, tqdm_class=bar)
+    except RemoteEntryNotFoundError:
+        return False
+    except Exception as error:
+        raise explain_download(error, checkpoint.name, checkpoint.download) from error
+    return True
+
+
+def progress_bar(file: str, progress: Progress) -> type:
+    """The hub's library reports through a subclass of tqdm only: make one that draws nothing and tells `progress`."""
+    from tqdm import tqdm
+
+    class Nowhere:
+        def write(self, text: str) -> None: ...
+
+        def flush(self) -> None: ...
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": Nowhere(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            result = super().update(n)
+            progress(file, int(self.n), int(self.total or 0))
+            return result
+
+        # With these two the library does not open a second bar for the bytes on the wire.
+        def update_transfer(self, n: float | None = 1) -> None: ...
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
+
+    return Bar
+
+
+def explain_download(error: BaseException, name: str, download: str | None) -> UserError:
+    """Turn what went wrong with a download into a sentence that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
+    errnos = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(f"The model {name} asks for its terms to be accepted on huggingface.co first.")
+    if any(isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)) for cause in causes):
+        return UserError(f"The hub has no model {name}: check the spelling.")
+    if 429 in statuses:
+        return UserError(f"The hub has had too many requests and refuses {name} for now: try again in a few minutes.")
+    if errno.ENOSPC in errnos or errno.EDQUOT in errnos:
+        space = f"about {download}" if download else "some space"
+        return UserError(f"The disk is full: free {space} for the model {name} and try again.")
+    if errnos & {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return UserError(
+            f"The model {name} cannot be saved in the download folder: set HF_HOME to a folder that can be written."
+        )
+    if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        return UserError(
+            f"The model {name} is not on this machine and the hub cannot be reached: "
+            f"check the connection and try again, or choose a model that comes with this program."
+        )
+    return UserError(f"The download of {name} broke off: try again, it goes on where it stopped.")
+
+
+# Reading configurations
+
+
+def read_checkpoint(
+    folder: Path, name: str, repo: str | None = None, download: str | None = None, progress: Progress | None = None
+) -> Checkpoint:
+    transformer = read_config(folder, "transformer", UViTConfig)
+    vqgan = read_config(folder, "vqvae", VQGANConfig)
+    text_encoder = read_config(folder, "text_encoder", TextConfig)
+    for component, count in (
+        ("transformer", transformer_parameters(transformer)),
+        ("vqvae", vqgan_parameters(vqgan)),
+        ("text_encoder", text_parameters(text_encoder)),
+    ):
+        if count > MAX_PARAMETERS:
+            raise CheckpointError(f"{CONFIGS[component]} asks for {count / 1e9:.0f} billion parameters.")
+    if transformer.sample_size > MAX_TOKENS_A_SIDE:
+        raise CheckpointError(
+            f"{CONFIGS['transformer']}: sample_size is {transformer.sample_size}, at most {MAX_TOKENS_A_SIDE} is possible."
+        )
+
+    scheduler = read_json(folder, SCHEDULER)
+    check_class(scheduler, SCHEDULER, "AmusedScheduler")
+    mask_token_id = scheduler.get("mask_token_id")
+    if type(mask_token_id) is not int:
+        raise CheckpointError(f"{SCHEDULER}: mask_token_id is not a whole number.")
+    masking_schedule = scheduler.get("masking_schedule", "cosine")
+    if masking_schedule not in SCHEDULES:
+        raise CheckpointError(f"{SCHEDULER}: masking_schedule is not one of {', '.join(SCHEDULES)}.")
+
+    for left, left_value, right, right_value in (
+        (
+            f"{CONFIGS['transformer']}: codebook_size",
+            transformer.codebook_size,
+            f"num_vq_embeddings of {CONFIGS['vqvae']}",
+            vqgan.num_vq_embeddings,
+        ),
+        (
+            f"{SCHEDULER}: mask_token_id",
+            mask_token_id,
+            f"the last of vocab_size of {CONFIGS['transformer']}",
+            transformer.vocab_size - 1,
+        ),
+        (
+            f"{CONFIGS['text_encoder']}: hidden_size",
+            text_encoder.hidden_size,
+            f"encoder_hidden_size of {CONFIGS['transformer']}",
+            transformer.encoder_hidden_size,
+        ),
+        (
+            f"{CONFIGS['text_encoder']}: projection_dim",
+            text_encoder.projection_dim,
+            f"cond_embed_dim of {CONFIGS['transformer']}",
+            transformer.cond_embed_dim,
+        ),
+    ):
+        if left_value != right_value:
+            raise CheckpointError(f"{left} is {shown(left_value)} but {right} is {shown(right_value)}.")
+
+    length = read_json(folder, TOKENIZER_CONFIG).get("model_max_length")
+    if type(length) is not int or not 2 <= length <= text_encoder.max_position_embeddings:
+        raise CheckpointError(
+            f"{TOKENIZER_CONFIG}: model_max_length is {shown(length)}, "
+            f"{CONFIGS['text_encoder']} has max_position_embeddings {text_encoder.max_position_embeddings}."
+        )
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        transformer=transformer,
+        vqgan=vqgan,
+        text_encoder=text_encoder,
+        mask_token_id=mask_token_id,
+        masking_schedule=masking_schedule,
+        traits=read_traits(folder),
+        repo=repo,
+        download=download,
+        progress=progress,
+    )
+
+
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    path = folder / file
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{file} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB.")
+        data = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{file} is missing.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read.") from error
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of 5,000 digits
+        raise CheckpointError(f"{file} is not valid JSON.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is not a JSON object.")
+    return data
+
+
+def read_config(folder: Path, component: str, kind: type[Config]) -> Config:
+    file = CONFIGS[component]
+    data = read_json(folder, file)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if component in CLASSES:
+        check_class(data, file, CLASSES[component])
+        for key in data:
+            if key not in fields and key not in BOOKKEEPING and not key.startswith("_"):
+                raise CheckpointError(f"{file}: {shown(key)} is not a key this program knows.")
+    # transformers saves dozens of settings that CLIP does not look at: for the text encoder they are all passed over.
+    hints = typing.get_type_hints(kind)
+    values = {key: checked(file, key, value, hints[key]) for key, value in data.items() if key in fields}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {str(error)[:300]}.") from error
+
+
+def check_class(data: Mapping[str, Any], file: str, wanted: str) -> None:
+    if data.get("_class_name") != wanted:
+        raise CheckpointError(f"{file}: _class_name is {shown(data.get('_class_name'))}, not {wanted}.")
+
+
+def checked(file: str, key: str, value: Any, hint: Any) -> Any:
+    """The value if it is of the type that the annotation says, and of a size that makes sense."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_LIST:
+            raise CheckpointError(f"{file}: {key} is not a list of 1 to {MAX_LIST} entries.")
+        return tuple(checked(file, key, item, typing.get_args(hint)[0]) for item in value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str) and len(value) <= MAX_STRING:
+        return value
+    if hint is int and type(value) is int:
+        least = 0 if key.endswith("_token_id") else 1
+        most = MAX_OF.get(key, MAX_WIDTH)
+        if not least <= value <= most:
+            raise CheckpointError(f"{file}: {key} is {shown(value)}, possible are {least} to {most}.")
+        return value
+    if hint is float and type(value) in (int, float):
+        if not 0 <= value <= 1000:  # also refuses NaN
+            raise CheckpointError(f"{file}: {key} is {shown(value)}, possible are 0 to 1000.")
+        return float(value)
+    raise CheckpointError(f"{file}: {key} is {shown(value)}, which is not of the type {hint.__name__}.")
+
+
+def shown(value: Any) -> str:
+    """A value of an untrusted file, short and printable."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a huge number"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_traits(folder: Path) -> dict[str, Any] | None:
+    if not (folder / TRAITS).is_file():
+        return None
+    traits = read_json(folder, TRAITS)
+    for key, value in traits.items():
+        if key == "backgrounds":
+            valid = isinstance(value, dict) and all(
+                isinstance(colour, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", colour) for colour in value.values()
+            )
+        else:
+            valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        if not valid:
+            raise CheckpointError(f"{TRAITS}: {shown(key)} is not what a list of traits looks like.")
+    return traits
+
+
+# Estimates, to refuse what cannot be meant before anything of that size is built; smaller terms are left out.
+
+
+def transformer_parameters(config: UViTConfig) -> int:
+    hidden, width, inner = config.hidden_size, config.block_out_channels, config.intermediate_size
+    layer = 14 * hidden**2 + 3 * hidden * inner
+    block = 16 * width**2 + 3 * hidden * width
+    embeddings = (config.vocab_size + config.codebook_size + 2 * width) * config.in_channels
+    conditions = hidden * (config.micro_cond_embed_dim + config.cond_embed_dim + hidden + config.encoder_hidden_size)
+    return (
+        config.num_hidden_layers * layer
+        + 2 * config.num_res_blocks * block
+        + 2 * hidden * width
+        + (8 * width**2 if config.downsample else 0)
+        + embeddings
+        + conditions
+    )
+
+
+def vqgan_parameters(config: VQGANConfig) -> int:
+    resnets = 2 * config.layers_per_block + 1
+    levels = sum(18 * width**2 * resnets for width in config.block_out_channels)
+    return (
+        levels
+        + 4 * 18 * config.block_out_channels[-1] ** 2
+        + 18 * config.block_out_channels[-1] * config.latent_channels
+        + config.codebook_dim * (config.num_vq_embeddings + 2 * config.latent_channels)
+    )
+
+
+def text_parameters(config: TextConfig) -> int:
+    hidden = config.hidden_size
+    layer = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    embeddings = hidden * (config.vocab_size + config.max_position_embeddings + config.projection_dim)
+    return config.num_hidden_layers * layer + embeddings
+
+
+# Reading weights
+
+
+def read_weights(
+    path: Path, file: str, expected: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must be those of `expected`, in the wanted precision.
+
+    Args:
+        path: the file.
+        file: its name inside the checkpoint, for error messages.
+        expected: a state dict whose names and shapes are right; its values do not matter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_header(path, file)
+    state: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as weights:
+            found = set(weights.keys()) - LEGACY_KEYS
+            for key in expected:
+                if key not in found:
+                    raise CheckpointError(f"{file}: {key} is missing.")
+            for key in sorted(found - set(expected)):
+                raise CheckpointError(f"{file}: {shown(key)} is not part of this network.")
+            for key, tensor in expected.items():
+                stored = weights.get_slice(key)
+                if stored.get_dtype() not in FLOATS:
+                    raise CheckpointError(f"{file}: {key} is of the type {stored.get_dtype()}, not floating point.")
+                if stored.get_shape() != list(tensor.shape):
+                    raise CheckpointError(f"{file}: {key} is {stored.get_shape()}, not {list(tensor.shape)}.")
+            for key in expected:
+                # A copy, as tensors that still lie in the file would change or crash with it.
+                tensor = weights.get_tensor(key).to(device, dtype, copy=True)
+                if not is_finite(tensor):
+                    raise CheckpointError(f"{file}: {key} holds a value that is not a finite number in {dtype}.")
+                state[key] = tensor
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file, download or copy it again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read.") from error
+    return state
+
+
+def check_header(path: Path, file: str) -> None:
+    """Refuse an absurd header by its length alone: the library would parse 100 MB of it."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read.") from error
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{file} is not a safetensors file: its header cannot be {length} bytes long.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    # The sum settles nearly every tensor in one pass without a temporary of its size.
+    return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
+
+
+# Writing
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    transformer: UViT,
+    vqgan: VQGAN,
+    text_encoder: CLIPTextModelWithProjection,
+    tokenizer: CLIPTokenizer | str | Path,
+    masking_schedule: str = "cosine",
+    traits: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+    variant: str | None = "fp16",
+) -> None:
+    """Write a whole checkpoint in the published layout, which diffusers' AmusedPipeline reads as well.
+
+    It is written beside `folder` and put in its place when it is whole, so that an interruption leaves the old one.
+
+    Args:
+        tokenizer: one in memory, or a folder with the files of one.
+        dtype: of the weights in the files.
+        variant: part of the weights' file names: "fp16", or None for full precision.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
+        raise UserError("The folder to save to holds something else than a checkpoint, choose another.")
+    if masking_schedule not in SCHEDULES:
+        raise UserError(f"The masking schedule must be one of {', '.join(SCHEDULES)}.")
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        for component in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler"):
+            (beside / component).mkdir(parents=True)
+        for component, network in (("transformer", transformer), ("vqvae", vqgan), ("text_encoder", text_encoder)):
+            write_weights(beside, component, network, dtype, variant)
+        for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
+            described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
+            write_json(beside / CONFIGS[component], {**described, **dataclasses.asdict(config)})
+        text_config = {
+            field.name: getattr(text_encoder.config, field.name) for field in dataclasses.fields(TextConfig)
+        }
+        write_json(
+            beside / CONFIGS["text_encoder"],
+            {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model", **text_config},
+        )
+        write_tokenizer(beside / "tokenizer", tokenizer)
+        write_json(
+            beside / SCHEDULER,
+            {
+                "_class_name": "AmusedScheduler",
+                "_diffusers_version": DIFFUSERS,
+                "mask_token_id": transformer.config.vocab_size - 1,
+                "masking_schedule": masking_schedule,
+            },
+        )
+        if traits is not None:
+            write_json(beside / TRAITS, dict(traits))
+        write_json(
+            beside / INDEX,
+            {
+                "_class_name": "AmusedPipeline",
+                "_diffusers_version": DIFFUSERS,
+                "scheduler": ["diffusers", "AmusedScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "transformer": ["diffusers", "UVit2DModel"],
+                "vqvae": ["diffusers", "VQModel"],
+            },
+        )
+        read_checkpoint(beside, folder.name)
+        replace_folder(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+
+
+def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch.dtype, variant: str | None) -> None:
+    from safetensors.torch import save_file
+
+    file = f"{WEIGHTS[component]}{f'.{variant}' if variant else ''}.safetensors"
+    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in network.state_dict().items()}
+    for key, tensor in state.items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{file} is not written: {key} holds a value that is not a finite number in {dtype}.")
+    save_file(state, folder / file, metadata={"format": "pt"})
+
+
+def write_tokenizer(folder: Path, tokenizer: CLIPTokenizer | str | Path) -> None:
+    if isinstance(tokenizer, (str, Path)):
+        for file in TOKENIZER:
+            source = Path(tokenizer) / Path(file).name
+            if source.is_file():
+                shutil.copyfile(source, folder / source.name)
+        return
+    # transformers 5 would save one tokenizer.json, which is not the published layout.
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    special = {
+        f"{role}_token": str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad", "unk")
+    }
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "model_max_length": tokenizer.model_max_length,
+            "tokenizer_class": "CLIPTokenizer",
+            **special,
+        },
+    )
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` where `folder` is or was. Both names are on one file system."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    old = new.with_name(new.name + ".old")
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,208 @@
+"""The VQ-GAN between pictures and tokens (arXiv 2012.09841; MUSE, arXiv 2301.00704, section 2.2).
+
+Module and parameter names are those of the published checkpoints, so that a state dict loads strictly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """`vqvae/config.json`. `block_out_channels` from the highest resolution to the lowest, a factor of 2 between."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 3
+    sample_size: int = 32
+    num_vq_embeddings: int = 256
+    norm_num_groups: int = 32
+    vq_embed_dim: int | None = None
+    scaling_factor: float = 0.18215
+    norm_type: str = "group"
+    mid_block_add_attention: bool = True
+    lookup_from_codebook: bool = False
+    force_upcast: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        required = {
+            "in_channels": 3,
+            "out_channels": 3,
+            "act_fn": "silu",
+            "norm_type": "group",
+            "mid_block_add_attention": False,
+            "lookup_from_codebook": True,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+        }
+        for key, value in required.items():
+            found = getattr(self, key)
+            if (tuple(found) if isinstance(found, list) else found) != value:
+                raise ValueError(f"{key} is {found!r}, only {value!r} is supported")
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError("norm_num_groups must divide every block_out_channels")
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels a side of one token."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def codebook_dim(self) -> int:
+        return self.vq_embed_dim or self.latent_channels
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The resnets of one resolution, then (but at the last level) the step to the next."""
+
+    def __init__(self, in_channels: int, out_channels: int, resnets: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(resnets)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class DownLevel(Level):
+    def __init__(self, in_channels: int, out_channels: int, resnets: int, groups: int, last: bool) -> None:
+        super().__init__(in_channels, out_channels, resnets, groups)
+        self.downsamplers = None if last else nn.Sequential(Downsample(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.downsamplers is None else self.downsamplers(x)
+
+
+class UpLevel(Level):
+    def __init__(self, in_channels: int, out_channels: int, resnets: int, groups: int, last: bool) -> None:
+        super().__init__(in_channels, out_channels, resnets, groups)
+        self.upsamplers = None if last else nn.Sequential(Upsample(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.upsamplers is None else self.upsamplers(x)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownLevel(before, width, config.layers_per_block, groups, last=i == len(widths) - 1)
+            for i, (before, width) in enumerate(zip((widths[0], *widths), widths))
+        )
+        self.mid_block = Level(widths[-1], widths[-1], 2, groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = Level(widths[0], widths[0], 2, groups)
+        self.up_blocks = nn.ModuleList(
+            UpLevel(before, width, config.layers_per_block + 1, groups, last=i == len(widths) - 1)
+            for i, (before, width) in enumerate(zip((widths[0], *widths), widths))
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class VectorQuantizer(nn.Module):
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_vq_embeddings, config.codebook_dim)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Nearest code of each latent: (batch, dim, height, width) to (batch, height, width)."""
+        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        nearest = torch.cdist(flat, self.embedding.weight).argmin(dim=1)
+        return nearest.view(latents.shape[0], *latents.shape[2:])
+
+
+class VQGAN(nn.Module):
+    """Pictures to tokens and back."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.codebook_dim, 1)
+        self.quantize = VectorQuantizer(config)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], (batch, 3, height, width), to tokens (batch, height / f, width / f), f = scale_factor."""
+        return self.quantize(self.quant_conv(self.encoder(pixels)))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), meant for [0, 1], not clipped."""
+        latents = self.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
+        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))

@@ -1,0 +1,358 @@
+"""aMUSEd in use: a recipe in, steps and pictures out.
+
+Reads each component of a checkpoint when it is first needed. Every seed of a sweep is worked on by itself, with its
+own generator, so that a picture is the same alone and in any sweep, in every precision. Knows no page and no files but
+through the checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amused.checkpoint import Checkpoint
+from amused.errors import UserError
+from amused.images import Source, composite, fit, fit_mask, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.model.transformer import Conditioning, UViT, concatenate
+from amused.model.vqgan import VQGAN
+from amused.placement import Placement
+from amused.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, TEXT_TO_IMAGE, Recipe
+from amused.sampling import guide, mask_at_random, mask_counts, mask_ratios, reveal, temperatures
+
+CACHED_PROMPTS = 8
+QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step is done.
+
+    Attributes:
+        index: which seed of the recipe, from 0.
+        step: steps done of this picture, from 1 to `steps`.
+        tokens: (height, width) on the model's device; where `masked`, not known yet.
+    """
+
+    index: int
+    seed: int
+    step: int
+    steps: int
+    tokens: Tensor
+    masked: Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture is finished. `tokens`: (height, width), on the CPU."""
+
+    index: int
+    seed: int
+    image: Image.Image
+    tokens: Tensor
+
+
+class Amused:
+    """A model that turns prompts and pictures into pictures. Made by `amused.load`; safe to use from several threads.
+
+    Attributes:
+        name: of the checkpoint.
+        size: the side in pixels of the pictures it was made for.
+        traits: the words that the bundled checkpoint knows, or None.
+        device, dtype, dtype_reason: where and in what precision it runs, and why.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        self.checkpoint = checkpoint
+        self.name = checkpoint.name
+        self.size = checkpoint.size
+        self.traits = checkpoint.traits
+        self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
+        self._lock = threading.Lock()
+        self._parts: dict[str, Any] = {}
+        self._prompts: OrderedDict[tuple, Conditioning] = OrderedDict()
+        self._colours: Tensor | None = None
+
+    # The three tasks.
+
+    def text_to_image(self, prompt: str, *, seeds: Sequence[int] = (0,), **options: Any) -> list[Image.Image]:
+        """Pictures of a prompt, in the order of the seeds.
+
+        Args:
+            prompt: what to draw.
+            seeds: integers in [0, 2**32), one picture each.
+            options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `aesthetic_score`, `crop`, `width`,
+                `height`: see `Recipe` for their meaning, ranges and defaults.
+
+        Raises:
+            UserError: a value is out of its range.
+            CheckpointError: the weights cannot be used.
+        """
+        return self._pictures(Recipe(TEXT_TO_IMAGE, prompt, seeds, model=self.name, **options))
+
+    def image_to_image(
+        self, prompt: str, image: Source, *, strength: float = 0.5, seeds: Sequence[int] = (0,), **options: Any
+    ) -> list[Image.Image]:
+        """Pictures of a prompt that start from `image`: a PIL picture, a path or the bytes of a file.
+
+        `strength`, above 0 to 1, is the share of the steps that is run; at 1 nothing of `image` is left. Without
+        `width` and `height` the picture keeps its size, cut down to a multiple of 16. Other arguments as for
+        `text_to_image`.
+        """
+        return self._pictures(Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options), image)
+
+    def inpaint(
+        self,
+        prompt: str,
+        image: Source,
+        mask: Source,
+        *,
+        strength: float = 1.0,
+        seeds: Sequence[int] = (0,),
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Pictures that repaint `image` where `mask` is white.
+
+        Every token (16x16 pixels) that the mask touches is repainted; pixels outside the mask come back identical
+        unless `composite=False`. Other arguments as for `image_to_image`.
+        """
+        recipe = Recipe(INPAINT, prompt, seeds, model=self.name, strength=strength, **options)
+        return self._pictures(recipe, image, mask)
+
+    def _pictures(self, recipe: Recipe, image: Source | None = None, mask: Source | None = None) -> list[Image.Image]:
+        events = self.generate(recipe, image, mask)
+        return [event.image for event in events if isinstance(event, Picture)]
+
+    # The streaming form beneath them.
+
+    def generate(
+        self, recipe: Recipe, image: Source | None = None, mask: Source | None = None
+    ) -> Iterator[Step | Picture]:
+        """Work on one seed after the other; yield a `Step` after every step and a `Picture` after the last.
+
+        The iterator can be closed between any two events; what has been yielded stays valid.
+        """
+        picture = mask_image = source = repainted = None
+        if recipe.task == TEXT_TO_IMAGE:
+            width, height = recipe.width or self.size, recipe.height or self.size
+        else:
+            if image is None:
+                raise UserError("Give a picture to start from.")
+            picture = load_picture(image)
+            width, height = self._fitting_size(recipe, picture)
+            mode = "crop" if recipe.width or recipe.height else "stretch"  # by less than a token, as the reference does
+            if recipe.task == INPAINT:
+                if mask is None:
+                    raise UserError("The mask is empty: paint the part to repaint.")
+                mask_image = fit_mask(load_mask(mask, picture.size), width, height, mode)
+            picture = fit(picture, width, height, mode)
+        self._check_size(width, height)
+        conditioning = self._conditioning(recipe, width, height)
+        if picture is not None:
+            source = self._encode(picture)
+        if mask_image is not None:
+            repainted = token_mask(mask_image, self.checkpoint.vqgan.scale_factor).to(self.device)
+
+        shared_logits = None  # of the first step, where all seeds start from the same tokens
+        for index, seed in enumerate(recipe.seeds):
+            generator = torch.Generator(self.device).manual_seed(seed)
+            tokens = self._start(recipe, width, height, source, repainted, generator)
+            for step, reveal_step in enumerate(self._plan(recipe, tokens), start=1):
+                first_of_all = step == 1 and recipe.task != IMAGE_TO_IMAGE
+                logits = shared_logits if first_of_all else None
+                if logits is None:
+                    logits = self._logits(tokens, conditioning, recipe.guidance_scale)
+                if first_of_all:
+                    shared_logits = logits
+                tokens = self._reveal(logits, tokens, *reveal_step, generator)
+                masked = tokens == self.checkpoint.mask_token_id
+                yield Step(index, seed, step, recipe.steps - recipe.start, tokens, masked)
+            result = self.decode(tokens)
+            if mask_image is not None and recipe.composite:
+                result = composite(picture, result, mask_image)
+            yield Picture(index, seed, result, tokens.cpu())
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Image.Image:
+        """The picture of tokens (height, width)."""
+        pixels = self._vqgan.decode(tokens.to(self.device)[None])[0]
+        if self._colours is None:
+            self._colours = self._fit_colours(tokens, pixels)
+        return to_image(pixels)
+
+    @torch.inference_mode()
+    def preview(self, tokens: Tensor, masked: Tensor | None = None) -> Image.Image:
+        """What is known of a picture whose tokens are being revealed; masked cells are a grey chequer.
+
+        Decoded where that is quick. Otherwise each token is one flat colour, learnt from the pictures decoded so far.
+        """
+        tokens = tokens.to(self.device)
+        masked = tokens == self.checkpoint.mask_token_id if masked is None else masked.to(self.device)
+        known = tokens.masked_fill(masked, 0)
+        scale = self.checkpoint.vqgan.scale_factor
+        if self._decodes_quickly():
+            pixels = self._vqgan.decode(known[None])[0].float()
+        elif self._colours is not None:
+            pixels = cells(self._colours[known].permute(2, 0, 1), scale)
+        else:
+            pixels = cells(torch.full((3, *tokens.shape), 0.5, device=self.device), scale)
+        rows, columns = (torch.arange(side, device=self.device) for side in tokens.shape)
+        chequer = 0.82 + 0.06 * ((rows[:, None] + columns) % 2)
+        return to_image(torch.where(cells(masked[None], scale), cells(chequer[None], scale), pixels))
+
+    # Beneath them.
+
+    def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
+        multiple = self._multiple
+        width = recipe.width or picture.width // multiple * multiple
+        height = recipe.height or picture.height // multiple * multiple
+        if width * height > MAX_PIXELS:
+            raise UserError(f"The picture is too large: give a width and a height of at most {MAX_PIXELS} pixels in all.")
+        if not width or not height:
+            raise UserError(f"The picture is too small: it must be at least {multiple} pixels wide and high.")
+        return width, height
+
+    @property
+    def _multiple(self) -> int:
+        """Pixels that must divide the width and the height: of one token, or of two where the U-ViT halves the grid."""
+        return self.checkpoint.vqgan.scale_factor * (2 if self.checkpoint.transformer.downsample else 1)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width % self._multiple or height % self._multiple:
+            raise UserError(
+                f"{self.name} makes pictures whose width and height are multiples of {self._multiple} pixels."
+            )
+
+    def _start(
+        self,
+        recipe: Recipe,
+        width: int,
+        height: int,
+        source: Tensor | None,
+        repainted: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The tokens (height, width) before the first step."""
+        mask_id, scale = self.checkpoint.mask_token_id, self.checkpoint.vqgan.scale_factor
+        if source is None:
+            return torch.full((height // scale, width // scale), mask_id, device=self.device)
+        if repainted is not None:
+            return source.masked_fill(repainted, mask_id)
+        ratio = mask_ratios(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
+        return mask_at_random(source, ratio, mask_id, generator)
+
+    def _plan(self, recipe: Recipe, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """For each step that is run: how many tokens stay masked, and the temperature."""
+        # The reference inpaints by the linear schedule whatever the checkpoint says.
+        schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
+        ratios = mask_ratios(schedule, recipe.steps, self.device)[recipe.start :]
+        masked = tokens == self.checkpoint.mask_token_id
+        share = masked.sum() / masked.numel() if recipe.task == INPAINT else 1.0
+        counts = mask_counts(ratios, tokens.numel(), int(masked.sum()), share)
+        return zip(counts, temperatures(*recipe.temperature, recipe.steps, self.device)[recipe.start :])
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """(length, codebook_size), guided if the conditioning holds two prompts."""
+        batch = conditioning[0][0].shape[0]
+        logits = self._transformer(tokens.expand(batch, -1, -1), conditioning)
+        return guide(logits[0], logits[1], guidance_scale) if batch == 2 else logits[0]
+
+    @torch.inference_mode()
+    def _reveal(
+        self, logits: Tensor, tokens: Tensor, stay_masked: int, temperature: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        mask_id = self.checkpoint.mask_token_id
+        return reveal(logits, tokens.flatten(), mask_id, stay_masked, temperature, generator).view_as(tokens)
+
+    def _conditioning(self, recipe: Recipe, width: int, height: int) -> Conditioning:
+        """Of the prompt, after that of the negative prompt where there is guidance."""
+        micro = (width, height, *recipe.crop, recipe.aesthetic_score)
+        conditional = self._condition(recipe.prompt, micro)
+        if recipe.guidance_scale <= 1:
+            return conditional
+        return concatenate([self._condition(recipe.negative_prompt, micro), conditional])
+
+    @torch.inference_mode()
+    def _condition(self, prompt: str, micro: tuple[float, ...]) -> Conditioning:
+        key = (prompt, micro)
+        with self._lock:
+            if key in self._prompts:
+                self._prompts.move_to_end(key)
+                return self._prompts[key]
+        tokenizer, encoder = self._part("tokenizer"), self._part("text_encoder")
+        ids = tokenizer(
+            [prompt],
+            return_tensors="pt",
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+        ).input_ids
+        text = encoder(ids.to(self.device), output_hidden_states=True)
+        conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
+        conditioning = self._transformer.condition(text.hidden_states[-2], text.text_embeds, conditions)
+        with self._lock:
+            self._prompts[key] = conditioning
+            while len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        return conditioning
+
+    @torch.inference_mode()
+    def _encode(self, picture: Image.Image) -> Tensor:
+        return self._vqgan.encode(to_tensor(picture).to(self.device))[0]
+
+    def _decodes_quickly(self) -> bool:
+        if self.device.type != "cpu":
+            return True
+        return sum(parameter.numel() for parameter in self._vqgan.decoder.parameters()) <= QUICK_DECODER
+
+    def _fit_colours(self, tokens: Tensor, pixels: Tensor) -> Tensor | None:
+        """A colour for every code, by least squares on one decoded picture: (codebook_size, 3)."""
+        if self._decodes_quickly():
+            return None
+        codes = self._vqgan.quantize.embedding.weight.float()
+        codes = torch.cat([codes, torch.ones_like(codes[:, :1])], dim=1)
+        seen = codes[tokens.to(self.device).flatten()]
+        colours = torch.nn.functional.avg_pool2d(pixels.float()[None], self.checkpoint.vqgan.scale_factor)[0]
+        ridge = 1e-3 * torch.eye(codes.shape[1], device=self.device)
+        return codes @ torch.linalg.solve(seen.mT @ seen + ridge, seen.mT @ colours.flatten(1).mT)
+
+    @property
+    def _transformer(self) -> UViT:
+        return self._part("transformer")
+
+    @property
+    def _vqgan(self) -> VQGAN:
+        return self._part("vqgan")
+
+    def _part(self, name: str) -> Any:
+        """A component, read when it is first asked for."""
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = self._read(name)
+            return self._parts[name]
+
+    def _read(self, name: str) -> Any:
+        if name == "transformer":
+            return self.checkpoint.load_transformer(self.device, self.dtype)
+        if name == "text_encoder":
+            return self.checkpoint.load_text_encoder(self.device, self.dtype)
+        if name == "tokenizer":
+            return self.checkpoint.tokenizer()
+        vqgan = self.checkpoint.load_vqgan(self.device, torch.float32)
+        if not (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast):
+            # Pictures become tokens in full precision, where a rounding error is another token.
+            vqgan.decoder.to(self.dtype)
+            vqgan.post_quant_conv.to(self.dtype)
+        return vqgan
+
+
+def cells(values: Tensor, scale: int) -> Tensor:
+    """One value a token (channels, height, width) to flat squares of pixels."""
+    return values.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

@@ -1,0 +1,175 @@
+"""The recipe: one validated request, behind the page, the API, the Python interface and (later) links and pictures.
+
+One rule for every number: a value that is not of its type, not finite or out of its range is refused with a sentence
+that names the field and the range; nothing is clamped silently. Knows no model: what depends on the loaded model (its
+size, the length of a prompt in tokens) is checked by the pipeline.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amused.errors import UserError
+
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT = TASKS = ("text_to_image", "image_to_image", "inpaint")
+STRENGTHS = {IMAGE_TO_IMAGE: 0.5, INPAINT: 1.0}
+"""Default strength of the tasks that have one."""
+
+MAX_SEED = 2**32 - 1
+MAX_SEEDS = 64
+MAX_STEPS = 100
+MAX_GUIDANCE_SCALE = 30.0
+MAX_TEMPERATURE = 20.0
+MAX_AESTHETIC_SCORE = 10.0
+MAX_CROP = 4096
+MAX_PROMPT = 10_000
+MAX_SIDE = 2048
+MAX_PIXELS = 1024 * 1024
+SIDE_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One request for pictures.
+
+    Attributes:
+        task: "text_to_image", "image_to_image" or "inpaint".
+        prompt: what to draw; text past the model's context (77 tokens for the published ones) is cut.
+        seeds: one picture each, integers in [0, 2**32), 1 to 64 of them.
+        model: the checkpoint's name.
+        negative_prompt: what to steer away from; unused without guidance.
+        steps: sampling steps (num_inference_steps), 1 to 100.
+        guidance_scale: 0 to 30; guidance is on above 1.
+        temperature: of the confidence's noise at the first and the last step, 0 to 20.
+        strength: share of the steps that is run on a given picture, above 0 to 1; None for text to image.
+        aesthetic_score: micro-condition, 0 to 10.
+        crop: micro-condition, pixels cut at the top and at the left, 0 to 4096.
+        width, height: in pixels, multiples of 16; None for the model's own size, or the given picture's.
+        composite: inpainting gives pixels outside the mask back unchanged.
+
+    Raises:
+        UserError: a value is of the wrong type or out of its range.
+    """
+
+    task: str
+    prompt: str
+    seeds: tuple[int, ...]
+    model: str = "nouns"
+    negative_prompt: str = ""
+    steps: int = 12
+    guidance_scale: float = 10.0
+    temperature: tuple[float, float] = (2.0, 0.0)
+    strength: float | None = None
+    aesthetic_score: float = 6.0
+    crop: tuple[int, int] = (0, 0)
+    width: int | None = None
+    height: int | None = None
+    composite: bool = True
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"The task must be one of {', '.join(TASKS)}.")
+        set_ = object.__setattr__  # the dataclass is frozen; values are stored in their one canonical type
+        set_(self, "prompt", text("prompt", self.prompt))
+        set_(self, "negative_prompt", text("negative prompt", self.negative_prompt))
+        seeds = self.seeds if isinstance(self.seeds, Sequence) and not isinstance(self.seeds, str) else ()
+        if not 1 <= len(seeds) <= MAX_SEEDS:
+            raise UserError(f"Give 1 to {MAX_SEEDS} seeds.")
+        set_(self, "seeds", tuple(whole("seed", seed, 0, MAX_SEED) for seed in seeds))
+        set_(self, "model", text("model", self.model))
+        set_(self, "steps", whole("number of steps", self.steps, 1, MAX_STEPS))
+        set_(self, "guidance_scale", number("guidance scale", self.guidance_scale, 0, MAX_GUIDANCE_SCALE))
+        first, last = pair("temperature", self.temperature)
+        set_(self, "temperature", tuple(number("temperature", t, 0, MAX_TEMPERATURE) for t in (first, last)))
+        set_(self, "strength", self._strength())
+        set_(self, "aesthetic_score", number("aesthetic score", self.aesthetic_score, 0, MAX_AESTHETIC_SCORE))
+        set_(self, "crop", tuple(whole("crop", c, 0, MAX_CROP) for c in pair("crop", self.crop)))
+        for side in ("width", "height"):
+            value = getattr(self, side)
+            if value is not None and whole(side, value, SIDE_MULTIPLE, MAX_SIDE) % SIDE_MULTIPLE:
+                raise UserError(f"The {side} must be a multiple of {SIDE_MULTIPLE} pixels.")
+        if self.width and self.height and self.width * self.height > MAX_PIXELS:
+            raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
+        if not isinstance(self.composite, bool):
+            raise UserError("composite must be true or false.")
+
+    def _strength(self) -> float | None:
+        if self.task not in STRENGTHS:
+            if self.strength is not None:
+                raise UserError("Text to image has no strength.")
+            return None
+        strength = STRENGTHS[self.task] if self.strength is None else self.strength
+        if number("strength", strength, 0, 1) == 0:
+            raise UserError("The strength must be above 0.")
+        return float(strength)
+
+    @property
+    def start(self) -> int:
+        """The first step that is run; those before it are skipped. At least one step is left."""
+        if self.strength is None:
+            return 0
+        return self.steps - max(1, int(self.steps * self.strength))
+
+    def with_seeds(self, seeds: Sequence[int]) -> Recipe:
+        return replace(self, seeds=tuple(seeds))
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"The {name} must be text.")
+    if len(value) > MAX_PROMPT:
+        raise UserError(f"The {name} is too long: give at most {MAX_PROMPT} characters.")
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+        raise UserError(f"The {name} holds characters that are not text: type it anew.")
+    return value
+
+
+def number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"The {name} must be a number from {low:g} to {high:g}.")
+    if not low <= value <= high:
+        raise UserError(f"The {name} must be from {low:g} to {high:g}.")
+    return float(value)
+
+
+def whole(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, float) and value.is_integer():  # JSON and browsers do not tell 12.0 from 12
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"The {name} must be a whole number from {low} to {high}.")
+    if not low <= value <= high:
+        raise UserError(f"The {name} must be from {low} to {high}.")
+    return value
+
+
+def pair(name: str, value: object) -> tuple[object, object]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise UserError(f"The {name} must be two numbers.")
+    return value[0], value[1]
+
+
+def parse_seeds(listed: str) -> tuple[int, ...]:
+    """Seeds from text: "8, 15, 100-115" gives 8, 15 and 100 to 115.
+
+    Raises:
+        UserError: the text is no such list, a seed is out of range, or there are more than 64.
+    """
+    parts = [part for part in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", listed.strip())) if part]
+    seeds: list[int] = []
+    for part in parts:
+        match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
+        if match is None:
+            raise UserError('Give seeds as whole numbers and ranges, for example "8, 15, 100-115".')
+        first = whole("seed", int(match[1]), 0, MAX_SEED)
+        last = whole("seed", int(match[2] or match[1]), 0, MAX_SEED)
+        if last < first:
+            raise UserError(f"The range {part} runs backwards: put the smaller seed first.")
+        if len(seeds) + last - first + 1 > MAX_SEEDS:
+            raise UserError(f"Give at most {MAX_SEEDS} seeds.")
+        seeds.extend(range(first, last + 1))
+    if not seeds:
+        raise UserError("Give at least one seed.")
+    return tuple(seeds)

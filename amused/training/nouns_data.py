@@ -1,0 +1,241 @@
+"""Nouns pixel art as training data: fetch the trait images, compose characters, write their captions.
+
+The artwork is in the public domain (CC0). It comes from the npm package `@nouns/assets` as run-length data and is
+never stored in this project. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ASSETS_URL = "https://registry.npmjs.org/@nouns/assets/-/assets-0.10.0.tgz"
+ASSETS_SHA256 = "60ed1040e399e10113bd3e4a5c47b1618517c3bba082790b8bd5588af6ca3551"
+
+SIZE = 32
+"""Art pixels a side."""
+
+SCALE = 8
+"""Picture pixels a side of an art pixel."""
+
+KINDS = ("bodies", "accessories", "heads", "glasses")
+"""Layers, from the lowest to the highest."""
+
+NO_ACCESSORY = "accessory-none"
+
+BACKGROUNDS = {
+    "cool": "d5d7e1",
+    "warm": "e1d7d5",
+    "dark": "2b2834",
+    "blue": "8fb8f0",
+    "green": "9ed8a4",
+    "pink": "f2b3c9",
+    "yellow": "f5e08c",
+    "purple": "b79fe0",
+}
+"""The Nouns' own two backgrounds and six more, name to colour."""
+
+
+def fetch_assets(cache: Path) -> dict:
+    """The package's `image-data.json`, downloaded once into `cache` and checked against its digest."""
+    archive = cache / "nouns-assets.tgz"
+    if not archive.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(ASSETS_URL, timeout=60) as response:
+            content = response.read()
+        if hashlib.sha256(content).hexdigest() != ASSETS_SHA256:
+            raise ValueError(f"{ASSETS_URL} is not the file this recipe was made with: its SHA-256 differs")
+        partial = archive.with_suffix(".part")
+        partial.write_bytes(content)
+        partial.rename(archive)
+    with tarfile.open(fileobj=io.BytesIO(archive.read_bytes())) as tar:
+        return json.load(tar.extractfile("package/dist/image-data.json"))
+
+
+def decode_run_lengths(data: str) -> np.ndarray:
+    """One trait image, (32, 32) palette indices, 0 where transparent.
+
+    The data is hexadecimal: a palette byte, the bounds (top, right, bottom, left), then pairs of run length and colour
+    that fill the bounds row by row.
+    """
+    content = bytes.fromhex(data.removeprefix("0x"))
+    top, right, bottom, left = content[1:5]
+    runs = np.frombuffer(content[5:], dtype=np.uint8).reshape(-1, 2)
+    pixels = np.repeat(runs[:, 1], runs[:, 0])
+    art = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    if right > left:  # "accessory-none" is empty
+        pixels = pixels.reshape(-1, right - left)
+        art[top : top + len(pixels), left:right] = pixels
+    return art
+
+
+def words(trait: str) -> str:
+    """A trait's name in a caption: "glasses-square-red" gives "square red"."""
+    return trait.split("-", 1)[1].replace("-", " ").lower()
+
+
+@dataclass(frozen=True)
+class Noun:
+    """The traits of one character. Traits are the data's file names, the background a name in `BACKGROUNDS`."""
+
+    background: str
+    body: str
+    accessory: str
+    head: str
+    glasses: str
+
+
+class Nouns:
+    """All trait images, and the composition of characters from them."""
+
+    def __init__(self, assets: Mapping) -> None:
+        palette = [(0, 0, 0)] + [tuple(bytes.fromhex(color)) for color in assets["palette"][1:]]
+        self.palette = np.array(palette, dtype=np.uint8)
+        self.layers: dict[str, np.ndarray] = {}
+        self.traits: dict[str, list[str]] = {}
+        for kind in KINDS:
+            images = assets["images"][kind]
+            self.traits[kind] = [image["filename"] for image in images]
+            self.layers.update((image["filename"], decode_run_lengths(image["data"])) for image in images)
+
+    def render(self, noun: Noun) -> np.ndarray:
+        """The character as art pixels, (32, 32, 3) uint8."""
+        art = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+        art[:] = tuple(bytes.fromhex(BACKGROUNDS[noun.background]))
+        for trait in (noun.body, noun.accessory, noun.head, noun.glasses):
+            layer = self.layers[trait]
+            art[layer > 0] = self.palette[layer[layer > 0]]
+        return art
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The traits that a checkpoint knows; written as its `traits.json`."""
+
+    backgrounds: dict[str, str]
+    bodies: list[str]
+    accessories: list[str]
+    heads: list[str]
+    glasses: list[str]
+
+    def sample(self, rng: random.Random, accessories: float) -> Noun:
+        """A random character that is not held out; `accessories` is the share that wears one."""
+        while True:
+            accessory = rng.choice(self.accessories) if rng.random() < accessories else NO_ACCESSORY
+            noun = Noun(
+                background=rng.choice(list(self.backgrounds)),
+                body=rng.choice(self.bodies),
+                accessory=accessory,
+                head=rng.choice(self.heads),
+                glasses=rng.choice(self.glasses),
+            )
+            if not held_out(noun):
+                return noun
+
+    def evaluation(self, count: int) -> list[Noun]:
+        """The fixed characters kept back for scoring, all with a pair of head and glasses never trained on."""
+        rng = random.Random("evaluation")
+        pairs = [(h, g) for h in self.heads for g in self.glasses if held_out_pair(h, g)]
+        nouns = []
+        while len(nouns) < count:
+            rng.shuffle(pairs)
+            nouns += [
+                Noun(rng.choice(list(self.backgrounds)), rng.choice(self.bodies), NO_ACCESSORY, head, glasses)
+                for head, glasses in pairs
+            ]
+        return nouns[:count]
+
+
+def held_out_pair(head: str, glasses: str) -> bool:
+    """True for one pair of head and glasses in sixteen, whatever else the checkpoint knows."""
+    return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
+
+
+def held_out(noun: Noun) -> bool:
+    return held_out_pair(noun.head, noun.glasses)
+
+
+def caption(noun: Noun) -> str:
+    """The canonical caption, naming every trait but the accessory."""
+    return (
+        f"a pixel art character with {words(noun.glasses)} glasses, a {words(noun.head)}-shaped head "
+        f"and a {words(noun.body)}-colored body on a {noun.background} background"
+    )
+
+
+def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
+    """The character in one of several wordings; each trait is named with probability `keep`, a worn accessory too."""
+    keep_glasses, keep_head, keep_body, keep_background, keep_accessory = (rng.random() < keep for _ in range(5))
+    glasses = f"{words(noun.glasses)} glasses" if keep_glasses else None
+    head = rng.choice([f"a {words(noun.head)}-shaped head", f"a {words(noun.head)} head"]) if keep_head else None
+    body = rng.choice([f"a {words(noun.body)}-colored body", f"a {words(noun.body)} body"]) if keep_body else None
+    wears = noun.accessory != NO_ACCESSORY and keep_accessory
+    accessory = f"a {words(noun.accessory)} accessory" if wears else None
+    clauses = [clause for clause in (glasses, head, body, accessory) if clause]
+    if rng.random() < 0.5:
+        rng.shuffle(clauses)
+    start = rng.choice(["a pixel art character", "pixel art of a character", "a character", "pixel art", ""])
+    text = enumerate_clauses(clauses)
+    text = f"{start} with {text}" if start and text else start or text
+    if keep_background:
+        text += rng.choice([f" on a {noun.background} background", f", {noun.background} background"])
+    return text.removeprefix(", ").strip()
+
+
+def enumerate_clauses(clauses: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), *clauses[-1:]]))
+
+
+def caption_words(nouns: Nouns) -> list[str]:
+    """Every text that a caption can hold, to build a tokenizer from."""
+    rng = random.Random(0)
+    texts = [words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
+    noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
+    texts += [varied_caption(noun, rng, 0.8) for _ in range(100)] + [caption(noun), "accessory"]
+    return sorted({word for text in texts for word in text.replace("-", " ").replace(",", " ").split()})
+
+
+def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) -> list[str]:
+    """`always` and, up to `count`, the traits of a kind that look least like them and each other, in RGBA."""
+    names = [name for name in nouns.traits[kind] if name != NO_ACCESSORY]
+
+    def look(name: str) -> np.ndarray:
+        layer = nouns.layers[name]
+        return np.concatenate([nouns.palette[layer] / 255.0, (layer > 0)[..., None]], axis=-1).ravel()
+
+    images = np.stack([look(name) for name in names])
+    chosen = [names.index(name) for name in always]
+    distances = ((images[:, None] - images[chosen]) ** 2).sum(axis=-1).min(axis=1)
+    while len(chosen) < count:
+        chosen.append(int(distances.argmax()))
+        distances = np.minimum(distances, ((images - images[chosen[-1]]) ** 2).sum(axis=-1))
+    return [names[i] for i in sorted(chosen)]
+
+
+HEADS = """ape baseball-gameball bear burger-dollarmenu cake cow crab diamond-blue dog duck fox frog ghost-B mushroom moose
+    owl panda pizza pumpkin rabbit rainbow robot shark skeleton-hat snowman toaster unicorn watermelon whale wizardhat
+    zebra volcano""".split()
+
+
+def known_traits(nouns: Nouns) -> Vocabulary:
+    """The traits of the bundled checkpoint: heads that a person recognises, otherwise those least alike."""
+    return Vocabulary(
+        backgrounds=BACKGROUNDS,
+        bodies=distinct_traits(nouns, "bodies", 16, ["body-orange", "body-red", "body-purple"]),
+        accessories=distinct_traits(nouns, "accessories", 12, ["accessory-heart", "accessory-stripes-big-red"]),
+        heads=sorted(f"head-{name}" for name in HEADS),
+        glasses=distinct_traits(nouns, "glasses", 16, ["glasses-square-red", "glasses-square-blue"]),
+    )
+
+
+def all_traits(nouns: Nouns) -> Vocabulary:
+    return Vocabulary(backgrounds=BACKGROUNDS, **nouns.traits)

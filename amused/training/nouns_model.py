@@ -1,0 +1,210 @@
+"""The U-ViT and text encoder of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
+from amused.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.training.nouns_data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
+from amused.training.nouns_text import WIDTH
+from amused.training.nouns_vqgan import CONFIG as VQGAN_CONFIG
+
+GRID = SIZE // 2
+LENGTH = GRID * GRID
+CODES = VQGAN_CONFIG.num_vq_embeddings
+
+# Four convolutional stages, so that the zero padding, the network's only sense of position, reaches every one of the
+# 8x8 cells before the trunk.
+CONFIG = UViTConfig(
+    hidden_size=160,
+    cond_embed_dim=WIDTH,
+    micro_cond_encode_dim=32,
+    micro_cond_embed_dim=5 * 32,
+    encoder_hidden_size=WIDTH,
+    vocab_size=CODES + 8,
+    codebook_size=CODES,
+    in_channels=112,
+    block_out_channels=112,
+    num_res_blocks=4,
+    downsample=True,
+    upsample=True,
+    block_num_heads=4,
+    num_hidden_layers=3,
+    num_attention_heads=5,
+    intermediate_size=384,
+    sample_size=GRID,
+)
+MASK = CONFIG.vocab_size - 1
+
+
+class TextToTokens(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.transformer = UViT(CONFIG)
+        initialize(self.transformer)
+
+    def condition(self, captions: list[str]) -> Conditioning:
+        ids = self.tokenizer(
+            captions,
+            return_tensors="pt",
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+        ).input_ids
+        text = self.text_encoder(ids, output_hidden_states=True)
+        pixels = float(SIZE * SCALE)
+        micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
+        return self.transformer.condition(text.hidden_states[-2], text.text_embeds, micro)
+
+
+def initialize(transformer: UViT) -> None:
+    """Fan-in initialisation; the modulations start at none."""
+    for name, parameter in transformer.named_parameters():
+        if name.endswith("embeddings.weight"):
+            nn.init.normal_(parameter, std=0.5)
+        elif "cond_embeds_mapper" in name or (".norm" in name and name.endswith("linear.weight")):
+            nn.init.zeros_(parameter)
+        elif parameter.dim() > 1 and "channelwise_norm" not in name:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+
+
+@dataclass
+class Batch:
+    captions: list[str]
+    tokens: Tensor  # batch, length
+    inputs: Tensor  # batch, grid, grid: masked
+    positions: Tensor  # batch, sampled: masked positions whose loss is taken
+
+
+class Batches:
+    """An endless, seeded supply of batches.
+
+    Every patch is looked up once and remembered. Positions of the loss are drawn where the loss has been high, since
+    most of a picture is background; the loss at each of them stays unweighted, so probabilities stay calibrated.
+    """
+
+    def __init__(self, nouns: Nouns, codebook: Tensor, seed: int) -> None:
+        self.nouns, self.codebook = nouns, codebook
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.known: dict[bytes, int] = {}
+        self.difficulty = torch.ones(LENGTH)
+
+    def encode(self, art: np.ndarray) -> Tensor:
+        """(batch, 32, 32, 3) uint8 to tokens (batch, length)."""
+        cells = art.reshape(len(art), GRID, 2, GRID, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 12)
+        unique, inverse = np.unique(np.ascontiguousarray(cells).view("V12")[:, 0], return_inverse=True)
+        keys = [key.tobytes() for key in unique]
+        new = [key for key in keys if key not in self.known]
+        if new:
+            values = torch.from_numpy(np.frombuffer(b"".join(new), np.uint8).reshape(-1, 12).copy()).float() / 127.5 - 1
+            nearest = torch.cdist(values, self.codebook).argmin(dim=1).tolist()
+            self.known.update(zip(new, nearest))
+        ids = np.array([self.known[key] for key in keys])
+        return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
+
+    def draw(
+        self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, dropout: float, sampled: int
+    ) -> Batch:
+        """One batch; half of it is wholly masked, the rest by the cosine schedule (MUSE, section 2.4)."""
+        nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
+        captions = [self.caption(noun, varied, dropout) for noun in nouns]
+        tokens = self.encode(np.stack([self.nouns.render(noun) for noun in nouns]))
+        ratio = torch.cos(torch.rand(size, 1, generator=self.generator) * math.pi / 2)
+        ratio[: size // 2] = 1.0
+        noise = torch.rand(size, LENGTH, generator=self.generator)
+        least = noise.topk(sampled, dim=1, largest=False).values[:, -1:]  # at least as many as the loss needs
+        masked = (noise < ratio) | (noise <= least)
+        weights = (self.difficulty + 0.02) * masked
+        positions = torch.multinomial(weights, sampled, generator=self.generator)
+        inputs = tokens.masked_fill(masked, MASK).view(-1, GRID, GRID)
+        return Batch(captions, tokens, inputs, positions)
+
+    def caption(self, noun: Noun, varied: float, dropout: float) -> str:
+        if self.rng.random() < dropout:
+            return ""
+        if self.rng.random() < varied:
+            return varied_caption(noun, self.rng, keep=0.8)
+        return caption(noun)
+
+    def note(self, positions: Tensor, losses: Tensor) -> None:
+        """Remember where the loss is high."""
+        flat, values = positions.flatten(), losses.detach().flatten()
+        total = torch.zeros(LENGTH).index_add_(0, flat, values)
+        count = torch.zeros(LENGTH).index_add_(0, flat, torch.ones_like(values))
+        seen = count > 0
+        self.difficulty[seen] += 0.02 * count[seen].clamp(max=10) * (total[seen] / count[seen] - self.difficulty[seen])
+
+
+def losses(model: TextToTokens, batch: Batch) -> Tensor:
+    """Cross-entropy at the batch's positions, (batch, sampled)."""
+    features = model.transformer.features(batch.inputs, model.condition(batch.captions)).flatten(1, 2)
+    index = batch.positions[..., None].expand(-1, -1, features.shape[-1])
+    logits = model.transformer.mlm_layer(features.gather(1, index))
+    targets = batch.tokens.gather(1, batch.positions)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: TextToTokens, captions: list[str], *, steps: int = 12, guidance_scale: float = 10.0, seed: int = 0
+) -> Tensor:
+    """Text to tokens (batch, length) by the sampler of the product, many captions at once."""
+    size = len(captions)
+    conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
+    tokens = torch.full((size, LENGTH), MASK)
+    counts = mask_counts(mask_ratios("cosine", steps, "cpu"), LENGTH, LENGTH)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
+    for count, temperature in zip(counts, temperatures(2.0, 0.0, steps, "cpu")):
+        logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
+        logits = guide(*logits.chunk(2), guidance_scale)
+        tokens = torch.stack(
+            [reveal(logits[i], tokens[i], MASK, count, temperature, generators[i]) for i in range(size)]
+        )
+    return tokens
+
+
+def raw_art(codebook: Tensor, tokens: Tensor) -> Tensor:
+    """Tokens (batch, length) to art (batch, 3, 32, 32) straight from the codebook, without the decoder."""
+    cells = (codebook[tokens] + 1) / 2
+    return cells.view(-1, GRID, GRID, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, SIZE, SIZE)
+
+
+def trait_scores(
+    nouns: Nouns, vocabulary: Vocabulary, asked: list[Noun], art: Tensor
+) -> dict[str, list[bool]]:
+    """For each picture and kind of trait: is the asked one the nearest?
+
+    The nearest, by mean squared error over the whole picture, of all renderings that differ from the asked character
+    in that one trait only. `art` is (batch, 3, 32, 32) in [0, 1].
+    """
+    choices = {
+        "glasses": vocabulary.glasses,
+        "head": vocabulary.heads,
+        "body": vocabulary.bodies,
+        "background": list(vocabulary.backgrounds),
+    }
+    scores: dict[str, list[bool]] = {kind: [] for kind in choices}
+    for noun, picture in zip(asked, art.permute(0, 2, 3, 1).numpy()):
+        for kind, names in choices.items():
+            renderings = np.stack([nouns.render(noun_with(noun, kind, name)) for name in names]) / 255.0
+            errors = ((renderings - picture) ** 2).mean(axis=(1, 2, 3))
+            scores[kind].append(names[int(errors.argmin())] == getattr(noun, kind))
+    return scores
+
+
+def noun_with(noun: Noun, kind: str, name: str) -> Noun:
+    return Noun(**{**noun.__dict__, kind: name})

@@ -1,0 +1,57 @@
+"""The page: its heading, the three tabs, the programs' way in, and how it is launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..images import MAX_BYTES
+from ..runtime import Runtime
+from . import api, image_tab, inpaint_tab, text_tab
+from .settings import follow_model
+
+HERE = Path(__file__).parent
+DAY = 24 * 60 * 60
+MAX_WAITING = 40
+
+HEADING = "# aMUSEd\nPictures from words, one token at a time."
+
+
+def build_page(runtime: Runtime) -> gr.Blocks:
+    """The whole page. Loads no model: what it offers is known from the runtime's choices."""
+    with gr.Blocks(title="aMUSEd", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
+        gr.Markdown(HEADING, elem_classes="heading")
+        with gr.Tabs():
+            panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
+        follow_model(runtime, panels)
+        api.build(runtime)
+    return page.queue(max_size=MAX_WAITING)
+
+
+def launch_options() -> dict[str, Any]:
+    """How the page looks and what it may serve; host and port are the caller's."""
+    return {
+        "theme": theme(),
+        "css_paths": [HERE / "page.css"],
+        "head_paths": [HERE / "page.html"],
+        "footer_links": ["api", "settings"],
+        "max_file_size": MAX_BYTES,
+        "allowed_paths": [],
+        "ssr_mode": False,
+        "run_history": False,
+        "show_error": False,
+    }
+
+
+def theme() -> gr.themes.Base:
+    # Fonts of the visitor's own system: nothing to fetch, from here or elsewhere.
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )

@@ -1,0 +1,251 @@
+"""The settings of a tab: their components, and the one way from what was typed to a Recipe.
+
+The Recipe checks itself; nothing is checked here but what would not survive being put into one.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+from ..recipe import MAX_GUIDANCE_SCALE, MAX_SEEDS, MAX_STEPS, STRENGTHS, Recipe, parse_seeds, whole
+from ..runtime import Runtime
+from . import prompts
+
+# Of events that only change the page: they never wait behind a picture that is being made.
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+RANDOM_SEEDS = 1_000_000  # of the 2**32 there are: short enough to tell somebody
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The components whose values make a recipe, in the order that `read_recipe` takes them."""
+
+    prompt: gr.Textbox
+    negative_prompt: gr.Textbox
+    seeds: gr.Textbox
+    count: gr.Slider
+    random_seeds: gr.Checkbox
+    steps: gr.Slider
+    guidance_scale: gr.Slider
+    first_temperature: gr.Slider
+    last_temperature: gr.Slider
+    strength: gr.Slider
+    model: gr.Dropdown
+
+    def inputs(self) -> list[Any]:
+        return [getattr(self, part.name) for part in fields(self)]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """The components that offer a model's words. They follow the choice of the model."""
+
+    examples: gr.Dataset
+    words: gr.Accordion
+    parts: list[gr.Dropdown]
+
+    def outputs(self) -> list[Any]:
+        return [self.examples, self.words, *self.parts]
+
+
+@dataclass(frozen=True)
+class Panel:
+    settings: Settings
+    hints: Hints
+    run: gr.Button
+    stop: gr.Button
+
+
+def read_recipe(
+    task: str,
+    prompt: str,
+    negative_prompt: str,
+    seeds: str,
+    count: float,
+    random_seeds: bool,
+    steps: float,
+    guidance_scale: float,
+    first_temperature: float,
+    last_temperature: float,
+    strength: float | None,
+    model: str,
+) -> Recipe:
+    return Recipe(
+        task=task,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seeds=choose_seeds(seeds, count, random_seeds),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        temperature=(first_temperature, last_temperature),
+        strength=None if task == "text_to_image" else strength,
+        model=model,
+    )
+
+
+def choose_seeds(text: str, count: float, random_seeds: bool) -> tuple[int, ...]:
+    """A list as it is written; else `count` seeds in a row, from the one written or from a random one."""
+    number = whole("number of pictures", count, 1, MAX_SEEDS)
+    if random_seeds:
+        first = secrets.randbelow(RANDOM_SEEDS)
+    else:
+        seeds = parse_seeds(text)
+        if len(seeds) > 1:
+            return seeds
+        first = seeds[0]
+    return tuple(range(first, first + number))
+
+
+def build_panel(task: str, runtime: Runtime) -> Panel:
+    """Everything below a tab's own picture inputs, in the order in which it is used."""
+    traits = runtime.choice(runtime.default).traits
+    samples = prompts.examples(traits)
+
+    prompt = gr.Textbox(
+        value=samples[0],
+        label="Prompt",
+        lines=3,
+        max_lines=8,
+        placeholder="Describe the picture",
+        elem_id=f"{task}-prompt",
+    )
+    with gr.Row(elem_classes="actions"):
+        run = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
+        stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
+    with gr.Row(elem_classes="ideas"):
+        surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
+        examples = gr.Dataset(
+            components=[gr.Textbox(visible=False)],
+            samples=[[text] for text in samples],
+            sample_labels=[prompts.short(text) for text in samples],
+            show_label=False,
+            container=False,
+            scale=1,
+            elem_id=f"{task}-examples",
+        )
+    with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as words:
+        with gr.Row():
+            parts = [part_dropdown(task, part, traits) for part in prompts.PARTS]
+    with gr.Group():
+        with gr.Row():
+            count = gr.Slider(1, MAX_SEEDS, value=4, step=1, label="Pictures", elem_id=f"{task}-count")
+            seeds = gr.Textbox(
+                value="0",
+                label="First seed, or a list",
+                placeholder="8, or 8, 15, 100-115",
+                max_lines=1,
+                interactive=False,
+                elem_id=f"{task}-seeds",
+            )
+        random_seeds = gr.Checkbox(value=True, label="New random seeds for each run", elem_id=f"{task}-random")
+        strength = gr.Slider(
+            0.05,
+            1.0,
+            value=STRENGTHS.get(task, 1.0),
+            step=0.05,
+            label="Strength",
+            info="Low stays close to your picture; 1 starts afresh",
+            visible=task != "text_to_image",
+            elem_id=f"{task}-strength",
+        )
+    with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
+        negative_prompt = gr.Textbox(
+            value=Recipe.negative_prompt,
+            label="Negative prompt",
+            placeholder="What should stay out of the picture",
+            elem_id=f"{task}-negative",
+        )
+        with gr.Row():
+            steps = gr.Slider(
+                1, MAX_STEPS, value=Recipe.steps, step=1, label="Steps", info="More is slower", elem_id=f"{task}-steps"
+            )
+            guidance_scale = gr.Slider(
+                0.0,
+                MAX_GUIDANCE_SCALE,
+                value=Recipe.guidance_scale,
+                step=0.5,
+                label="Guidance",
+                info="How closely to follow the prompt",
+                elem_id=f"{task}-guidance",
+            )
+        with gr.Row():
+            first_temperature = gr.Slider(
+                0.0, 5.0, value=Recipe.temperature[0], step=0.1, label="Temperature", info="Variety, at the first step"
+            )
+            last_temperature = gr.Slider(
+                0.0, 5.0, value=Recipe.temperature[1], step=0.1, label="Final temperature", info="Variety, at the last step"
+            )
+        model = gr.Dropdown(
+            choices=[(f"{choice.name} · {choice.about}", choice.name) for choice in runtime.models],
+            value=runtime.default,
+            label="Model",
+            info=model_note(runtime, runtime.default),
+            elem_id=f"{task}-model",
+        )
+
+    prompt_only: dict[str, Any] = {"outputs": prompt, **AT_ONCE}
+    surprise.click(lambda name: prompts.surprise(traits_of(runtime, name), random.Random()), model, **prompt_only)
+    examples.click(lambda sample: sample[0], examples, **prompt_only)
+    for dropdown in parts:
+        dropdown.input(prompts.sentence, parts, **prompt_only)
+    random_seeds.change(lambda on: gr.Textbox(interactive=not on), random_seeds, seeds, **AT_ONCE)
+
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seeds=seeds,
+        count=count,
+        random_seeds=random_seeds,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        first_temperature=first_temperature,
+        last_temperature=last_temperature,
+        strength=strength,
+        model=model,
+    )
+    return Panel(settings, Hints(examples, words, parts), run, stop)
+
+
+def part_dropdown(task: str, part: str, traits: dict[str, Any] | None) -> gr.Dropdown:
+    return gr.Dropdown(
+        choices=part_choices(part, traits), value="", label=part.capitalize(), min_width=130, elem_id=f"{task}-{part}"
+    )
+
+
+def part_choices(part: str, traits: dict[str, Any] | None) -> list[tuple[str, str]]:
+    return [("any", ""), *((word, word) for word in prompts.words(traits or {}, part))]
+
+
+def traits_of(runtime: Runtime, model: str) -> dict[str, Any] | None:
+    return runtime.choice(model).traits
+
+
+def model_note(runtime: Runtime, model: str) -> str:
+    download = runtime.choice(model).download
+    return f"Downloads {download} the first time it is used" if download else "Ready, nothing to download"
+
+
+def follow_model(runtime: Runtime, panels: list[Panel]) -> None:
+    """A model chosen in one tab is chosen in all, as only one is held in memory, and the hints follow it."""
+
+    def choose(model: str) -> list[Any]:
+        traits = traits_of(runtime, model)
+        samples = prompts.examples(traits)
+        hints: list[Any] = [
+            gr.Dataset(samples=[[text] for text in samples], sample_labels=[prompts.short(text) for text in samples]),
+            gr.Accordion(visible=traits is not None),
+            *(gr.Dropdown(choices=part_choices(part, traits), value="") for part in prompts.PARTS),
+        ]
+        picker = gr.Dropdown(value=model, info=model_note(runtime, model))
+        return [update for _ in panels for update in (picker, *hints)]
+
+    outputs = [part for panel in panels for part in (panel.settings.model, *panel.hints.outputs())]
+    for panel in panels:
+        panel.settings.model.input(choose, panel.settings.model, outputs, **AT_ONCE)

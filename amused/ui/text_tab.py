@@ -1,0 +1,26 @@
+"""Text to image: a prompt becomes pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..recipe import TEXT_TO_IMAGE
+from ..runtime import Runtime
+from .run import Request, build_result, wire
+from .settings import Panel, build_panel, read_recipe
+
+
+def build(runtime: Runtime) -> Panel:
+    with gr.Tab("Text to image", id=TEXT_TO_IMAGE), gr.Row(elem_classes="bench"):
+        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
+            panel = build_panel(TEXT_TO_IMAGE, runtime)
+        with gr.Column(scale=6, min_width=320, elem_classes="result"):
+            result = build_result(TEXT_TO_IMAGE)
+        wire(runtime, panel, result, [], read)
+    return panel
+
+
+def read(*settings: Any) -> Request:
+    return read_recipe(TEXT_TO_IMAGE, *settings), None, None

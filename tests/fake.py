@@ -1,0 +1,86 @@
+"""A stand-in for a model: pictures that depend on the seed, the prompt and the picture given, at any speed wanted."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from amused.pipeline import Picture, Step
+from amused.recipe import Recipe
+from amused.runtime import Choice, Progress, Runtime
+
+TRAITS = {
+    "backgrounds": {"cool": "d5d7e1", "warm": "e1d7d5", "sky": "9cc8ee", "dark": "1f1d29"},
+    "bodies": ["body-orange", "body-teal", "body-light-blue", "body-grayscale-1"],
+    "accessories": ["accessory-heart", "accessory-checker-bw"],
+    "heads": ["head-baseball", "head-cat", "head-mountain-snowcap", "head-toaster", "head-whale-alive"],
+    "glasses": ["glasses-square-red", "glasses-square-black", "glasses-hip-rose", "glasses-square-fullblack"],
+}
+
+
+class FakeModel:
+    """Obeys the model's interface. A token is a colour; a picture is its 16x16 tokens as squares."""
+
+    traits = TRAITS
+
+    def __init__(self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None):
+        self.name, self.size, self.step_seconds, self.before_step = name, size, step_seconds, before_step
+        cells = np.random.default_rng(1)
+        self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        pixels = self.size // tokens.shape[0]
+        return self.colours[tokens].repeat(pixels, 0).repeat(pixels, 1)
+
+    def preview(self, tokens: np.ndarray, masked: np.ndarray | None = None) -> Image.Image:
+        colours = self.decode(tokens)
+        if masked is not None:
+            pixels = self.size // tokens.shape[0]
+            colours[masked.repeat(pixels, 0).repeat(pixels, 1)] = 210
+        return Image.fromarray(colours)
+
+    def generate(
+        self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
+    ) -> Iterator[Step | Picture]:
+        side = 16
+        for index, seed in enumerate(recipe.seeds):
+            random = np.random.default_rng([seed, zlib.crc32(recipe.prompt.encode())])
+            tokens = random.integers(0, 256, (side, side))
+            order = random.random((side, side))
+            for step in range(1, recipe.steps + 1):
+                if self.before_step:
+                    self.before_step()
+                time.sleep(self.step_seconds)
+                masked = order > step / recipe.steps
+                yield Step(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
+            made = self.decode(tokens)
+            if image is not None:
+                before = np.asarray(image.convert("RGB").resize((self.size, self.size)))
+                if mask is not None:
+                    inside = np.asarray(mask.convert("L").resize((self.size, self.size), Image.Resampling.NEAREST)) > 0
+                    made = np.where(inside[..., None], made, before)
+                else:
+                    made = (before * (1 - recipe.strength) + made * recipe.strength).astype(np.uint8)
+            yield Picture(index, seed, Image.fromarray(made), tokens)
+
+
+def fake_runtime(step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None) -> Runtime:
+    """A runtime whose models are fakes: the bundled one, and one that pretends to be a download."""
+
+    def load(name: str, progress: Progress | None = None) -> FakeModel:
+        for tenth in range(10):
+            time.sleep(load_seconds / 10)
+            if progress:
+                progress(tenth / 10, f"Loading {name}")
+        return FakeModel(name, step_seconds=step_seconds, before_step=before_step)
+
+    models = [
+        Choice("nouns", "in the box, nothing to download", None, TRAITS),
+        Choice("amused-256", "1.6 GB download on first use", "1.6 GB"),
+        Choice("amused-512", "1.7 GB download on first use", "1.7 GB"),
+    ]
+    return Runtime(models, load, default="nouns")

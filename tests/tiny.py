@@ -1,0 +1,156 @@
+"""A complete aMUSEd checkpoint of a few hundred kilobytes with random weights, for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amused.checkpoint import save_checkpoint
+from amused.model.transformer import UViT, UViTConfig
+from amused.model.vqgan import VQGAN, VQGANConfig
+
+WORDS = ("a", "red", "blue", "cat", "dog", "hat")
+CODEBOOK = 64
+MASK_TOKEN_ID = 79
+LOGITS_STD = 2.0
+
+
+def tiny_checkpoint(
+    folder: Path,
+    downsample: bool = False,
+    seed: int = 0,
+    masking_schedule: str = "cosine",
+    dtype: torch.dtype = torch.float16,
+    variant: str | None = "fp16",
+    traits: dict | None = None,
+) -> Path:
+    """Write the checkpoint and return its folder. Pictures are 64 pixels a side, 128 with `downsample`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        text_encoder = tiny_text_encoder(len(tokenizer), tokenizer.eos_token_id)
+        transformer = tiny_transformer(downsample)
+        vqgan = tiny_vqgan()
+        scale_logits(transformer)
+    save_checkpoint(
+        folder,
+        transformer=transformer,
+        vqgan=vqgan,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        masking_schedule=masking_schedule,
+        traits=traits,
+        dtype=dtype,
+        variant=variant,
+    )
+    return Path(folder)
+
+
+def tiny_transformer(downsample: bool = False) -> UViT:
+    config = UViTConfig(
+        hidden_size=32,
+        cond_embed_dim=32,
+        micro_cond_encode_dim=8,
+        micro_cond_embed_dim=40,
+        encoder_hidden_size=32,
+        vocab_size=MASK_TOKEN_ID + 1,
+        codebook_size=CODEBOOK,
+        in_channels=16,
+        block_out_channels=16,
+        num_res_blocks=1,
+        downsample=downsample,
+        upsample=downsample,
+        block_num_heads=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        sample_size=8 if downsample else 4,
+    )
+    return roughen(UViT(config))
+
+
+def tiny_vqgan() -> VQGAN:
+    levels = (8, 8, 8, 16, 16)
+    config = VQGANConfig(
+        down_block_types=("DownEncoderBlock2D",) * len(levels),
+        up_block_types=("UpDecoderBlock2D",) * len(levels),
+        block_out_channels=levels,
+        latent_channels=8,
+        sample_size=64,
+        num_vq_embeddings=CODEBOOK,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        lookup_from_codebook=True,
+        force_upcast=True,
+    )
+    vqgan = roughen(VQGAN(config))
+    with torch.no_grad():
+        latents = vqgan.quant_conv(vqgan.encoder(torch.rand(4, 3, 64, 64)))
+        vqgan.quant_conv.bias.sub_(latents.mean(dim=(0, 2, 3)))  # codes of all the codebook, not the one nearest to 0
+        vqgan.quant_conv.weight.div_(latents.std())
+        vqgan.quant_conv.bias.div_(latents.std())
+        vqgan.decoder.conv_out.bias.fill_(0.5)  # pictures around middle grey
+        vqgan.decoder.conv_out.weight.div_(2)
+    return vqgan
+
+
+def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=eos_token_id - 1,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        initializer_factor=2.0,  # different prompts have to look different
+    )
+    return CLIPTextModelWithProjection(config).eval()
+
+
+def tiny_tokenizer(words: tuple[str, ...] = WORDS):
+    """CLIP's byte-level vocabulary with a handful of words merged to one token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    symbols = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+                symbols.append(parts[0] + parts[1])
+            parts[:2] = [parts[0] + parts[1]]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def roughen(module: nn.Module) -> nn.Module:
+    """Move the weights that start at exactly 0 or 1, which would hide what a test looks for."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1 or parameter.unique().numel() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def scale_logits(transformer: UViT) -> None:
+    """Give the logits a standard deviation of 2: neither all tokens alike nor one that always wins."""
+    config = transformer.config
+    tokens = torch.randint(config.codebook_size, (1, config.sample_size, config.sample_size))
+    tokens[:, ::2] = config.vocab_size - 1
+    with torch.no_grad():
+        conditioning = transformer.condition(
+            torch.randn(1, 77, config.encoder_hidden_size), torch.randn(1, config.cond_embed_dim), torch.zeros(1, 5)
+        )
+        logits = transformer(tokens, conditioning)
+        transformer.mlm_layer.conv2.weight.mul_(LOGITS_STD / logits.std())
