@@ -1,8 +1,8 @@
 """aMUSEd: pictures from text by masked tokens, in a few parallel steps.
 
-    import amused
-    model = amused.load("nouns")
-    images = model.text_to_image("a pixel art character with square red glasses", seeds=[8, 9])
+import amused
+model = amused.load("nouns")
+images = model.text_to_image("a pixel art character with square red glasses", seeds=[8, 9])
 """
 
 from __future__ import annotations

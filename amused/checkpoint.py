@@ -368,7 +368,8 @@ def read_checkpoint(
             raise CheckpointError(f"{CONFIGS[component]} asks for {count / 1e9:.0f} billion parameters.")
     if transformer.sample_size > MAX_TOKENS_A_SIDE:
         raise CheckpointError(
-            f"{CONFIGS['transformer']}: sample_size is {transformer.sample_size}, at most {MAX_TOKENS_A_SIDE} is possible."
+            f"{CONFIGS['transformer']}: sample_size is {transformer.sample_size}, "
+            f"at most {MAX_TOKENS_A_SIDE} is possible."
         )
 
     scheduler = read_json(folder, SCHEDULER)
@@ -659,9 +660,7 @@ def save_checkpoint(
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
             write_json(beside / CONFIGS[component], {**described, **dataclasses.asdict(config)})
-        text_config = {
-            field.name: getattr(text_encoder.config, field.name) for field in dataclasses.fields(TextConfig)
-        }
+        text_config = {field.name: getattr(text_encoder.config, field.name) for field in dataclasses.fields(TextConfig)}
         write_json(
             beside / CONFIGS["text_encoder"],
             {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model", **text_config},
@@ -720,9 +719,7 @@ def write_tokenizer(folder: Path, tokenizer: CLIPTokenizer | str | Path) -> None
         return
     # transformers 5 would save one tokenizer.json, which is not the published layout.
     tokenizer.backend_tokenizer.model.save(str(folder))
-    special = {
-        f"{role}_token": str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad", "unk")
-    }
+    special = {f"{role}_token": str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad", "unk")}
     write_json(folder / "special_tokens_map.json", special)
     write_json(
         folder / "tokenizer_config.json",

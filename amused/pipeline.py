@@ -105,7 +105,9 @@ class Amused:
         `width` and `height` the picture keeps its size, cut down to a multiple of 16. Other arguments as for
         `text_to_image`.
         """
-        return self._pictures(Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options), image)
+        return self._pictures(
+            Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options), image
+        )
 
     def inpaint(
         self,
@@ -213,7 +215,9 @@ class Amused:
         width = recipe.width or picture.width // multiple * multiple
         height = recipe.height or picture.height // multiple * multiple
         if width * height > MAX_PIXELS:
-            raise UserError(f"The picture is too large: give a width and a height of at most {MAX_PIXELS} pixels in all.")
+            raise UserError(
+                f"The picture is too large: give a width and a height of at most {MAX_PIXELS} pixels in all."
+            )
         if not width or not height:
             raise UserError(f"The picture is too small: it must be at least {multiple} pixels wide and high.")
         return width, height

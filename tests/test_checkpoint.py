@@ -217,7 +217,9 @@ def test_refuses_truncated_weights(folder: Path, file: str) -> None:
         with_header(b"not json at all"),
         with_header(b"[]"),
         with_header(b"\xff\xfe"),
-        with_header(b'{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[4],"data_offsets":[4,12]}}')
+        with_header(
+            b'{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[4],"data_offsets":[4,12]}}'
+        )
         + bytes(12),
         with_header(b'{"a":{"dtype":"F16","shape":[4],"data_offsets":[0,9999]}}') + bytes(8),
         with_header(b'{"a":{"dtype":"F16","shape":[99999999999,99999999999],"data_offsets":[0,8]}}') + bytes(8),
@@ -293,7 +295,9 @@ def test_refuses_weights_that_overflow_in_the_wanted_precision(folder: Path) -> 
 
 
 def test_large_finite_weights_are_not_taken_for_infinite(folder: Path) -> None:
-    edit_weights(folder / TRANSFORMER, lambda state: state.update({KEYS[TRANSFORMER]: torch.full((16, 16, 1, 1), 3e38)}))
+    edit_weights(
+        folder / TRANSFORMER, lambda state: state.update({KEYS[TRANSFORMER]: torch.full((16, 16, 1, 1), 3e38)})
+    )
     load(folder)
 
 
@@ -359,7 +363,16 @@ def test_refuses_heads_that_do_not_divide_the_width(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "[" * 100_000, '{"hidden_size": ' + "9" * 10_000 + "}", b"\xff\xfe{}", " " * 1_000_001 + "{}"],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"hidden_size": ' + "9" * 10_000 + "}",
+        b"\xff\xfe{}",
+        " " * 1_000_001 + "{}",
+    ],
 )
 @pytest.mark.parametrize("file", ["transformer/config.json", "scheduler/scheduler_config.json", "traits.json"])
 def test_refuses_what_is_no_configuration(folder: Path, file: str, text: str | bytes) -> None:
@@ -384,15 +397,25 @@ def test_passes_over_bookkeeping(folder: Path) -> None:
     [
         lambda folder: (folder / "vocab.json").write_text("{"),
         lambda folder: (folder / "vocab.json").unlink(),
+        lambda folder: [(folder / name).unlink() for name in ("vocab.json", "merges.txt")],
         lambda folder: (folder / "merges.txt").write_bytes(b"\xff\xfe\x00 x y z"),
-        lambda folder: (folder / "vocab.json").write_bytes(b" " * 16_000_001),
-        lambda folder: (folder / "vocab.json").write_text(json.dumps({f"w{i}": i for i in range(9999)})),
     ],
-    ids=["broken", "missing", "merges", "huge", "too many words"],
+    ids=["broken", "no vocabulary", "no files", "merges"],
 )
 def test_refuses_a_bad_tokenizer(folder: Path, spoil: Callable[[Path], object]) -> None:
     spoil(folder / "tokenizer")
     refused(locate(folder).tokenizer, "tokenizer/vocab.json")
+
+
+def test_refuses_a_tokenizer_of_absurd_size(folder: Path) -> None:
+    with (folder / "tokenizer/merges.txt").open("r+b") as stream:
+        stream.truncate(16_000_001)
+    refused(locate(folder).tokenizer, "tokenizer/merges.txt is larger")
+
+
+def test_refuses_a_tokenizer_of_more_words_than_the_text_encoder_knows(folder: Path) -> None:
+    edit(folder, "text_encoder/config.json", vocab_size=500)
+    refused(locate(folder).tokenizer, "tokenizer/vocab.json has 525 entries", "vocab_size 500")
 
 
 def test_a_huge_model_is_refused_before_it_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +497,12 @@ class Hub:
         if path.startswith("/api/models/owner/name/tree/"):
             files = [file for file in self.folder.rglob("*") if file.is_file()]
             tree = [
-                {"type": "file", "path": str(file.relative_to(self.folder)), "size": file.stat().st_size, "oid": file.name}
+                {
+                    "type": "file",
+                    "path": str(file.relative_to(self.folder)),
+                    "size": file.stat().st_size,
+                    "oid": file.name,
+                }
                 for file in files
             ]
             return self.send(request, 200, json.dumps(tree).encode())

@@ -36,7 +36,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png_bomb(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def refusal(source) -> str:
@@ -103,6 +105,8 @@ def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
 def test_float_tiff_is_scaled() -> None:
     ramp = np.array([[0.0, 0.25, 0.5, 1.0]], dtype=np.float32)
     assert np.asarray(load_picture(encoded(Image.fromarray(ramp), "TIFF")))[0, :, 0].tolist() == [0, 64, 128, 255]
+    dark = np.full((1, 1), 0.25, dtype=np.float32)
+    assert load_picture(encoded(Image.fromarray(dark), "TIFF")).getpixel((0, 0)) == (64, 64, 64)
     wide = np.array([[-10.0, 0.0, 500.0, 1000.0, np.nan, np.inf]], dtype=np.float32)
     values = np.asarray(load_picture(encoded(Image.fromarray(wide), "TIFF")))[0, :, 0]
     assert values[0] == 0 and values[3] == 255 and values[0] < values[1] < values[2] < values[3]
@@ -148,10 +152,9 @@ def test_turns_upright_by_exif(orientation: int) -> None:
     assert picture.size == upright.size and picture.tobytes() == upright.tobytes()
 
 
-def test_broken_exif_does_not_spoil_a_picture() -> None:
-    image = Image.new("RGB", (8, 8), RED)
-    data = encoded(image, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xffgarbage")
-    assert load_picture(data).getpixel((0, 0)) == RED
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\xff\xff\xff\xffgarbage"])
+def test_broken_exif_does_not_spoil_a_picture(exif: bytes) -> None:
+    assert load_picture(encoded(Image.new("RGB", (8, 8), RED), "PNG", exif=exif)).getpixel((0, 0)) == RED
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -198,6 +201,11 @@ def test_refuses_what_is_no_picture_whatever_its_name(data: bytes, tmp_path: Pat
     refusal(data)
 
 
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX", "EPS"])
+def test_refuses_formats_that_are_not_listed(kind: str) -> None:
+    refusal(encoded(Image.new("RGB", (16, 16)), kind))
+
+
 def test_reads_the_picture_of_a_file_that_is_also_a_zip() -> None:
     assert load_picture(encoded(noise(), "PNG") + b"PK\x05\x06" + bytes(18)).tobytes() == noise().tobytes()
 
@@ -218,7 +226,6 @@ def test_fit_crops_pads_and_stretches() -> None:
     assert padded.getpixel((0, 16)) == RED
     with pytest.raises(UserError):
         fit(wide, 32, 32, "tile")
-
 
 
 @pytest.mark.parametrize("mask", [Image.new("L", (64, 64)), Image.new("RGBA", (64, 64)), Image.new("RGB", (8, 8))])

@@ -1,1 +1,1 @@
-"""Training: the data and recipe of the bundled checkpoint, and its honest scoring. Nothing here is needed to run the demo."""
+"""Training: data, recipe and scoring of the bundled checkpoint. Nothing here is needed to run the demo."""

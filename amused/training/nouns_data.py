@@ -68,7 +68,7 @@ def decode_run_lengths(data: str) -> np.ndarray:
     that fill the bounds row by row.
     """
     content = bytes.fromhex(data.removeprefix("0x"))
-    top, right, bottom, left = content[1:5]
+    top, right, _, left = content[1:5]
     runs = np.frombuffer(content[5:], dtype=np.uint8).reshape(-1, 2)
     pixels = np.repeat(runs[:, 1], runs[:, 0])
     art = np.zeros((SIZE, SIZE), dtype=np.uint8)
@@ -221,9 +221,12 @@ def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) 
     return [names[i] for i in sorted(chosen)]
 
 
-HEADS = """ape baseball-gameball bear burger-dollarmenu cake cow crab diamond-blue dog duck fox frog ghost-B mushroom moose
-    owl panda pizza pumpkin rabbit rainbow robot shark skeleton-hat snowman toaster unicorn watermelon whale wizardhat
-    zebra volcano""".split()
+HEADS = [
+    "ape", "baseball-gameball", "bear", "burger-dollarmenu", "cake", "cow", "crab", "diamond-blue", "dog", "duck",
+    "fox", "frog", "ghost-B", "mushroom", "moose", "owl", "panda", "pizza", "pumpkin", "rabbit", "rainbow", "robot",
+    "shark", "skeleton-hat", "snowman", "toaster", "unicorn", "watermelon", "whale", "wizardhat", "zebra",
+    "volcano",
+]
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:

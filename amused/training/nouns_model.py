@@ -1,4 +1,4 @@
-"""The U-ViT and text encoder of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
+"""The U-ViT of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
 
 from __future__ import annotations
 
@@ -181,30 +181,3 @@ def raw_art(codebook: Tensor, tokens: Tensor) -> Tensor:
     """Tokens (batch, length) to art (batch, 3, 32, 32) straight from the codebook, without the decoder."""
     cells = (codebook[tokens] + 1) / 2
     return cells.view(-1, GRID, GRID, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, SIZE, SIZE)
-
-
-def trait_scores(
-    nouns: Nouns, vocabulary: Vocabulary, asked: list[Noun], art: Tensor
-) -> dict[str, list[bool]]:
-    """For each picture and kind of trait: is the asked one the nearest?
-
-    The nearest, by mean squared error over the whole picture, of all renderings that differ from the asked character
-    in that one trait only. `art` is (batch, 3, 32, 32) in [0, 1].
-    """
-    choices = {
-        "glasses": vocabulary.glasses,
-        "head": vocabulary.heads,
-        "body": vocabulary.bodies,
-        "background": list(vocabulary.backgrounds),
-    }
-    scores: dict[str, list[bool]] = {kind: [] for kind in choices}
-    for noun, picture in zip(asked, art.permute(0, 2, 3, 1).numpy()):
-        for kind, names in choices.items():
-            renderings = np.stack([nouns.render(noun_with(noun, kind, name)) for name in names]) / 255.0
-            errors = ((renderings - picture) ** 2).mean(axis=(1, 2, 3))
-            scores[kind].append(names[int(errors.argmin())] == getattr(noun, kind))
-    return scores
-
-
-def noun_with(noun: Noun, kind: str, name: str) -> Noun:
-    return Noun(**{**noun.__dict__, kind: name})

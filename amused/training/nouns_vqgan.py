@@ -126,7 +126,11 @@ def resample_only(model: VQGAN) -> None:
         if level.upsamplers is not None:
             upsample: Upsample = level.upsamplers[0]
             centre(upsample.conv, torch.eye(upsample.conv.out_channels))
-    centre(model.decoder.conv_out, model.decoder.conv_out.weight.detach()[:, :, 1, 1].clone(), model.decoder.conv_out.bias.detach().clone())
+    centre(
+        model.decoder.conv_out,
+        model.decoder.conv_out.weight.detach()[:, :, 1, 1].clone(),
+        model.decoder.conv_out.bias.detach().clone(),
+    )
 
 
 def decode_art(model: VQGAN, tokens: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ def nearest_code(model: VQGAN, art: Tensor) -> Tensor:
 
 
 def weighted_kmeans(points: np.ndarray, weights: np.ndarray, count: int, rounds: int, seed: int) -> np.ndarray:
-    """Centres (count, dim) of points (n, dim): started from the heaviest points, empty clusters revived on the worst."""
+    """Centres (count, dim) of points (n, dim), started from the heaviest; empty clusters move to the worst point."""
     generator = torch.Generator().manual_seed(seed)
     x, w = torch.from_numpy(points).float(), torch.from_numpy(weights).float()
     centres = x[torch.topk(w, count // 2).indices]

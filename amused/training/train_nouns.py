@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -18,10 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from amused.checkpoint import save_checkpoint
 from amused.model.vqgan import VQGAN
 from amused.training.muon import Muon
 from amused.training.nouns_data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns_model import Batches, TextToTokens, losses, raw_art, sample_tokens, trait_scores
+from amused.training.nouns_model import Batches, TextToTokens, losses, raw_art, sample_tokens
+from amused.training.nouns_scores import trait_scores
 from amused.training.nouns_text import new_text_encoder, write_tokenizer
 from amused.training.nouns_vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns_vqgan import train_vqgan
@@ -37,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vqgan-seconds", type=float, default=600, help="time for the VQ-GAN's decoder")
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--export", type=Path, help="write the averaged weights there as a checkpoint, and stop")
     return parser.parse_args()
 
 
@@ -79,7 +83,8 @@ def evaluate(model: TextToTokens, nouns: Nouns, known: Vocabulary, codebook: Ten
     """Trait scores on held-out characters."""
     asked = known.evaluation(count)
     tokens = sample_tokens(model, [caption(noun) for noun in asked])
-    scores = trait_scores(nouns, known, asked, raw_art(codebook, tokens))
+    art = raw_art(codebook, tokens).permute(0, 2, 3, 1).numpy()
+    scores = trait_scores(nouns, known, asked, art)
     return {kind: sum(right) / len(right) for kind, right in scores.items()}
 
 
@@ -151,6 +156,9 @@ def train(options: argparse.Namespace) -> None:
         for i, optimizer in enumerate(updates):
             unpack_optimizer(optimizer, f"optimizer{i}", state)
         print(f"going on from step {step}")
+    if options.export:
+        export(options.export, average, vqgan, known, folder / "tokenizer")
+        return
     batches = Batches(nouns, codebook, seed=options.seed + step)
     start, start_step, running = time.monotonic(), step, 0.0
     while step < options.steps:
@@ -184,6 +192,23 @@ def train(options: argparse.Namespace) -> None:
             row = {"step": step, "loss": round(running, 4), "caption_gain": round(gain, 3), **scores}
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
             append_row(folder / "log.csv", row)
+
+
+def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
+    """Write a checkpoint of the published layout in half precision; its model card stays."""
+    card = target / "README.md"
+    text = card.read_text("utf-8") if card.exists() else None
+    save_checkpoint(
+        target,
+        transformer=model.transformer,
+        vqgan=vqgan,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        masking_schedule="cosine",
+        traits=dataclasses.asdict(known),
+    )
+    if text is not None:
+        card.write_text(text, "utf-8")
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
