@@ -100,10 +100,6 @@ MAX_OF = {  # where MAX_WIDTH would be absurd
 MAX_LIST = 8
 MAX_STRING = 100
 
-# What diffusers' EMAModel leaves in the configuration of a network that was trained with it.
-BOOKKEEPING = frozenset(
-    ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
-)
 # Older versions of transformers saved this constant with the weights.
 LEGACY_KEYS = frozenset(("text_model.embeddings.position_ids",))
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -456,10 +452,8 @@ def read_config(folder: Path, component: str, kind: type[Config]) -> Config:
     fields = {field.name for field in dataclasses.fields(kind)}
     if component in CLASSES:
         check_class(data, file, CLASSES[component])
-        for key in data:
-            if key not in fields and key not in BOOKKEEPING and not key.startswith("_"):
-                raise CheckpointError(f"{file}: {shown(key)} is not a key this program knows.")
-    # transformers saves dozens of settings that CLIP does not look at: for the text encoder they are all passed over.
+    # Keys that change nothing are many (other libraries' bookkeeping) and passed over; one that changed the network
+    # would show as a key of the weights that is missing or too many.
     hints = typing.get_type_hints(kind)
     values = {key: checked(file, key, value, hints[key]) for key, value in data.items() if key in fields}
     try:

@@ -5,6 +5,7 @@ What a file is, its content decides, never its name. It knows no models beyond t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import warnings
@@ -189,6 +190,12 @@ def token_mask(mask: Image.Image, scale_factor: int) -> Tensor:
 def composite(original: Image.Image, generated: Image.Image, mask: Image.Image) -> Image.Image:
     """The generated picture where the mask is white, the original, bit by bit, where it is black, blends between."""
     return Image.composite(generated.convert("RGB"), original.convert("RGB"), mask.convert("L"))
+
+
+def digest(image: Image.Image) -> str:
+    """16 hexadecimal digits that tell a picture's pixels, whatever file they came in."""
+    described = f"{image.mode} {image.width}x{image.height} ".encode()
+    return hashlib.sha256(described + image.tobytes()).hexdigest()[:16]
 
 
 def to_tensor(image: Image.Image) -> Tensor:

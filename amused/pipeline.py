@@ -19,14 +19,27 @@ from torch import Tensor
 
 from amused.checkpoint import Checkpoint
 from amused.errors import UserError
-from amused.images import Source, composite, fit, fit_mask, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.images import (
+    EMPTY_MASK,
+    Source,
+    composite,
+    digest,
+    fit,
+    fit_mask,
+    load_mask,
+    load_picture,
+    to_image,
+    to_tensor,
+    token_mask,
+)
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.placement import Placement
-from amused.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, TEXT_TO_IMAGE, Recipe
+from amused.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, STRENGTHS, TEXT_TO_IMAGE, VARY, Recipe
 from amused.sampling import guide, mask_at_random, mask_counts, mask_ratios, reveal, temperatures
 
 CACHED_PROMPTS = 8
+CACHED_RESULTS = 1024  # of some 2 to 8 kB
 QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
 
 
@@ -58,6 +71,18 @@ class Picture:
     tokens: Tensor
 
 
+@dataclass
+class Inputs:
+    """What a recipe works on, checked and fitted: `tokens` and `repainted` are (height, width) in tokens."""
+
+    width: int
+    height: int
+    picture: Image.Image | None = None
+    mask: Image.Image | None = None
+    tokens: Tensor | None = None
+    repainted: Tensor | None = None
+
+
 class Amused:
     """A model that turns prompts and pictures into pictures. Made by `amused.load`; safe to use from several threads.
 
@@ -77,6 +102,7 @@ class Amused:
         self._lock = threading.Lock()
         self._parts: dict[str, Any] = {}
         self._prompts: OrderedDict[tuple, Conditioning] = OrderedDict()
+        self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
         self._colours: Tensor | None = None
 
     # The three tasks.
@@ -140,33 +166,16 @@ class Amused:
 
         The iterator can be closed between any two events; what has been yielded stays valid.
         """
-        picture = mask_image = source = repainted = None
-        if recipe.task == TEXT_TO_IMAGE:
-            width, height = recipe.width or self.size, recipe.height or self.size
-        else:
-            if image is None:
-                raise UserError("Give a picture to start from.")
-            picture = load_picture(image)
-            width, height = self._fitting_size(recipe, picture)
-            mode = "crop" if recipe.width or recipe.height else "stretch"  # by less than a token, as the reference does
-            if recipe.task == INPAINT:
-                if mask is None:
-                    raise UserError("The mask is empty: paint the part to repaint.")
-                mask_image = fit_mask(load_mask(mask, picture.size), width, height, mode)
-            picture = fit(picture, width, height, mode)
-        self._check_size(width, height)
-        conditioning = self._conditioning(recipe, width, height)
-        if picture is not None:
-            source = self._encode(picture)
-        if mask_image is not None:
-            repainted = token_mask(mask_image, self.checkpoint.vqgan.scale_factor).to(self.device)
-
+        given = self._read_inputs(recipe, image, mask)
+        conditioning = self._conditioning(recipe, given.width, given.height)
+        if given.picture is not None:
+            given.tokens = self._encode(given.picture)
         shared_logits = None  # of the first step, where all seeds start from the same tokens
         for index, seed in enumerate(recipe.seeds):
             generator = torch.Generator(self.device).manual_seed(seed)
-            tokens = self._start(recipe, width, height, source, repainted, generator)
+            tokens = self._start(recipe, given, generator)
             for step, reveal_step in enumerate(self._plan(recipe, tokens), start=1):
-                first_of_all = step == 1 and recipe.task != IMAGE_TO_IMAGE
+                first_of_all = step == 1 and recipe.task not in (IMAGE_TO_IMAGE, VARY)
                 logits = shared_logits if first_of_all else None
                 if logits is None:
                     logits = self._logits(tokens, conditioning, recipe.guidance_scale)
@@ -176,9 +185,11 @@ class Amused:
                 masked = tokens == self.checkpoint.mask_token_id
                 yield Step(index, seed, step, recipe.steps - recipe.start, tokens, masked)
             result = self.decode(tokens)
-            if mask_image is not None and recipe.composite:
-                result = composite(picture, result, mask_image)
-            yield Picture(index, seed, result, tokens.cpu())
+            if given.mask is not None and recipe.composite:
+                result = composite(given.picture, result, given.mask)
+            tokens = tokens.cpu()
+            self._remember(recipe.with_seeds([seed]), tokens)
+            yield Picture(index, seed, result, tokens)
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Image.Image:
@@ -210,6 +221,34 @@ class Amused:
 
     # Beneath them.
 
+    def _read_inputs(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
+        """Check and fit what the recipe works on, before any network is needed but for a parent's."""
+        if recipe.parent is not None:
+            tokens = self._parent_tokens(recipe.parent, image, mask)
+            height, width = (side * self.checkpoint.vqgan.scale_factor for side in tokens.shape)
+            return Inputs(width, height, tokens=tokens, repainted=self._cells(recipe, tokens))
+        if recipe.task == TEXT_TO_IMAGE:
+            given = Inputs(recipe.width or self.size, recipe.height or self.size)
+            self._check_size(given.width, given.height)
+            return given
+        if image is None:
+            raise UserError("Give a picture to start from.")
+        picture = load_picture(image)
+        if recipe.image not in (None, digest(picture)):
+            raise UserError("This is not the picture that the recipe was made with: choose that one.")
+        width, height = self._fitting_size(recipe, picture)
+        mode = "crop" if recipe.width or recipe.height else "stretch"  # by less than a token, as the reference does
+        given = Inputs(width, height, picture=fit(picture, width, height, mode))
+        if recipe.task == INPAINT:
+            if mask is None:
+                raise UserError(EMPTY_MASK)
+            mask = load_mask(mask, picture.size)
+            if recipe.mask not in (None, digest(mask)):
+                raise UserError("This is not the mask that the recipe was made with: choose that one.")
+            given.mask = fit_mask(mask, width, height, mode)
+            given.repainted = token_mask(given.mask, self.checkpoint.vqgan.scale_factor).to(self.device)
+        return given
+
     def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
         multiple = self._multiple
         width = recipe.width or picture.width // multiple * multiple
@@ -220,7 +259,27 @@ class Amused:
             )
         if not width or not height:
             raise UserError(f"The picture is too small: it must be at least {multiple} pixels wide and high.")
+        self._check_size(width, height)
         return width, height
+
+    def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
+        """The tokens of an earlier result: remembered, or made again by its recipe."""
+        with self._lock:
+            tokens = self._results.get(parent)
+        if tokens is None:
+            *_, result = self.generate(parent, image, mask)
+            tokens = result.tokens
+        return tokens.to(self.device)
+
+    def _cells(self, recipe: Recipe, tokens: Tensor) -> Tensor | None:
+        """Where the recipe touches tokens (height, width) up, or None if it varies them all over."""
+        if recipe.cells is None:
+            return None
+        if recipe.cells[-1] >= tokens.numel():
+            raise UserError(f"The picture has {tokens.numel()} cells: touch up some of these.")
+        repainted = torch.zeros(tokens.numel(), dtype=torch.bool)
+        repainted[list(recipe.cells)] = True
+        return repainted.view(tokens.shape).to(self.device)
 
     @property
     def _multiple(self) -> int:
@@ -233,23 +292,17 @@ class Amused:
                 f"{self.name} makes pictures whose width and height are multiples of {self._multiple} pixels."
             )
 
-    def _start(
-        self,
-        recipe: Recipe,
-        width: int,
-        height: int,
-        source: Tensor | None,
-        repainted: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def _start(self, recipe: Recipe, given: Inputs, generator: torch.Generator) -> Tensor:
         """The tokens (height, width) before the first step."""
         mask_id, scale = self.checkpoint.mask_token_id, self.checkpoint.vqgan.scale_factor
-        if source is None:
-            return torch.full((height // scale, width // scale), mask_id, device=self.device)
-        if repainted is not None:
-            return source.masked_fill(repainted, mask_id)
-        ratio = mask_ratios(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
-        return mask_at_random(source, ratio, mask_id, generator)
+        if given.tokens is None:
+            return torch.full((given.height // scale, given.width // scale), mask_id, device=self.device)
+        if given.repainted is not None:
+            return given.tokens.masked_fill(given.repainted, mask_id)
+        ratio = recipe.share
+        if ratio is None:
+            ratio = mask_ratios(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
+        return mask_at_random(given.tokens, ratio, mask_id, generator)
 
     def _plan(self, recipe: Recipe, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         """For each step that is run: how many tokens stay masked, and the temperature."""
@@ -257,7 +310,8 @@ class Amused:
         schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
         ratios = mask_ratios(schedule, recipe.steps, self.device)[recipe.start :]
         masked = tokens == self.checkpoint.mask_token_id
-        share = masked.sum() / masked.numel() if recipe.task == INPAINT else 1.0
+        partly = recipe.task == INPAINT or recipe.parent is not None
+        share = masked.sum() / masked.numel() if partly else 1.0
         counts = mask_counts(ratios, tokens.numel(), int(masked.sum()), share)
         return zip(counts, temperatures(*recipe.temperature, recipe.steps, self.device)[recipe.start :])
 
@@ -302,10 +356,15 @@ class Amused:
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
         conditioning = self._transformer.condition(text.hidden_states[-2], text.text_embeds, conditions)
         with self._lock:
-            self._prompts[key] = conditioning
-            while len(self._prompts) > CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
+            remember(self._prompts, key, conditioning, CACHED_PROMPTS)
         return conditioning
+
+    def _remember(self, recipe: Recipe, tokens: Tensor) -> None:
+        """Keep the tokens of a result, to vary it without making it again; only if its recipe says all of it."""
+        if recipe.task in STRENGTHS and (recipe.image is None or (recipe.task == INPAINT and recipe.mask is None)):
+            return
+        with self._lock:
+            remember(self._results, recipe, tokens, CACHED_RESULTS)
 
     @torch.inference_mode()
     def _encode(self, picture: Image.Image) -> Tensor:
@@ -355,6 +414,14 @@ class Amused:
             vqgan.decoder.to(self.dtype)
             vqgan.post_quant_conv.to(self.dtype)
         return vqgan
+
+
+def remember(cache: OrderedDict, key: object, value: object, most: int) -> None:
+    """Put a value into a cache that forgets its oldest entries."""
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > most:
+        cache.popitem(last=False)
 
 
 def cells(values: Tensor, scale: int) -> Tensor:

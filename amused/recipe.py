@@ -14,7 +14,16 @@ from dataclasses import dataclass, replace
 
 from amused.errors import UserError
 
-TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT = TASKS = ("text_to_image", "image_to_image", "inpaint")
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT, VARY, TOUCH_UP = TASKS = (
+    "text_to_image",
+    "image_to_image",
+    "inpaint",
+    "vary",
+    "touch_up",
+)
+ON_TOKENS = (VARY, TOUCH_UP)
+"""Tasks that start from the tokens of an earlier result."""
+
 STRENGTHS = {IMAGE_TO_IMAGE: 0.5, INPAINT: 1.0}
 """Default strength of the tasks that have one."""
 
@@ -29,6 +38,8 @@ MAX_PROMPT = 10_000
 MAX_SIDE = 2048
 MAX_PIXELS = 1024 * 1024
 SIDE_MULTIPLE = 16
+MAX_CELLS = MAX_PIXELS // SIDE_MULTIPLE**2
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Recipe:
     """One request for pictures.
 
     Attributes:
-        task: "text_to_image", "image_to_image" or "inpaint".
+        task: "text_to_image", "image_to_image", "inpaint", or on the tokens of an earlier result "vary", "touch_up".
         prompt: what to draw; text past the model's context (77 tokens for the published ones) is cut.
         seeds: one picture each, integers in [0, 2**32), 1 to 64 of them.
         model: the checkpoint's name.
@@ -49,6 +60,10 @@ class Recipe:
         crop: micro-condition, pixels cut at the top and at the left, 0 to 4096.
         width, height: in pixels, multiples of 16; None for the model's own size, or the given picture's.
         composite: inpainting gives pixels outside the mask back unchanged.
+        image, mask: digests (`images.digest`) of the pictures that an image task was given; None asks for no check.
+        parent: the recipe, of one seed, whose tokens are varied or touched up.
+        share: of the parent's tokens that is masked again at random to vary it, above 0 to 1.
+        cells: of the parent's token grid, row by row from 0, that are touched up.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.
@@ -68,6 +83,11 @@ class Recipe:
     width: int | None = None
     height: int | None = None
     composite: bool = True
+    image: str | None = None
+    mask: str | None = None
+    parent: Recipe | None = None
+    share: float | None = None
+    cells: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -95,6 +115,41 @@ class Recipe:
             raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
         if not isinstance(self.composite, bool):
             raise UserError("composite must be true or false.")
+        for name in ("image", "mask"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value)):
+                raise UserError(f"The digest of the {name} must be 16 hexadecimal digits.")
+        self._check_parent()
+
+    def _check_parent(self) -> None:
+        """A task on tokens has a parent and what to change of it; the others have neither."""
+        wanted = {VARY: ("parent", "share"), TOUCH_UP: ("parent", "cells")}.get(self.task, ())
+        for name in ("parent", "share", "cells"):
+            if (getattr(self, name) is not None) != (name in wanted):
+                needs = "needs" if name in wanted else "has no"
+                raise UserError(f"The task {self.task} {needs} {name}.")
+        if self.parent is None:
+            return
+        if not isinstance(self.parent, Recipe) or len(self.parent.seeds) != 1:
+            raise UserError("A picture can be varied or touched up if its own recipe has one seed.")
+        if self.width or self.height:
+            raise UserError("A varied picture keeps the size of the first.")
+        if self.parent.model != self.model:
+            raise UserError(f"Choose the model {self.parent.model}: the first picture's tokens are its own.")
+        if self.depth > MAX_DEPTH:
+            raise UserError(f"A picture can be varied {MAX_DEPTH} times over: start from a new one.")
+        if self.share is not None and number("share", self.share, 0, 1) == 0:
+            raise UserError("The share must be above 0.")
+        if self.cells is not None:
+            cells = {whole("cell", cell, 0, MAX_CELLS - 1) for cell in self.cells}
+            if not cells:
+                raise UserError("Nothing to touch up: paint over the part that should change.")
+            object.__setattr__(self, "cells", tuple(sorted(cells)))
+
+    @property
+    def depth(self) -> int:
+        """How many results lie beneath this one."""
+        return 0 if self.parent is None else self.parent.depth + 1
 
     def _strength(self) -> float | None:
         if self.task not in STRENGTHS:

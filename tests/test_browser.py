@@ -23,7 +23,7 @@ from amused.ui.page import build_page, launch_options
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-PATIENCE = 120_000  # milliseconds: a busy machine with two cores
+PATIENCE = 30_000  # milliseconds: a busy machine with two cores
 
 MODELS = [
     "fake",
@@ -222,7 +222,7 @@ def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     part(page, "text_to_image", "surprise").click()
     expect(box).to_have_value(re.compile("^a pixel art character with"))
     page.get_by_role("button", name="Words this model knows").first.click()
-    part(page, "text_to_image", "glasses").get_by_role("listbox").click()
+    part(page, "text_to_image", "glasses").get_by_role("combobox").click()
     page.get_by_role("option", name="square red", exact=True).click()
     expect(box).to_have_value("a pixel art character with square red glasses")
 
@@ -276,7 +276,7 @@ def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> N
     open_tab(page, "Inpaint")
     editor = part(page, "inpaint", "drawing")
     editor.locator("input[type=file]").first.set_input_files(picture)
-    expect(editor.get_by_role("button", name="Brush", exact=True)).to_be_visible()
+    expect(editor.get_by_text("Upload an image")).to_be_hidden()
     set_seeds(page, "inpaint", "1", 2)
     run(page, "inpaint")
     expect(part(page, "inpaint", "status")).to_contain_text("Nothing to repaint")
@@ -307,13 +307,13 @@ def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> N
 def test_a_model_is_chosen_for_every_tab(page: Page) -> None:
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     picker = part(page, "text_to_image", "model")
-    picker.get_by_role("listbox").click()
+    picker.get_by_role("combobox").click()
     page.get_by_role("option", name=re.compile("^amused-256")).click()
     expect(picker).to_contain_text("Downloads 1.6 GB")
     expect(page.get_by_role("button", name="Words this model knows")).to_have_count(0)
     open_tab(page, "Inpaint")
     part(page, "inpaint", "advanced").get_by_role("button").first.click()
-    expect(part(page, "inpaint", "model").get_by_role("listbox")).to_have_value(re.compile("^amused-256"))
+    expect(part(page, "inpaint", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
 
 
 def test_a_phone_shows_the_result_first_and_never_scrolls_sideways(phone: Page) -> None:

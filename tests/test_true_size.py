@@ -86,10 +86,10 @@ def test_tokens_are_the_reference_s(size, tmp_path) -> None:
     assert model.size == size
     assert sum(p.numel() for p in model._transformer.parameters()) // 100_000 in (6034, 6035, 6082, 6083)
 
-    (result,) = results(model, "text_to_image", seeds=[8], steps=3)
-    expected = reference.tokens("text_to_image", 8, num_inference_steps=3)
+    (result,) = results(model, "text_to_image", seeds=[8], steps=3, guidance_scale=2.0)
+    expected = reference.tokens("text_to_image", 8, num_inference_steps=3, guidance_scale=2.0)
     assert torch.equal(result.tokens, expected)
-    assert result.tokens.unique().numel() > size // 4  # not degenerate
+    assert result.tokens.unique().numel() > size // 8  # not degenerate
 
     image = picture(size)
     (result,) = results(model, "image_to_image", image, seeds=[3], steps=4, strength=0.5)

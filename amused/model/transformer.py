@@ -45,7 +45,7 @@ class UViTConfig:
     intermediate_size: int = 2816
     layer_norm_eps: float = 1e-6
     ln_elementwise_affine: bool = True
-    sample_size: int = 16
+    sample_size: int = 64
 
     def __post_init__(self) -> None:
         if not self.ln_elementwise_affine:
@@ -53,7 +53,7 @@ class UViTConfig:
         if self.downsample != self.upsample:
             raise ValueError("downsample and upsample must be switched on together")
         if self.hidden_size % self.num_attention_heads or self.block_out_channels % self.block_num_heads:
-            raise ValueError("the number of heads must divide the width")
+            raise ValueError("num_attention_heads must divide hidden_size, block_num_heads block_out_channels")
         if self.micro_cond_embed_dim != 5 * self.micro_cond_encode_dim:
             raise ValueError("micro_cond_embed_dim must be 5 times micro_cond_encode_dim")
         if self.vocab_size <= self.codebook_size:

@@ -122,7 +122,7 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
     with gr.Row(elem_classes="ideas"):
         surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
         examples = gr.Dataset(
-            components=[gr.Textbox(visible=False)],
+            components=["textbox"],
             samples=[[text] for text in samples],
             sample_labels=[prompts.short(text) for text in samples],
             show_label=False,
