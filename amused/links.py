@@ -75,10 +75,10 @@ def write(field: str, value: object) -> str:
     if field in ("seeds", "cells"):
         return join_ranges(value)
     if isinstance(value, tuple):
-        return ",".join(f"{part:g}" for part in value)
+        return ",".join(write(field, part) for part in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def from_query(query: str) -> Shared | None:
@@ -174,7 +174,7 @@ def assemble(found: dict[str, object], digest: str | None, ignored: list[str]) -
     found.setdefault("seeds", (0,))
     for field in [field for field in found if field not in ("task", "prompt", "seeds", "parent", "share", "cells")]:
         try:
-            Recipe(**needed(found), **{field: found[field]})
+            Recipe(**{**needed(found), field: found[field]})
         except UserError:
             del found[field]
             ignored.append(field)

@@ -275,6 +275,7 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page: Page, tmp_path
 def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> None:
     open_tab(page, "Inpaint")
     editor = part(page, "inpaint", "drawing")
+    editor.locator("canvas").first.wait_for()
     editor.locator("input[type=file]").first.set_input_files(picture)
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
     set_seeds(page, "inpaint", "1", 2)
