@@ -1,0 +1,82 @@
+"""Work on the tokens of a result: vary it, touch it up. Nothing is encoded again, and a recipe replays it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_exactness import grid_mask, picture
+from tiny import tiny_checkpoint
+
+import amused
+from amused.images import digest
+
+PARENT = amused.Recipe("text_to_image", "a red cat", (8,), steps=4, model="tokens", width=128, height=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tokens")
+
+
+@pytest.fixture
+def model(folder) -> amused.Amused:
+    return amused.load(folder, device="cpu", dtype="float32")
+
+
+def run(model, recipe, *given) -> list[amused.Picture]:
+    return [event for event in model.generate(recipe, *given) if isinstance(event, amused.Picture)]
+
+
+def test_touching_up_changes_only_its_cells(model) -> None:
+    (parent,) = run(model, PARENT)
+    recipe = amused.Recipe("touch_up", "a blue dog", (1, 2, 3), model="tokens", parent=PARENT, cells=(0, 9, 10))
+    changed = torch.zeros(32, dtype=torch.bool)
+    for child in run(model, recipe):
+        assert child.tokens.shape == (4, 8)
+        changed |= (child.tokens != parent.tokens).flatten()
+    assert set(changed.nonzero().flatten().tolist()) <= {0, 9, 10}
+    assert changed.any()
+
+
+def test_varying_masks_about_the_share_that_was_asked_for(model) -> None:
+    run(model, PARENT)
+    recipe = amused.Recipe("vary", "a red cat", tuple(range(20)), model="tokens", parent=PARENT, share=0.25, steps=1)
+    (parent,) = run(model, PARENT)
+    kept = torch.stack([child.tokens == parent.tokens for child in run(model, recipe)]).float().mean().item()
+    assert 0.68 < kept < 0.88
+
+
+def test_a_share_of_one_keeps_nothing(model) -> None:
+    other = amused.Recipe("text_to_image", "a hat", (9,), steps=4, model="tokens", width=128, height=64)
+    children = [
+        run(model, amused.Recipe("vary", "a cat", (5,), model="tokens", parent=parent, share=1.0))[0]
+        for parent in (PARENT, other)
+    ]
+    assert torch.equal(children[0].tokens, children[1].tokens)
+
+
+def test_a_chain_replays_in_a_new_process_s_model(model, folder) -> None:
+    varied = amused.Recipe("vary", "a cat", (5,), model="tokens", parent=PARENT, share=0.5)
+    touched = amused.Recipe("touch_up", "a hat", (6,), model="tokens", parent=varied, cells=(1, 2, 3))
+    run(model, PARENT), run(model, varied)
+    (first,) = run(model, touched)
+    (again,) = run(amused.load(folder, device="cpu", dtype="float32"), touched)
+    assert digest(again.image) == digest(first.image)
+
+
+def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
+    image, mask = picture(64, 1), grid_mask(64, (0, 0, 32, 32))
+    parent = amused.Recipe("inpaint", "a cat", (5,), model="tokens", image=digest(image), mask=digest(mask))
+    child = amused.Recipe("vary", "a cat", (5,), model="tokens", parent=parent, share=0.5)
+    (first,) = run(model, child, image, mask)
+    (again,) = run(model, child)  # the parent's tokens are remembered
+    assert digest(first.image) == digest(again.image)
+    with pytest.raises(amused.UserError, match="not the picture"):
+        run(model, parent, picture(64, 2), mask)
+    with pytest.raises(amused.UserError, match="not the mask"):
+        run(model, parent, image, grid_mask(64, (0, 0, 16, 32)))
+
+
+def test_refuses_cells_outside_the_picture(model) -> None:
+    with pytest.raises(amused.UserError, match="32 cells"):
+        run(model, amused.Recipe("touch_up", "a", (1,), model="tokens", parent=PARENT, cells=(32,)))
