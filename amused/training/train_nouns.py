@@ -49,7 +49,7 @@ def stage(step: int, known: Vocabulary) -> tuple[Vocabulary, dict[str, float]]:
     if step < 250:
         few = Vocabulary(known.backgrounds, known.bodies[:8], known.accessories, known.heads[:8], known.glasses[:8])
         return few, {"varied": 0.0, "accessories": 0.0}
-    if step < 1800:
+    if step < 1600:
         return known, {"varied": 0.0, "accessories": 0.0}
     return known, {"varied": 0.4, "accessories": 0.1}
 
@@ -163,7 +163,7 @@ def train(options: argparse.Namespace) -> None:
     start, start_step, running = time.monotonic(), step, 0.0
     while step < options.steps:
         vocabulary, mix = stage(step, known)
-        batch = batches.draw(vocabulary, options.batch_size, dropout=0.1, sampled=64, **mix)
+        batch = batches.draw(vocabulary, options.batch_size, dropout=0.15, sampled=64, **mix)
         rate = learning_rate(step, options)
         loss = losses(model, batch)
         batches.note(batch.positions, loss)

@@ -27,7 +27,7 @@ def build(runtime: Runtime) -> Panel:
             )
             panel = build_panel(IMAGE_TO_IMAGE, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(IMAGE_TO_IMAGE)
+            result = build_result(IMAGE_TO_IMAGE, "Upload a picture and say what it should become")
         wire(runtime, panel, result, [picture], read)
     return panel
 

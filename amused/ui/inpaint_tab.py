@@ -17,7 +17,7 @@ def build(runtime: Runtime) -> Panel:
     with gr.Tab("Inpaint", id=INPAINT), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
             drawing = DrawingInput(
-                label="Your picture: paint what should change",
+                label="Your picture",
                 type="filepath",
                 image_mode="RGBA",
                 format="png",
@@ -33,7 +33,7 @@ def build(runtime: Runtime) -> Panel:
             )
             panel = build_panel(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(INPAINT)
+            result = build_result(INPAINT, "Upload a picture and paint over what should change")
         wire(runtime, panel, result, [drawing], read)
     return panel
 

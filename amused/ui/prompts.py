@@ -49,7 +49,7 @@ def surprise(traits: dict[str, Any] | None, chance: random.Random) -> str:
     return sentence(*(chance.choice(words(traits, part)) for part in PARTS))
 
 
-def examples(traits: dict[str, Any] | None, count: int = 4) -> list[str]:
+def examples(traits: dict[str, Any] | None, count: int = 3) -> list[str]:
     """The same few prompts at each start; with traits, each of them shows a different word of every kind."""
     if traits is None:
         return list(ANY_MODEL[:count])

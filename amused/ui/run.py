@@ -32,7 +32,7 @@ OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try a
 
 # Runs in the browser the moment the button is pressed, when the request still waits for its turn.
 WAITING_JS = """() => [
-    '<div class="status"><progress aria-label="Progress"></progress><p>Waiting for the model</p></div>',
+    '<div class="status"><p>Waiting for the model</p><progress aria-label="Progress"></progress></div>',
     {__type__: 'update', visible: true}
 ]"""
 
@@ -67,8 +67,8 @@ class Result:
     run: gr.State
 
 
-def build_result(task: str) -> Result:
-    status = gr.HTML(value=status_line("Pictures appear here, one by one"), padding=False, elem_id=f"{task}-status")
+def build_result(task: str, hint: str) -> Result:
+    status = gr.HTML(value=status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="told")
     gallery = gr.Gallery(
         label="Pictures",
         show_label=False,
@@ -230,4 +230,4 @@ def status_line(text: str, share: float | None = None) -> str:
     if share is None:
         return f'<div class="status" role="status"><p>{html.escape(text)}</p></div>'
     bar = f'<progress max="1" value="{share:.3f}" aria-label="Progress"></progress>'
-    return f'<div class="status">{bar}<p>{html.escape(text)}</p></div>'
+    return f'<div class="status"><p>{html.escape(text)}</p>{bar}</div>'

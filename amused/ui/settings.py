@@ -156,6 +156,13 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
             elem_id=f"{task}-strength",
         )
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
+        model = gr.Dropdown(
+            choices=[(f"{choice.name} · {choice.about}", choice.name) for choice in runtime.models],
+            value=runtime.default,
+            label="Model",
+            info=model_note(runtime, runtime.default),
+            elem_id=f"{task}-model",
+        )
         negative_prompt = gr.Textbox(
             value=Recipe.negative_prompt,
             label="Negative prompt",
@@ -182,13 +189,6 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
             last_temperature = gr.Slider(
                 0.0, 5.0, value=Recipe.temperature[1], step=0.1, label="Final temperature", info="Variety, at the last step"
             )
-        model = gr.Dropdown(
-            choices=[(f"{choice.name} · {choice.about}", choice.name) for choice in runtime.models],
-            value=runtime.default,
-            label="Model",
-            info=model_note(runtime, runtime.default),
-            elem_id=f"{task}-model",
-        )
 
     prompt_only: dict[str, Any] = {"outputs": prompt, **AT_ONCE}
     surprise.click(lambda name: prompts.surprise(traits_of(runtime, name), random.Random()), model, **prompt_only)

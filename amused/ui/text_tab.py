@@ -17,7 +17,7 @@ def build(runtime: Runtime) -> Panel:
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
             panel = build_panel(TEXT_TO_IMAGE, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(TEXT_TO_IMAGE)
+            result = build_result(TEXT_TO_IMAGE, "Pictures appear here, one by one")
         wire(runtime, panel, result, [], read)
     return panel
 
