@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from .errors import UserError
@@ -173,7 +173,12 @@ def resize_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def fit_mask(mask: Image.Image, width: int, height: int, mode: str) -> Image.Image:
-    """Resize a mask as `fit` resizes its picture by "crop" or "stretch"; no stroke vanishes but what is cut off."""
+    """Resize a mask as `fit` resizes its picture; no stroke vanishes but what is cut off."""
+    if mode == "pad":
+        across, down = max(mask.width, mask.height * width / height), max(mask.height, mask.width * height / width)
+        padded = Image.new("L", (round(across), round(down)))
+        padded.paste(mask, ((padded.width - mask.width) // 2, (padded.height - mask.height) // 2))
+        mask = padded
     if mode == "crop":
         across, down = min(mask.width, mask.height * width / height), min(mask.height, mask.width * height / width)
         left, top = (mask.width - across) / 2, (mask.height - down) / 2
@@ -185,6 +190,28 @@ def token_mask(mask: Image.Image, scale_factor: int) -> Tensor:
     """The tokens (height, width) that a mask touches, even by a single pixel of the faintest grey."""
     values = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32))[None, None]
     return F.max_pool2d(values, scale_factor, ceil_mode=True)[0, 0] > 0
+
+
+def feather(mask: Image.Image, pixels: int) -> Image.Image:
+    """Let a mask fade in over about so many pixels within its edge; outside it stays black."""
+    if pixels == 0:
+        return mask
+    blurred = np.array(mask.filter(ImageFilter.GaussianBlur(pixels / 2)), dtype=np.float32) / 255
+    inside = np.array(mask, dtype=np.float32) * np.clip(2 * blurred - 1, 0, 1)
+    return Image.fromarray(inside.round().astype(np.uint8))
+
+
+def square_around(mask: Image.Image, least: int) -> tuple[int, int, int, int]:
+    """A square box (left, top, right, bottom) around what a mask paints, half as large again and `least` pixels wide.
+
+    It stays within the picture, whose shorter side bounds it; a mask that is longer than that gets the longer side too.
+    """
+    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+    wanted = max(math.ceil(1.5 * max(right - left, bottom - top)), least)
+    width, height = min(wanted, mask.width), min(wanted, mask.height)
+    x = min(max((left + right - width) // 2, 0), mask.width - width)
+    y = min(max((top + bottom - height) // 2, 0), mask.height - height)
+    return x, y, x + width, y + height
 
 
 def composite(original: Image.Image, generated: Image.Image, mask: Image.Image) -> Image.Image:

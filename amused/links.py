@@ -36,7 +36,10 @@ NAMES = {
     "crop": "crop",
     "width": "width",
     "height": "height",
+    "fit": "fit",
     "composite": "composite",
+    "feather": "feather",
+    "only_masked": "only_masked",
     "image": "image",
     "mask": "mask",
     "share": "share",
@@ -128,9 +131,9 @@ def read(field: str, text: str) -> object:
     if field in ("crop", "temperature"):
         kind = int if field == "crop" else float
         return tuple(kind(part) for part in text.split(","))
-    if field == "composite":
-        return {"yes": True, "no": False}[text] if text in ("yes", "no") else text
-    if field in ("steps", "width", "height"):
+    if field in ("composite", "only_masked"):
+        return {"yes": True, "no": False}.get(text, text)
+    if field in ("steps", "width", "height", "feather"):
         return int(text)
     if field in ("guidance_scale", "strength", "aesthetic_score", "share"):
         return float(text)

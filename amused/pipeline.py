@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ from amused.images import (
     Source,
     composite,
     digest,
+    feather,
     fit,
     fit_mask,
     load_mask,
     load_picture,
+    square_around,
     to_image,
     to_tensor,
     token_mask,
@@ -71,6 +73,15 @@ class Picture:
     tokens: Tensor
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The whole picture and mask around the part, `box`, that is worked on."""
+
+    picture: Image.Image
+    mask: Image.Image
+    box: tuple[int, int, int, int]
+
+
 @dataclass
 class Inputs:
     """What a recipe works on, checked and fitted: `tokens` and `repainted` are (height, width) in tokens."""
@@ -81,6 +92,7 @@ class Inputs:
     mask: Image.Image | None = None
     tokens: Tensor | None = None
     repainted: Tensor | None = None
+    frame: Frame | None = None
 
 
 class Amused:
@@ -186,7 +198,7 @@ class Amused:
                 yield Step(index, seed, step, recipe.steps - recipe.start, tokens, masked)
             result = self.decode(tokens)
             if given.mask is not None and recipe.composite:
-                result = composite(given.picture, result, given.mask)
+                result = self._set_back(recipe, given, result)
             tokens = tokens.cpu()
             self._remember(recipe.with_seeds([seed]), tokens)
             yield Picture(index, seed, result, tokens)
@@ -236,18 +248,47 @@ class Amused:
         picture = load_picture(image)
         if recipe.image not in (None, digest(picture)):
             raise UserError("This is not the picture that the recipe was made with: choose that one.")
+        if recipe.task != INPAINT:
+            return self._fit_inputs(recipe, picture)
+        if mask is None:
+            raise UserError(EMPTY_MASK)
+        mask = load_mask(mask, picture.size)
+        if recipe.mask not in (None, digest(mask)):
+            raise UserError("This is not the mask that the recipe was made with: choose that one.")
+        if not recipe.only_masked:
+            return self._fit_inputs(recipe, picture, mask)
+        box = square_around(mask, least=self.size // 2)
+        given = self._fit_inputs(
+            replace(recipe, only_masked=False, width=self.size, height=self.size, fit="stretch"),
+            picture.crop(box),
+            mask.crop(box),
+        )
+        given.frame = Frame(picture, mask, box)
+        return given
+
+    def _fit_inputs(self, recipe: Recipe, picture: Image.Image, mask: Image.Image | None = None) -> Inputs:
         width, height = self._fitting_size(recipe, picture)
-        mode = "crop" if recipe.width or recipe.height else "stretch"  # by less than a token, as the reference does
+        # A picture that keeps its size loses less than a token, and is stretched as the reference does it.
+        mode = recipe.fit if recipe.width or recipe.height else "stretch"
         given = Inputs(width, height, picture=fit(picture, width, height, mode))
-        if recipe.task == INPAINT:
-            if mask is None:
-                raise UserError(EMPTY_MASK)
-            mask = load_mask(mask, picture.size)
-            if recipe.mask not in (None, digest(mask)):
-                raise UserError("This is not the mask that the recipe was made with: choose that one.")
+        if mask is not None:
             given.mask = fit_mask(mask, width, height, mode)
+            if given.mask.getbbox() is None:
+                raise UserError(
+                    "What was painted is cut off: paint nearer to the middle, or fit the picture by padding."
+                )
             given.repainted = token_mask(given.mask, self.checkpoint.vqgan.scale_factor).to(self.device)
         return given
+
+    def _set_back(self, recipe: Recipe, given: Inputs, result: Image.Image) -> Image.Image:
+        """The result within the mask, the picture's own pixels outside of it."""
+        frame = given.frame
+        if frame is None:
+            return composite(given.picture, result, feather(given.mask, recipe.feather))
+        left, top, right, bottom = frame.box
+        whole = frame.picture.copy()
+        whole.paste(result.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        return composite(frame.picture, whole, feather(frame.mask, recipe.feather))
 
     def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
         multiple = self._multiple

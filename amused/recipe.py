@@ -38,6 +38,8 @@ MAX_PROMPT = 10_000
 MAX_SIDE = 2048
 MAX_PIXELS = 1024 * 1024
 SIDE_MULTIPLE = 16
+FITS = ("crop", "pad", "stretch")
+MAX_FEATHER = 64
 MAX_CELLS = MAX_PIXELS // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
 
@@ -59,7 +61,11 @@ class Recipe:
         aesthetic_score: micro-condition, 0 to 10.
         crop: micro-condition, pixels cut at the top and at the left, 0 to 4096.
         width, height: in pixels, multiples of 16; None for the model's own size, or the given picture's.
+        fit: how a given picture is brought to `width` x `height`: "crop", "pad" or "stretch".
         composite: inpainting gives pixels outside the mask back unchanged.
+        feather: pixels within the mask's edge over which the new blends into the old, 0 to 64.
+        only_masked: inpaint a square around the mask at the model's own size and set it back into the picture, which
+            keeps its size and sharpness.
         image, mask: digests (`images.digest`) of the pictures that an image task was given; None asks for no check.
         parent: the recipe, of one seed, whose tokens are varied or touched up.
         share: of the parent's tokens that is masked again at random to vary it, above 0 to 1.
@@ -82,7 +88,10 @@ class Recipe:
     crop: tuple[int, int] = (0, 0)
     width: int | None = None
     height: int | None = None
+    fit: str = "crop"
     composite: bool = True
+    feather: int = 0
+    only_masked: bool = False
     image: str | None = None
     mask: str | None = None
     parent: Recipe | None = None
@@ -113,8 +122,16 @@ class Recipe:
                 raise UserError(f"The {side} must be a multiple of {SIDE_MULTIPLE} pixels.")
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
             raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
-        if not isinstance(self.composite, bool):
-            raise UserError("composite must be true or false.")
+        if self.fit not in FITS:
+            raise UserError(f"A picture can be fitted by one of {', '.join(FITS)}.")
+        for name in ("composite", "only_masked"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be true or false.")
+        set_(self, "feather", whole("feather", self.feather, 0, MAX_FEATHER))
+        if self.task != INPAINT and (self.feather or self.only_masked or not self.composite):
+            raise UserError("Only inpainting has a mask to feather or to work within.")
+        if self.only_masked and (not self.composite or self.width or self.height):
+            raise UserError("Working on the masked part alone keeps the picture's size: give no width and height.")
         for name in ("image", "mask"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value)):

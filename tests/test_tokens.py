@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from test_exactness import grid_mask, picture
 from tiny import tiny_checkpoint
 
@@ -75,6 +76,51 @@ def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
         run(model, parent, picture(64, 2), mask)
     with pytest.raises(amused.UserError, match="not the mask"):
         run(model, parent, image, grid_mask(64, (0, 0, 16, 32)))
+
+
+def blank(mask: Image.Image, image: Image.Image) -> bytes:
+    """What lies outside a mask."""
+    return Image.composite(Image.new("RGB", image.size), image, mask.point(lambda value: 255 if value else 0)).tobytes()
+
+
+@pytest.mark.parametrize("feather", [0, 8])
+def test_the_masked_part_alone_keeps_a_photograph_s_size_and_sharpness(model, feather) -> None:
+    image, mask = picture(300, 1, height=217), Image.new("L", (300, 217))
+    mask.paste(255, (250, 10, 290, 60))
+    recipe = amused.Recipe("inpaint", "a cat", (5,), model="tokens", only_masked=True, feather=feather)
+    (result,) = run(model, recipe, image, mask)
+    assert result.image.size == (300, 217) and result.tokens.shape == (4, 4)
+    assert blank(mask, result.image) == blank(mask, image)
+    assert result.image.tobytes() != image.tobytes()
+
+
+def test_feathering_blends_within_the_mask(model) -> None:
+    image, mask = Image.new("RGB", (64, 64), "white"), grid_mask(64, (16, 16, 48, 48))
+    hard, soft = (
+        run(model, amused.Recipe("inpaint", "a cat", (5,), model="tokens", feather=feather), image, mask)[0].image
+        for feather in (0, 12)
+    )
+    assert blank(mask, soft) == blank(mask, image)
+    edge, centre = (16, 32), (32, 32)
+    assert sum(soft.getpixel(edge)) > sum(hard.getpixel(edge))
+    assert soft.getpixel(centre) == hard.getpixel(centre)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_picture_of_any_shape_is_fitted(model, fit) -> None:
+    image, mask = picture(90, 1, height=200), Image.new("L", (90, 200))
+    mask.paste(255, (40, 90, 50, 110))
+    recipe = amused.Recipe("inpaint", "a cat", (5,), model="tokens", width=64, height=64, fit=fit)
+    (result,) = run(model, recipe, image, mask)
+    assert result.image.size == (64, 64)
+
+
+def test_says_when_the_mask_is_cut_off(model) -> None:
+    image, mask = picture(64, 1, height=200), Image.new("L", (64, 200))
+    mask.paste(255, (0, 0, 9, 9))
+    recipe = amused.Recipe("inpaint", "a cat", (5,), model="tokens", width=64, height=64)
+    with pytest.raises(amused.UserError, match="cut off"):
+        run(model, recipe, image, mask)
 
 
 def test_refuses_cells_outside_the_picture(model) -> None:

@@ -101,7 +101,7 @@ def build(runtime: Runtime) -> None:
         settings: list[Any] = [
             gr.Textbox(value="0", label="seeds"),
             gr.Textbox(value=Recipe.negative_prompt, label="negative_prompt"),
-            gr.Number(value=Recipe.steps, precision=0, label="steps"),
+            gr.Number(value=Recipe.steps, label="steps"),
             gr.Number(value=Recipe.guidance_scale, label="guidance_scale"),
             gr.Number(value=first, label="first_temperature"),
             gr.Number(value=last, label="last_temperature"),
