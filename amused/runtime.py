@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .recipe import TEXT_TO_IMAGE, Recipe
 log = logging.getLogger(__name__)
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
+SIZE_STEP = 32  # pixels: two tokens, for models that halve the grid
 LOADING_SECONDS = 0.2  # between two looks at how a load goes
 PREVIEW_SECONDS = 0.35  # at least this long between two previews
 PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
@@ -200,6 +201,14 @@ class Runtime:
         thread = threading.Thread(target=work, name="warm-up", daemon=True)
         thread.start()
         return thread
+
+    def sized(self, recipe: Recipe, image: Image.Image | None) -> Recipe:
+        """The recipe with a size for a given picture: its own shape, the longer side as the model was made for."""
+        if image is None or recipe.width or recipe.height:
+            return recipe
+        scale = self.get_model(recipe.model).size / max(image.size)
+        width, height = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in image.size)
+        return replace(recipe, width=width, height=height)
 
     def generate(
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None

@@ -59,9 +59,11 @@ class FakeModel:
                 yield Step(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
             made = self.decode(tokens)
             if image is not None:
-                before = np.asarray(image.convert("RGB").resize((self.size, self.size)))
+                size = (recipe.width or self.size, recipe.height or self.size)
+                made = np.asarray(Image.fromarray(made).resize(size))
+                before = np.asarray(image.convert("RGB").resize(size))
                 if mask is not None:
-                    inside = np.asarray(mask.convert("L").resize((self.size, self.size), Image.Resampling.NEAREST)) > 0
+                    inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
                     made = np.where(inside[..., None], made, before)
                 else:
                     made = (before * (1 - recipe.strength) + made * recipe.strength).astype(np.uint8)

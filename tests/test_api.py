@@ -97,6 +97,15 @@ def test_image_to_image_takes_a_picture(client: Client, picture: Path) -> None:
     assert list(made) == ["seed 1", "seed 2"]
 
 
+@pytest.mark.parametrize(("given", "made"), [((1200, 900), (256, 192)), ((64, 64), (256, 256)), ((1, 5000), (32, 256))])
+def test_a_picture_of_any_size_is_worked_on_at_the_models_own(
+    client: Client, tmp_path: Path, given: tuple[int, int], made: tuple[int, int]
+) -> None:
+    Image.new("RGB", given, "teal").save(tmp_path / "picture.png")
+    tiles = client.predict(PROMPT, handle_file(tmp_path / "picture.png"), api_name="/image_to_image")
+    assert Image.open(tiles[0]["image"]).size == made
+
+
 def test_inpaint_changes_only_the_masked_part(client: Client, picture: Path, mask: Path) -> None:
     made = opened(client.predict(PROMPT, handle_file(picture), handle_file(mask), api_name="/inpaint"))
     changed = (made["seed 0"] != np.asarray(Image.open(picture)).astype(int)).any(-1)

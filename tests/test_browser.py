@@ -191,7 +191,7 @@ def test_progress_is_told_and_stop_keeps_what_is_finished(page: Page) -> None:
     set_seeds(page, "text_to_image", "100", 64)
     run(page, "text_to_image")
     status = part(page, "text_to_image", "status")
-    expect(status).to_contain_text(re.compile(r"picture [3-9] of 64, step \d+ of 12, about \d+ s left"))
+    expect(status).to_contain_text(re.compile(r"picture [3-9] of 64, step \d+ of 12, about \d+ (s|min) left"))
     part(page, "text_to_image", "stop").click()
     expect(status).to_contain_text(re.compile(r"Stopped: \d+ pictures of 64 kept"))
     expect(part(page, "text_to_image", "stop")).to_be_hidden()

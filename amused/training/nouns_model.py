@@ -159,9 +159,7 @@ def losses(model: TextToTokens, batch: Batch) -> Tensor:
     index = batch.positions[..., None].expand(-1, -1, features.shape[-1])
     logits = model.transformer.mlm_layer(features.gather(1, index))
     targets = batch.tokens.gather(1, batch.positions)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING
-    )
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
     return loss.view_as(targets)
 
 

@@ -193,22 +193,33 @@ def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes:
     return weighted_kmeans(unique, counts**0.75, codes, rounds=12, seed=0)
 
 
-def train_vqgan(
-    nouns: Nouns, known: Vocabulary, everything: Vocabulary, seconds: float, report: Callable[[str], None]
-) -> VQGAN:
-    """The finished VQ-GAN in fp32; its decoder is trained for `seconds`."""
+def new_vqgan(nouns: Nouns, known: Vocabulary, everything: Vocabulary) -> VQGAN:
+    """A VQ-GAN that is finished but for its decoder."""
     torch.manual_seed(0)
-    rng = random.Random(1)
     model = VQGAN(CONFIG)
     construct_encoder(model)
+    codebook = fit_codebook(nouns, known, everything, CONFIG.num_vq_embeddings)
     with torch.no_grad():
-        model.quantize.embedding.weight.copy_(
-            torch.from_numpy(fit_codebook(nouns, known, everything, CONFIG.num_vq_embeddings))
-        )
+        model.quantize.embedding.weight.copy_(torch.from_numpy(codebook))
     for module in model.decoder.modules():
         if isinstance(module, ResnetBlock):
             nn.init.zeros_(module.conv2.weight)
     resample_only(model)
+    return model
+
+
+def train_decoder(
+    model: VQGAN,
+    nouns: Nouns,
+    known: Vocabulary,
+    everything: Vocabulary,
+    seconds: float,
+    report: Callable[[str], None],
+    seed: int = 1,
+) -> None:
+    """Train the decoder for so long; the rate falls to zero at the end. Tokens stay what they are."""
+    rng = random.Random(seed)
+    model.requires_grad_(True)
     trained = [p for name, p in model.decoder.named_parameters() if not name.startswith(("up_blocks.3", "up_blocks.4"))]
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
     test = sample_art(nouns, known, random.Random(2), 64, accessories=0.2)
@@ -216,7 +227,7 @@ def train_vqgan(
     while (elapsed := time.monotonic() - start) < seconds:
         art = sample_art(nouns, known if step % 4 else everything, rng, 16, accessories=0.3)
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 4 * (1 - elapsed / seconds) + 0.01)
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 2 * (1 - elapsed / seconds) + 0.01)
         loss = F.mse_loss(decode_art(model, nearest_code(model, art)), art)
         optimizer.zero_grad()
         loss.backward()
@@ -228,4 +239,4 @@ def train_vqgan(
                 error = F.mse_loss(decode_art(model, nearest_code(model, test)).clamp(0, 1), test)
             report(f"vqgan step {step}, {elapsed:.0f} s: {-10 * error.log10().item():.2f} dB on new pictures")
     resample_only(model)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)

@@ -27,7 +27,7 @@ from amused.training.nouns_model import Batches, TextToTokens, losses, raw_art, 
 from amused.training.nouns_scores import trait_scores
 from amused.training.nouns_text import new_text_encoder, write_tokenizer
 from amused.training.nouns_vqgan import CONFIG as VQGAN_CONFIG
-from amused.training.nouns_vqgan import train_vqgan
+from amused.training.nouns_vqgan import new_vqgan, train_decoder
 
 
 def arguments() -> argparse.Namespace:
@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--vqgan-seconds", type=float, default=600, help="time for the VQ-GAN's decoder")
+    parser.add_argument("--refine-decoder", action="store_true", help="train the VQ-GAN's decoder on, and stop")
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the averaged weights there as a checkpoint, and stop")
@@ -134,10 +135,15 @@ def train(options: argparse.Namespace) -> None:
     known = known_traits(nouns)
     vqgan = VQGAN(VQGAN_CONFIG)
     weights = folder / "vqgan.safetensors"
-    if not weights.exists():
-        trained = train_vqgan(nouns, known, all_traits(nouns), options.vqgan_seconds, print)
-        save_file(trained.state_dict(), weights)
-    vqgan.load_state_dict(load_file(weights))
+    if weights.exists():
+        vqgan.load_state_dict(load_file(weights))
+    else:
+        vqgan = new_vqgan(nouns, known, all_traits(nouns))
+    if options.refine_decoder or not weights.exists():
+        train_decoder(vqgan, nouns, known, all_traits(nouns), options.vqgan_seconds, print, seed=options.seed + 1)
+        save_atomically(vqgan.state_dict(), weights)
+    if options.refine_decoder:
+        return
     codebook = vqgan.quantize.embedding.weight.detach()
 
     torch.manual_seed(options.seed)

@@ -27,6 +27,7 @@ def build(runtime: Runtime) -> None:
             recipe, image, mask = read()
             for _ in runtime.loading(recipe.model):
                 yield tiles
+            recipe = runtime.sized(recipe, image)
             for event in runtime.generate(recipe, image, mask):
                 if isinstance(event, Finished):
                     tiles = [*tiles, (save_picture(event), f"seed {event.seed}")]

@@ -117,6 +117,7 @@ def sample(runtime: Runtime, former: Run, read: Callable[[], Request]) -> Iterat
         yield page(status=status_line("Starting"), run=run, seeds=write_seeds(recipe))
         for text, share in runtime.loading(recipe.model):
             yield page(status=status_line(text, share))
+        recipe = runtime.sized(recipe, image)
         pace = Pace(len(recipe.seeds))
         shots: tuple[Shot, ...] = ()
         for event in runtime.generate(recipe, image, mask):
