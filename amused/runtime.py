@@ -105,6 +105,8 @@ def load_model(name: str, progress: Progress | None = None) -> Any:
     model = amused.load(name, progress=tell)
     if progress is not None:
         progress(None, f"Loading {name}")
+    if ON_ZERO_GPU:
+        return model  # to be used only in the processes that get a GPU
     # Weights are read at first use, so use it once.
     for _ in model.generate(Recipe(TEXT_TO_IMAGE, "", (0,), model=name, steps=1)):
         pass

@@ -27,7 +27,9 @@ class FakeModel:
 
     traits = TRAITS
 
-    def __init__(self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None):
+    def __init__(
+        self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None
+    ) -> None:
         self.name, self.size, self.step_seconds, self.before_step = name, size, step_seconds, before_step
         cells = np.random.default_rng(1)
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
@@ -70,7 +72,9 @@ class FakeModel:
             yield Picture(index, seed, Image.fromarray(made), tokens)
 
 
-def fake_runtime(step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None) -> Runtime:
+def fake_runtime(
+    step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None
+) -> Runtime:
     """A runtime whose models are fakes: the bundled one, and one that pretends to be a download."""
 
     def load(name: str, progress: Progress | None = None) -> FakeModel:

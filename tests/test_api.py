@@ -147,7 +147,9 @@ def test_a_bad_value_is_refused_in_one_plain_sentence(client: Client, setting: s
     assert "Traceback" not in str(refusal.value) and "/" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n"]
+)
 @pytest.mark.parametrize("name", ["picture.png", "picture.svg", "picture.gif"])
 def test_what_is_no_picture_is_refused_whatever_its_name(
     client: Client, tmp_path: Path, content: bytes, name: str
@@ -170,7 +172,7 @@ def test_raw_json_numbers_are_checked_on_the_server(address: str, number: str) -
         return
     answer = httpx.get(f"{address}gradio_api/call/text_to_image/{joined.json()['event_id']}", timeout=60).text
     assert "event: error" in answer
-    assert "Traceback" not in answer and "File \"" not in answer
+    assert "Traceback" not in answer and 'File "' not in answer
 
 
 def test_files_of_the_server_are_not_pictures(address: str) -> None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
 from fake import fake_runtime
@@ -215,7 +214,9 @@ def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
 def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     box = part(page, "text_to_image", "prompt").get_by_role("textbox")
     before = box.input_value()
-    assert re.fullmatch(r"a pixel art character with .+ glasses, a .+-shaped head and a .+-colored body on a .+", before)
+    assert re.fullmatch(
+        r"a pixel art character with .+ glasses, a .+-shaped head and a .+-colored body on a .+", before
+    )
     part(page, "text_to_image", "examples").get_by_role("button").last.click()
     expect(box).not_to_have_value(before)
     box.fill("")
@@ -318,12 +319,17 @@ def test_a_model_is_chosen_for_every_tab(page: Page) -> None:
 
 
 def test_a_phone_shows_the_result_first_and_never_scrolls_sideways(phone: Page) -> None:
-    for name, task in (("Text to image", "text_to_image"), ("Image to image", "image_to_image"), ("Inpaint", "inpaint")):
+    for name, task in (
+        ("Text to image", "text_to_image"),
+        ("Image to image", "image_to_image"),
+        ("Inpaint", "inpaint"),
+    ):
         open_tab(phone, name)
         gallery = part(phone, task, "gallery").bounding_box()
         prompt = part(phone, task, "prompt").bounding_box()
         assert gallery["y"] < prompt["y"]
         assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+        expect(part(phone, task, "run")).to_be_in_viewport(ratio=1)
 
 
 def test_nothing_is_asked_of_other_machines(browser: Browser, address: str) -> None:

@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for states, log and results")
     parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps of the U-ViT in all")
     parser.add_argument("--cooldown", type=int, default=3_000, help="how many of the last steps decay the rate")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--vqgan-seconds", type=float, default=600, help="time for the VQ-GAN's decoder")
     parser.add_argument("--refine-decoder", action="store_true", help="train the VQ-GAN's decoder on, and stop")
@@ -92,11 +92,11 @@ def evaluate(model: TextToTokens, nouns: Nouns, known: Vocabulary, codebook: Ten
 @torch.no_grad()
 def caption_gain(model: TextToTokens, batches: Batches, known: Vocabulary) -> float:
     """How much lower the cross-entropy is with the caption than without, wholly masked: 0 if captions go unused."""
-    batch = batches.draw(known, 32, varied=0.0, accessories=0.0, dropout=0.0, sampled=64)
+    batch = batches.draw(known, 32, varied=0.0, accessories=0.0, sampled=64)
     batch.inputs.fill_(model.transformer.config.vocab_size - 1)
-    with_caption = losses(model, batch).mean()
+    with_caption, _ = losses(model, batch, guidance_scale=1.0)
     batch.captions = [""] * len(batch.captions)
-    return (losses(model, batch).mean() - with_caption).item()
+    return (losses(model, batch, guidance_scale=1.0)[0].mean() - with_caption.mean()).item()
 
 
 def pack(prefix: str, value: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -169,11 +169,11 @@ def train(options: argparse.Namespace) -> None:
     start, start_step, running = time.monotonic(), step, 0.0
     while step < options.steps:
         vocabulary, mix = stage(step, known)
-        batch = batches.draw(vocabulary, options.batch_size, dropout=0.15, sampled=64, **mix)
+        batch = batches.draw(vocabulary, options.batch_size, sampled=64, **mix)
         rate = learning_rate(step, options)
-        loss = losses(model, batch)
-        batches.note(batch.positions, loss)
-        loss.mean().backward()
+        errors, loss = losses(model, batch, guidance_scale=batches.rng.uniform(2, 12))
+        batches.note(batch.positions, errors)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in updates:
             for group in optimizer.param_groups:
@@ -182,7 +182,7 @@ def train(options: argparse.Namespace) -> None:
             optimizer.zero_grad()
         step += 1
         update_average(average, model, step)
-        running += 0.02 * (loss.mean().item() - running) if running else loss.mean().item()
+        running += 0.02 * (errors.mean().item() - running) if running else errors.mean().item()
         if step % 50 == 0:
             speed = (step - start_step) * options.batch_size / (time.monotonic() - start)
             print(f"step {step}/{options.steps}, loss {running:.3f}, {speed:.1f} pictures a second", flush=True)

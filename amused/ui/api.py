@@ -63,9 +63,7 @@ def build(runtime: Runtime) -> None:
     ) -> Iterator[Tiles]:
         """Redraw a picture after a prompt. A low strength stays close to the picture, 1 starts afresh."""
         settings = (seeds, negative_prompt, steps, guidance_scale, first_temperature, last_temperature, model)
-        yield from stream(
-            lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_picture(image), None)
-        )
+        yield from stream(lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_picture(image), None))
 
     def inpaint(
         prompt: str,

@@ -36,7 +36,7 @@ def launch_options() -> dict[str, Any]:
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],
-        "footer_links": ["api"],
+        "footer_links": ["api", "gradio"],
         "max_file_size": MAX_BYTES,
         "allowed_paths": [],
         "ssr_mode": False,

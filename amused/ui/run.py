@@ -114,15 +114,15 @@ def sample(runtime: Runtime, former: Run, read: Callable[[], Request]) -> Iterat
         recipe, image, mask = read()
         run = replace(former, made=0, wanted=len(recipe.seeds), note="")
         started = time.monotonic()
-        yield page(status=status_line("Starting"), run=run, seeds=write_seeds(recipe))
+        yield page(status=busy_line("Starting"), run=run, seeds=write_seeds(recipe))
         for text, share in runtime.loading(recipe.model):
-            yield page(status=status_line(text, share))
+            yield page(status=busy_line(text, share))
         recipe = runtime.sized(recipe, image)
         pace = Pace(len(recipe.seeds))
         shots: tuple[Shot, ...] = ()
         for event in runtime.generate(recipe, image, mask):
             if isinstance(event, Working):
-                update = page(status=status_line(pace.describe(event), pace.share(event)))
+                update = page(status=busy_line(pace.describe(event), pace.share(event)))
                 if event.preview is not None:
                     update[1] = show(shots, recipe, event)
                 yield update
@@ -144,8 +144,8 @@ def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = 
 
 
 def settle(run: Run) -> list[Any]:
-    note = run.note or f"Stopped: {count_pictures(run.made)} of {run.wanted} kept"
-    return [status_line(note), show(run.shots), gr.Button(visible=False)]
+    stopped = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
+    return [status_line(run.note or stopped), show(run.shots), gr.Button(visible=False)]
 
 
 def explain(error: Exception) -> str:
@@ -226,9 +226,12 @@ def count_pictures(count: int) -> str:
     return "1 picture" if count == 1 else f"{count} pictures"
 
 
-def status_line(text: str, share: float | None = None) -> str:
-    """`share` of the work done draws a bar; the text alone, read out by screen readers, is an ending."""
-    if share is None:
-        return f'<div class="status" role="status"><p>{html.escape(text)}</p></div>'
-    bar = f'<progress max="1" value="{share:.3f}" aria-label="Progress"></progress>'
-    return f'<div class="status"><p>{html.escape(text)}</p>{bar}</div>'
+def status_line(text: str) -> str:
+    """How things stand; read out by screen readers."""
+    return f'<div class="status" role="status"><p>{html.escape(text)}</p></div>'
+
+
+def busy_line(text: str, share: float | None = None) -> str:
+    """What is being done, above a bar of the share done. Not read out: it changes with every step."""
+    value = "" if share is None else f'max="1" value="{share:.3f}"'
+    return f'<div class="status"><p>{html.escape(text)}</p><progress {value} aria-label="Progress"></progress></div>'

@@ -187,7 +187,12 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
                 0.0, 5.0, value=Recipe.temperature[0], step=0.1, label="Temperature", info="Variety, at the first step"
             )
             last_temperature = gr.Slider(
-                0.0, 5.0, value=Recipe.temperature[1], step=0.1, label="Final temperature", info="Variety, at the last step"
+                0.0,
+                5.0,
+                value=Recipe.temperature[1],
+                step=0.1,
+                label="Final temperature",
+                info="Variety, at the last step",
             )
 
     prompt_only: dict[str, Any] = {"outputs": prompt, **AT_ONCE}
