@@ -117,6 +117,11 @@ class Amused:
         self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
         self._colours: Tensor | None = None
 
+    def read_weights(self) -> None:
+        """Read every component now, not when it is first needed."""
+        for name in ("tokenizer", "text_encoder", "transformer", "vqgan"):
+            self._part(name)
+
     # The three tasks.
 
     def text_to_image(self, prompt: str, *, seeds: Sequence[int] = (0,), **options: Any) -> list[Image.Image]:

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .recipe import TEXT_TO_IMAGE, Recipe
+from .recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +105,7 @@ def load_model(name: str, progress: Progress | None = None) -> Any:
     model = amused.load(name, progress=tell)
     if progress is not None:
         progress(None, f"Loading {name}")
-    if ON_ZERO_GPU:
-        return model  # to be used only in the processes that get a GPU
-    # Weights are read at first use, so use it once.
-    for _ in model.generate(Recipe(TEXT_TO_IMAGE, "", (0,), model=name, steps=1)):
-        pass
+    model.read_weights()
     return model
 
 

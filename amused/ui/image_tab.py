@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -29,7 +30,7 @@ def build(runtime: Runtime) -> Panel:
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(IMAGE_TO_IMAGE, "Upload a picture and say what it should become")
         wire(runtime, panel, result, [picture], read)
-    return panel
+    return replace(panel, media=[picture], result=result)
 
 
 def read(picture: Raw | None, *settings: Any) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -35,7 +36,7 @@ def build(runtime: Runtime) -> Panel:
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(INPAINT, "Upload a picture and paint over what should change")
         wire(runtime, panel, result, [drawing], read)
-    return panel
+    return replace(panel, media=[drawing], result=result)
 
 
 def read(drawing: Drawing, *settings: Any) -> Request:

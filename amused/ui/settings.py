@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import gradio as gr
 
+from ..links import join_ranges
 from ..recipe import MAX_GUIDANCE_SCALE, MAX_SEEDS, MAX_STEPS, STRENGTHS, Recipe, parse_seeds, whole
 from ..runtime import Runtime
 from . import prompts
@@ -21,6 +22,8 @@ AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visib
 
 
 RANDOM_SEEDS = 1_000_000  # of the 2**32 there are: short enough to tell somebody
+MAX_SLIDER_TEMPERATURE = 5.0
+MIN_SLIDER_STRENGTH = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,15 @@ class Hints:
 
 @dataclass(frozen=True)
 class Panel:
+    """A tab: `media` are its own picture inputs, first the picture; `result` is what a run fills (run.Result)."""
+
+    task: str
     settings: Settings
     hints: Hints
     run: gr.Button
     stop: gr.Button
+    media: list[Any] = field(default_factory=list)
+    result: Any = None
 
 
 def read_recipe(
@@ -88,6 +96,35 @@ def read_recipe(
         strength=None if task == "text_to_image" else strength,
         model=model,
     )
+
+
+def fill(recipe: Recipe) -> list[Any]:
+    """Updates for `Settings.inputs()` that make them say what the recipe says. Its model must be one that is listed."""
+    seeds, strength = recipe.seeds, inherited(recipe, "strength")
+    in_a_row = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
+    return [
+        recipe.prompt,
+        recipe.negative_prompt,
+        gr.Textbox(value=str(seeds[0]) if in_a_row else join_ranges(seeds), interactive=True),
+        len(seeds),
+        False,
+        recipe.steps,
+        recipe.guidance_scale,
+        *(slide(value, 0.0, MAX_SLIDER_TEMPERATURE) for value in recipe.temperature),
+        gr.skip() if strength is None else slide(strength, MIN_SLIDER_STRENGTH, 1.0),
+        recipe.model,
+    ]
+
+
+def inherited(recipe: Recipe, field: str) -> Any:
+    """A field of the recipe, or where it has none, as a varied picture has no strength, that of the first picture."""
+    value = getattr(recipe, field)
+    return inherited(recipe.parent, field) if value is None and recipe.parent is not None else value
+
+
+def slide(value: float, low: float, high: float) -> gr.Slider:
+    """A slider at this value, with room for one that a link may hold but that the slider does not usually offer."""
+    return gr.Slider(value=value, minimum=min(low, value), maximum=max(high, value))
 
 
 def choose_seeds(text: str, count: float, random_seeds: bool) -> tuple[int, ...]:
@@ -146,7 +183,7 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
             )
         random_seeds = gr.Checkbox(value=True, label="New random seeds for each run", elem_id=f"{task}-random")
         strength = gr.Slider(
-            0.05,
+            MIN_SLIDER_STRENGTH,
             1.0,
             value=STRENGTHS.get(task, 1.0),
             step=0.05,
@@ -184,15 +221,22 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
             )
         with gr.Row():
             first_temperature = gr.Slider(
-                0.0, 5.0, value=Recipe.temperature[0], step=0.1, label="Temperature", info="Variety, at the first step"
+                0.0,
+                MAX_SLIDER_TEMPERATURE,
+                value=Recipe.temperature[0],
+                step=0.1,
+                label="Temperature",
+                info="Variety, at the first step",
+                elem_id=f"{task}-first-temperature",
             )
             last_temperature = gr.Slider(
                 0.0,
-                5.0,
+                MAX_SLIDER_TEMPERATURE,
                 value=Recipe.temperature[1],
                 step=0.1,
                 label="Final temperature",
                 info="Variety, at the last step",
+                elem_id=f"{task}-last-temperature",
             )
 
     prompt_only: dict[str, Any] = {"outputs": prompt, **AT_ONCE}
@@ -215,7 +259,7 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
         strength=strength,
         model=model,
     )
-    return Panel(settings, Hints(examples, words, parts), run, stop)
+    return Panel(task, settings, Hints(examples, words, parts), run, stop)
 
 
 def part_dropdown(task: str, part: str, traits: dict[str, Any] | None) -> gr.Dropdown:
@@ -238,19 +282,20 @@ def model_note(runtime: Runtime, model: str) -> str:
 
 
 def follow_model(runtime: Runtime, panels: list[Panel]) -> None:
-    """A model chosen in one tab is chosen in all, as only one is held in memory, and the hints follow it."""
+    """A model chosen in one tab is chosen in all, as only one is held in memory; a tab's hints follow its model."""
 
-    def choose(model: str) -> list[Any]:
+    def hint(model: str) -> list[Any]:
         traits = traits_of(runtime, model)
         samples = prompts.examples(traits)
-        hints: list[Any] = [
+        return [
+            gr.Dropdown(info=model_note(runtime, model)),
             gr.Dataset(samples=[[text] for text in samples], sample_labels=[prompts.short(text) for text in samples]),
             gr.Accordion(visible=traits is not None),
             *(gr.Dropdown(choices=part_choices(part, traits), value="") for part in prompts.PARTS),
         ]
-        picker = gr.Dropdown(value=model, info=model_note(runtime, model))
-        return [update for _ in panels for update in (picker, *hints)]
 
-    outputs = [part for panel in panels for part in (panel.settings.model, *panel.hints.outputs())]
-    for panel in panels:
-        panel.settings.model.input(choose, panel.settings.model, outputs, **AT_ONCE)
+    pickers = [panel.settings.model for panel in panels]
+    for panel, picker in zip(panels, pickers, strict=True):
+        others = [other for other in pickers if other is not picker]
+        picker.input(lambda model: [model] * (len(pickers) - 1), picker, others, **AT_ONCE)
+        picker.change(hint, picker, [picker, *panel.hints.outputs()], **AT_ONCE)

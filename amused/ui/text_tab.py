@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -19,7 +20,7 @@ def build(runtime: Runtime) -> Panel:
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(TEXT_TO_IMAGE, "Pictures appear here, one by one")
         wire(runtime, panel, result, [], read)
-    return panel
+    return replace(panel, media=[], result=result)
 
 
 def read(*settings: Any) -> Request:
