@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 from amused.errors import UserError
 
@@ -104,7 +105,7 @@ class Recipe:
         set_ = object.__setattr__  # the dataclass is frozen; values are stored in their one canonical type
         set_(self, "prompt", text("prompt", self.prompt))
         set_(self, "negative_prompt", text("negative prompt", self.negative_prompt))
-        seeds = self.seeds if isinstance(self.seeds, Sequence) and not isinstance(self.seeds, str) else ()
+        seeds = tuple(self.seeds) if isinstance(self.seeds, Iterable) and not isinstance(self.seeds, (str, bytes)) else ()
         if not 1 <= len(seeds) <= MAX_SEEDS:
             raise UserError(f"Give 1 to {MAX_SEEDS} seeds.")
         set_(self, "seeds", tuple(whole("seed", seed, 0, MAX_SEED) for seed in seeds))
@@ -200,7 +201,7 @@ def text(name: str, value: object) -> str:
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"The {name} must be a number from {low:g} to {high:g}.")
     if not low <= value <= high:
         raise UserError(f"The {name} must be from {low:g} to {high:g}.")
@@ -210,11 +211,11 @@ def number(name: str, value: object, low: float, high: float) -> float:
 def whole(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, float) and value.is_integer():  # JSON and browsers do not tell 12.0 from 12
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"The {name} must be a whole number from {low} to {high}.")
     if not low <= value <= high:
         raise UserError(f"The {name} must be from {low} to {high}.")
-    return value
+    return int(value)
 
 
 def pair(name: str, value: object) -> tuple[object, object]:

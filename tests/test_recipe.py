@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 from PIL import Image
 
@@ -120,6 +121,7 @@ def test_refuses(changes: dict) -> None:
 
 def test_whole_floats_are_whole_numbers() -> None:
     assert replace(PLAIN, steps=12.0, seeds=[8.0]).steps == 12
+    assert replace(PLAIN, seeds=range(3)).seeds == replace(PLAIN, seeds=numpy.arange(3)).seeds == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
