@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from numbers import Integral, Real
 
 from amused.errors import UserError
@@ -105,7 +106,8 @@ class Recipe:
         set_ = object.__setattr__  # the dataclass is frozen; values are stored in their one canonical type
         set_(self, "prompt", text("prompt", self.prompt))
         set_(self, "negative_prompt", text("negative prompt", self.negative_prompt))
-        seeds = tuple(self.seeds) if isinstance(self.seeds, Iterable) and not isinstance(self.seeds, (str, bytes)) else ()
+        listed = isinstance(self.seeds, Iterable) and not isinstance(self.seeds, (str, bytes))
+        seeds = tuple(islice(self.seeds, MAX_SEEDS + 1)) if listed else ()
         if not 1 <= len(seeds) <= MAX_SEEDS:
             raise UserError(f"Give 1 to {MAX_SEEDS} seeds.")
         set_(self, "seeds", tuple(whole("seed", seed, 0, MAX_SEED) for seed in seeds))
