@@ -1,0 +1,71 @@
+"""One way through: each module imports only from those beneath it, and the page alone knows gradio."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    ["errors"],
+    ["recipe"],
+    ["links", "axes", "sheets", "images", "sampling", "placement"],
+    ["model"],
+    ["checkpoint"],
+    ["pipeline"],
+    ["runtime"],
+    ["ui", "training", "benchmark"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for path in (ROOT / "amused").rglob("*.py") if path.name != "__init__.py")
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, anywhere in it."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_from_beneath(path: Path) -> None:
+    own = path.relative_to(ROOT / "amused").with_suffix("").parts[0]
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] != "diffusers", "diffusers is the tests' oracle"
+        assert parts[0] != "gradio" or own == "ui", "only the page knows gradio"
+        if parts[0] == "amused" and len(parts) > 1 and parts[1] in LEVEL:
+            assert parts[1] == own or LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name}"
+
+
+def test_every_module_has_its_layer() -> None:
+    names = {path.relative_to(ROOT / "amused").with_suffix("").parts[0] for path in FILES}
+    assert names <= set(LEVEL)
+
+
+def test_importing_amused_is_light() -> None:
+    code = "import sys, amused; print(sorted({'torch', 'gradio', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_no_pickles() -> None:
+    for path in FILES:
+        text = path.read_text("utf-8")
+        assert not re.search(r"torch\.(load|save)\(|import pickle", text), path
+
+
+def test_the_readme_s_test_command_is_the_ci_s() -> None:
+    commands = re.findall(r"^python3 -m venv.*$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert len(commands) == 2 and commands[1].endswith("pytest")
