@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from amused.checkpoint import Progress
     from amused.pipeline import Amused, Picture, Step
 
+__version__ = "0.1.0"
 __all__ = ["Amused", "CheckpointError", "Picture", "Recipe", "Step", "UserError", "load"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode
 
@@ -15,12 +16,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from amused.errors import UserError
-from amused.recipe import Recipe, parse_seeds
+from amused.recipe import MAX_CELLS, MAX_DEPTH, Recipe, parse_seeds
 
 VERSION = 1
 PNG_KEY = "amused"
 MAX_QUERY = 20_000
 MAX_METADATA = 100_000
+MAX_CHUNKS = 1000
+MAX_NESTING = MAX_DEPTH + 8
 
 NAMES = {
     "task": "task",
@@ -53,14 +56,18 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What a link or a picture holds: a recipe, the digest of the picture that it gave, and what was passed over."""
+    """What a link or a picture holds: a recipe, the digest of the picture that it gave, and what was passed over.
+
+    `made` says on what kind of device, in which precision and with which versions the picture was made.
+    """
 
     recipe: Recipe
     digest: str | None = None
     ignored: tuple[str, ...] = ()
+    made: str | None = None
 
 
-def to_query(recipe: Recipe, digest: str | None = None) -> str:
+def to_query(recipe: Recipe, digest: str | None = None, made: str | None = None) -> str:
     """The query of a link, without its question mark: short, readable, only what differs from the defaults."""
     pairs = [("v", str(VERSION))]
     for field, name in NAMES.items():
@@ -69,6 +76,8 @@ def to_query(recipe: Recipe, digest: str | None = None) -> str:
             pairs.append((name, write(field, value)))
     if digest is not None:
         pairs.append(("digest", digest))
+    if made is not None:
+        pairs.append(("made", made))
     return urlencode(pairs)
 
 
@@ -101,12 +110,14 @@ def from_query(query: str) -> Shared | None:
         return None
     found: dict[str, object] = {}
     ignored: list[str] = []
-    version, digest = VERSION, None
+    version, digest, made = VERSION, None, None
     for name, text in pairs:
         if name == "v":
             version = text
         elif name == "digest":
             digest = text if is_digest(text) else None
+        elif name == "made":
+            made = text if is_made(text) else None
         elif name not in fields or fields[name] in found:
             ignored.append(name[:40])
         else:
@@ -115,7 +126,7 @@ def from_query(query: str) -> Shared | None:
             except (ValueError, UserError):
                 ignored.append(name)
     check_version(version)
-    return assemble(found, digest, ignored)
+    return assemble(found, digest, ignored, made)
 
 
 def read(field: str, text: str) -> object:
@@ -160,17 +171,17 @@ def from_json(data: object) -> Shared:
         raise UserError("This holds no recipe of aMUSEd.")
     check_version(data.get("version"))
     found = {key: value for key, value in data.items() if key in NAMES}
-    ignored = [str(key)[:40] for key in data if key not in NAMES and key not in ("version", "digest")]
+    ignored = [str(key)[:40] for key in data if key not in NAMES and key not in ("version", "digest", "made")]
     if found.get("parent") is not None:
         found["parent"] = from_json(found["parent"]).recipe
     for key, value in found.items():
         if isinstance(value, list):
             found[key] = tuple(value)
-    digest = data.get("digest")
-    return assemble(found, digest if is_digest(digest) else None, ignored)
+    digest, made = data.get("digest"), data.get("made")
+    return assemble(found, digest if is_digest(digest) else None, ignored, made if is_made(made) else None)
 
 
-def assemble(found: dict[str, object], digest: str | None, ignored: list[str]) -> Shared:
+def assemble(found: dict[str, object], digest: str | None, ignored: list[str], made: str | None) -> Shared:
     """A recipe of the fields found; a field that is out of its range is passed over."""
     if "task" not in found or "prompt" not in found:
         raise UserError("The recipe is damaged: its task or its prompt is missing.")
@@ -181,7 +192,9 @@ def assemble(found: dict[str, object], digest: str | None, ignored: list[str]) -
         except UserError:
             del found[field]
             ignored.append(field)
-    return Shared(Recipe(**found), digest if not ignored else None, tuple(ignored))
+    # Not the picture of what is left of the recipe, unless all that was passed over means nothing here.
+    changed = any(name in NAMES or name in NAMES.values() for name in ignored)
+    return Shared(Recipe(**found), None if changed else digest, tuple(ignored), made)
 
 
 def needed(found: Mapping[str, object]) -> dict[str, object]:
@@ -202,10 +215,19 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 16 and all(char in "0123456789abcdef" for char in value)
 
 
-def png_info(recipe: Recipe, digest: str) -> PngInfo:
-    """Metadata for `Image.save`: the recipe of one picture and the digest of its pixels."""
+def is_made(value: object) -> bool:
+    """For example "cpu float32 amused-0.1.0 torch-2.13.0"."""
+    pattern = r"[a-z]{2,10} (float32|float16|bfloat16) amused-[0-9a-z.]{1,20} torch-[0-9a-z.]{1,20}"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def png_info(recipe: Recipe, digest: str, made: str | None = None) -> PngInfo:
+    """Metadata for `Image.save`: the recipe of one picture, the digest of its pixels, and on what it was made."""
+    data = {**to_json(recipe), "digest": digest}
+    if made is not None:
+        data["made"] = made
     info = PngInfo()
-    info.add_itxt(PNG_KEY, json.dumps({**to_json(recipe), "digest": digest}, ensure_ascii=False))
+    info.add_itxt(PNG_KEY, json.dumps(data, ensure_ascii=False))
     return info
 
 
@@ -214,14 +236,57 @@ def from_png(image: Image.Image) -> Shared | None:
     text = image.info.get(PNG_KEY)
     if not isinstance(text, str):
         return None
+    return parse_json(text)
+
+
+def from_png_file(data: bytes) -> Shared | None:
+    """The recipe in the bytes of a PNG file, or None. Its pixels are not decoded, nor the texts of other programs.
+
+    Raises:
+        UserError: it is no PNG file, or its recipe is damaged.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise UserError("Only PNG files carry recipes: choose one that was downloaded from here.")
+    position = 8
+    head = PNG_KEY.encode() + b"\0\0\0\0\0"  # not compressed, in no language, the keyword not translated
+    for _ in range(MAX_CHUNKS):
+        length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        if len(kind) < 4 or kind in (b"IDAT", b"IEND"):
+            return None
+        if kind == b"iTXt" and data.startswith(head, position + 8):
+            text = data[position + 8 + len(head) : position + 8 + min(length, 4 * MAX_METADATA)]
+            try:
+                return parse_json(text.decode())
+            except UnicodeDecodeError as error:
+                raise UserError("The recipe is damaged.") from error
+        position += 12 + length
+    raise UserError("The picture holds more than a picture: choose one that was downloaded from here.")
+
+
+def parse_json(text: str) -> Shared:
+    """The recipe of a JSON text from anywhere; it is measured before it is parsed."""
     if len(text) > MAX_METADATA:
-        raise UserError("The picture's recipe is too long to be one of ours.")
+        raise UserError("The recipe is too long to be one of ours.")
+    if nesting(text) > MAX_NESTING:
+        raise UserError("The recipe is damaged.")
     try:
         return from_json(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError("The picture's recipe is damaged.") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError("The recipe is damaged.") from error
+
+
+def nesting(text: str) -> int:
+    """How deep the brackets of a JSON text go, those within strings apart."""
+    depth = deepest = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+        if bracket in ("{", "["):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in ("}", "]"):
+            depth -= 1
+    return deepest
 
 
 def join_ranges(numbers: tuple[int, ...]) -> str:
@@ -240,7 +305,7 @@ def split_ranges(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if stop - start > MAX_QUERY:
-            raise ValueError("range too long")
+        if len(numbers) + stop - start >= MAX_CELLS:
+            raise ValueError("more than any picture has")
         numbers.extend(range(start, stop + 1))
     return tuple(numbers)

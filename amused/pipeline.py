@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import amused
 from amused.checkpoint import Checkpoint
 from amused.errors import UserError
 from amused.images import (
@@ -121,6 +122,17 @@ class Amused:
         """Read every component now, not when it is first needed."""
         for name in ("tokenizer", "text_encoder", "transformer", "vqgan"):
             self._part(name)
+
+    @property
+    def made(self) -> str:
+        """What a picture's every bit depends on beside its recipe, in short, to be written down with it."""
+        dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
+        return f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+
+    def prompt_is_cut(self, prompt: str) -> bool:
+        """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
+        tokenizer = self._part("tokenizer")
+        return len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > tokenizer.model_max_length
 
     # The three tasks.
 
@@ -296,7 +308,7 @@ class Amused:
         return composite(frame.picture, whole, feather(frame.mask, recipe.feather))
 
     def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
-        multiple = self._multiple
+        multiple = self.multiple
         width = recipe.width or picture.width // multiple * multiple
         height = recipe.height or picture.height // multiple * multiple
         if width * height > MAX_PIXELS:
@@ -328,14 +340,14 @@ class Amused:
         return repainted.view(tokens.shape).to(self.device)
 
     @property
-    def _multiple(self) -> int:
+    def multiple(self) -> int:
         """Pixels that must divide the width and the height: of one token, or of two where the U-ViT halves the grid."""
         return self.checkpoint.vqgan.scale_factor * (2 if self.checkpoint.transformer.downsample else 1)
 
     def _check_size(self, width: int, height: int) -> None:
-        if width % self._multiple or height % self._multiple:
+        if width % self.multiple or height % self.multiple:
             raise UserError(
-                f"{self.name} makes pictures whose width and height are multiples of {self._multiple} pixels."
+                f"{self.name} makes pictures whose width and height are multiples of {self.multiple} pixels."
             )
 
     def _start(self, recipe: Recipe, given: Inputs, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,6 @@ size, the length of a prompt in tokens) is checked by the pipeline.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -161,6 +160,8 @@ class Recipe:
         if self.share is not None and number("share", self.share, 0, 1) == 0:
             raise UserError("The share must be above 0.")
         if self.cells is not None:
+            if not isinstance(self.cells, Iterable):
+                raise UserError("Give the cells as numbers of the token grid, counted row by row.")
             cells = {whole("cell", cell, 0, MAX_CELLS - 1) for cell in self.cells}
             if not cells:
                 raise UserError("Nothing to touch up: paint over the part that should change.")
@@ -203,7 +204,7 @@ def text(name: str, value: object) -> str:
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value:  # NaN
         raise UserError(f"The {name} must be a number from {low:g} to {high:g}.")
     if not low <= value <= high:
         raise UserError(f"The {name} must be from {low:g} to {high:g}.")

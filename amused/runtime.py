@@ -25,7 +25,7 @@ from .recipe import Recipe
 log = logging.getLogger(__name__)
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
-SIZE_STEP = 32  # pixels: two tokens, for models that halve the grid
+SIZES = {"amused-256": (256, 16), "amused-512": (512, 32)}  # known before they are downloaded: size and multiple
 LOADING_SECONDS = 0.2  # between two looks at how a load goes
 PREVIEW_SECONDS = 0.35  # at least this long between two previews
 PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
@@ -39,12 +39,18 @@ class GivenUpError(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """A model that can be chosen; `download` is its size on the way here, None where nothing is downloaded."""
+    """A model that can be chosen.
+
+    `download` is its size on the way here, None where nothing is downloaded; `size` the side in pixels of the pictures
+    that it was made for, and `multiple` what must divide the sides of others.
+    """
 
     name: str
     about: str
     download: str | None = None
     traits: dict[str, Any] | None = None
+    size: int = 256
+    multiple: int = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,9 @@ def choices() -> list[Choice]:
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
         found.append(Choice(name, "small and quick, comes with this page", traits=traits))
     for name, published in PUBLISHED.items():
-        found.append(Choice(name, f"any subject, {published.download} download", published.download))
+        size, multiple = SIZES[name]
+        about = f"any subject, {published.download} download"
+        found.append(Choice(name, about, published.download, size=size, multiple=multiple))
     return found
 
 
@@ -123,6 +131,7 @@ class Runtime:
         self._model: Any = None
         self._name: str | None = None
         self._lock = threading.Lock()
+        self._paces: dict[str, float] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
         if self.default not in {choice.name for choice in self.models}:
             self.models = [*self.models, Choice(self.default, "chosen at the start")]
@@ -136,6 +145,15 @@ class Runtime:
 
     def is_loaded(self, name: str) -> bool:
         return self._name == name
+
+    def made(self) -> str | None:
+        """What the pictures of the loaded model depend on beside their recipes (`Amused.made`); None before the load."""
+        return getattr(self._model, "made", None)
+
+    def cut(self, recipe: Recipe) -> bool:
+        """Whether a prompt of the recipe is longer than its model reads. Asked once the model is loaded."""
+        model = self.get_model(recipe.model)
+        return any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
 
     def get_model(self, name: str, progress: Progress | None = None) -> Any:
         """The model of that name, loaded once whoever asks first; the former one is freed before another is loaded.
@@ -200,12 +218,23 @@ class Runtime:
         thread.start()
         return thread
 
+    def measures(self, name: str) -> tuple[int, int]:
+        """The side in pixels of a model's pictures and what must divide the sides of others; loads nothing."""
+        with_both = self._model if self._name == name and self._model is not None else self.choice(name)
+        return with_both.size, with_both.multiple
+
+    def pace(self, name: str) -> float | None:
+        """Seconds that a step took in earlier runs of a model, finishing the pictures included, or None."""
+        return self._paces.get(name)
+
     def sized(self, recipe: Recipe, image: Image.Image | None) -> Recipe:
         """The recipe with a size for a given picture: its own shape, the longer side as the model was made for."""
-        if image is None or recipe.width or recipe.height:
+        keeps_its_size = recipe.only_masked or recipe.parent is not None
+        if image is None or recipe.width or recipe.height or keeps_its_size:
             return recipe
-        scale = self.get_model(recipe.model).size / max(image.size)
-        width, height = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in image.size)
+        size, multiple = self.measures(recipe.model)
+        scale = size / max(image.size)
+        width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
         return replace(recipe, width=width, height=height)
 
     def generate(
@@ -213,7 +242,19 @@ class Runtime:
     ) -> Iterator[Working | Finished]:
         """Sample a recipe with its model. Can be closed between any two events; one at a time is the caller's care."""
         self.choice(recipe.model)
-        return self._sample(recipe, image, mask)
+        return self._timed(recipe, self._sample(recipe, image, mask))
+
+    def _timed(self, recipe: Recipe, events: Iterator[Working | Finished]) -> Iterator[Working | Finished]:
+        """Pass events on and learn from them how long a step takes."""
+        began = time.monotonic()
+        try:
+            for event in events:
+                if isinstance(event, Finished):
+                    steps = (recipe.steps - recipe.start) * (event.index + 1)
+                    self._paces[recipe.model] = (time.monotonic() - began) / steps
+                yield event
+        finally:
+            events.close()
 
     def _sample_here(
         self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None

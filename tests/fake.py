@@ -26,6 +26,8 @@ class FakeModel:
     """Obeys the model's interface. A token is a colour; a picture is its 16x16 tokens as squares."""
 
     traits = TRAITS
+    multiple = 32
+    made = "cpu float32 amused-0.1.0 torch-2.13.0"
 
     def __init__(
         self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None
@@ -33,6 +35,9 @@ class FakeModel:
         self.name, self.size, self.step_seconds, self.before_step = name, size, step_seconds, before_step
         cells = np.random.default_rng(1)
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
+
+    def prompt_is_cut(self, prompt: str) -> bool:
+        return len(prompt.split()) > 75
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         pixels = self.size // tokens.shape[0]
@@ -45,14 +50,25 @@ class FakeModel:
             colours[masked.repeat(pixels, 0).repeat(pixels, 1)] = 210
         return Image.fromarray(colours)
 
+    def tokens(self, recipe: Recipe, seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a picture ends with, and when each cell of it is revealed: at 0 where it is there from the start."""
+        random = np.random.default_rng([seed, zlib.crc32(recipe.prompt.encode())])
+        tokens = random.integers(0, 256, (side, side))
+        order = random.random((side, side))
+        if recipe.parent is None:
+            return tokens, order
+        before, _ = self.tokens(recipe.parent, recipe.parent.seeds[0], side)
+        anew = random.random((side, side)) < (recipe.share or 0)
+        if recipe.cells is not None:
+            anew.flat[list(recipe.cells)] = True
+        return np.where(anew, tokens, before), np.where(anew, order, 0)
+
     def generate(
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
     ) -> Iterator[Step | Picture]:
         side = 16
         for index, seed in enumerate(recipe.seeds):
-            random = np.random.default_rng([seed, zlib.crc32(recipe.prompt.encode())])
-            tokens = random.integers(0, 256, (side, side))
-            order = random.random((side, side))
+            tokens, order = self.tokens(recipe, seed, side)
             for step in range(1, recipe.steps + 1):
                 if self.before_step:
                     self.before_step()
@@ -60,7 +76,7 @@ class FakeModel:
                 masked = order > step / recipe.steps
                 yield Step(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
             made = self.decode(tokens)
-            if image is not None:
+            if image is not None and recipe.parent is None:
                 size = (recipe.width or self.size, recipe.height or self.size)
                 made = np.asarray(Image.fromarray(made).resize(size))
                 before = np.asarray(image.convert("RGB").resize(size))

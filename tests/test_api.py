@@ -76,9 +76,9 @@ def opened(tiles: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {caption: np.asarray(image).astype(int) for caption, image in images.items()}
 
 
-def test_the_three_tasks_are_documented_and_nothing_else(client: Client) -> None:
+def test_the_tasks_and_the_recipe_are_documented_and_nothing_else(client: Client) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/text_to_image", "/image_to_image", "/inpaint"}
+    assert set(endpoints) == {"/text_to_image", "/image_to_image", "/inpaint", "/recipe"}
     assert all(endpoint["description"] for endpoint in endpoints.values())
     names = [parameter["parameter_name"] for parameter in endpoints["/text_to_image"]["parameters"]]
     assert names[:4] == ["prompt", "seeds", "negative_prompt", "steps"]

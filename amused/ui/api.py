@@ -12,28 +12,34 @@ import gradio as gr
 
 from ..errors import UserError
 from ..images import load_mask, load_picture
+from ..links import Shared, to_query
 from ..recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from ..runtime import Finished, Runtime
 from .inputs import NO_PICTURE, PictureInput, Raw
-from .run import SAMPLING, Request, explain, save_picture
+from .run import SAMPLING, Request, Shot, completed, explain, finished
+from .sharing import checked, from_text
 
 Tiles = list[tuple[str, str]]  # a file and its caption, "seed 8"
 
 
 def build(runtime: Runtime) -> None:
-    def stream(read: Callable[[], Request]) -> Iterator[Tiles]:
-        tiles: Tiles = []
+    def sampled(read: Callable[[], Request]) -> Iterator[list[Shot]]:
+        shots: list[Shot] = []
         try:
             recipe, image, mask = read()
             for _ in runtime.loading(recipe.model):
-                yield tiles
-            recipe = runtime.sized(recipe, image)
+                yield shots
+            recipe = completed(runtime, recipe, image, mask)
             for event in runtime.generate(recipe, image, mask):
                 if isinstance(event, Finished):
-                    tiles = [*tiles, (save_picture(event), f"seed {event.seed}")]
-                yield tiles
+                    shots = [*shots, finished(event, recipe, True, runtime.made(), None, None)]
+                yield shots
         except Exception as error:
             raise gr.Error(explain(error), print_exception=False) from None
+
+    def stream(read: Callable[[], Request]) -> Iterator[Tiles]:
+        for shots in sampled(read):
+            yield [(shot.path, f"seed {shot.seed}") for shot in shots]
 
     def text_to_image(
         prompt: str,
@@ -45,7 +51,21 @@ def build(runtime: Runtime) -> None:
         last_temperature: float,
         model: str,
     ) -> Iterator[Tiles]:
-        """Make pictures from a prompt: one for each seed of a list such as "8, 15, 100-115", at most 64 in all."""
+        """Make pictures from a prompt.
+
+        Args:
+            prompt: what to draw.
+            seeds: one picture each, as a list with ranges such as "8, 15, 100-115", at most 64 in all.
+            negative_prompt: what should stay out of the picture.
+            steps: sampling steps, 1 to 100; more is slower.
+            guidance_scale: how closely to follow the prompt, 0 to 30.
+            first_temperature: variety at the first step, 0 to 20.
+            last_temperature: variety at the last step, 0 to 20.
+            model: one of those that the page offers.
+
+        Returns:
+            PNG files in the order of the seeds. Each carries its recipe.
+        """
         settings = (seeds, negative_prompt, steps, guidance_scale, first_temperature, last_temperature, model)
         yield from stream(lambda: (recipe_of(TEXT_TO_IMAGE, prompt, None, *settings), None, None))
 
@@ -61,7 +81,23 @@ def build(runtime: Runtime) -> None:
         last_temperature: float,
         model: str,
     ) -> Iterator[Tiles]:
-        """Redraw a picture after a prompt. A low strength stays close to the picture, 1 starts afresh."""
+        """Redraw a picture after a prompt.
+
+        Args:
+            prompt: what to draw.
+            image: the picture to start from.
+            strength: above 0, which stays close to the picture, to 1, which starts afresh.
+            seeds: one picture each, as a list with ranges such as "8, 15, 100-115", at most 64 in all.
+            negative_prompt: what should stay out of the picture.
+            steps: sampling steps, 1 to 100; more is slower.
+            guidance_scale: how closely to follow the prompt, 0 to 30.
+            first_temperature: variety at the first step, 0 to 20.
+            last_temperature: variety at the last step, 0 to 20.
+            model: one of those that the page offers.
+
+        Returns:
+            PNG files in the order of the seeds. Each carries its recipe.
+        """
         settings = (seeds, negative_prompt, steps, guidance_scale, first_temperature, last_temperature, model)
         yield from stream(lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_picture(image), None))
 
@@ -78,7 +114,24 @@ def build(runtime: Runtime) -> None:
         last_temperature: float,
         model: str,
     ) -> Iterator[Tiles]:
-        """Redraw the part of a picture where the mask is white (or opaque, where it has transparency)."""
+        """Redraw a part of a picture; outside the mask it stays, bit by bit.
+
+        Args:
+            prompt: what to draw.
+            image: the picture to start from.
+            mask: a picture that is white, or opaque where it has transparency, where the other is to be redrawn.
+            strength: above 0, which stays close to the picture, to 1, which starts afresh.
+            seeds: one picture each, as a list with ranges such as "8, 15, 100-115", at most 64 in all.
+            negative_prompt: what should stay out of the picture.
+            steps: sampling steps, 1 to 100; more is slower.
+            guidance_scale: how closely to follow the prompt, 0 to 30.
+            first_temperature: variety at the first step, 0 to 20.
+            last_temperature: variety at the last step, 0 to 20.
+            model: one of those that the page offers.
+
+        Returns:
+            PNG files in the order of the seeds. Each carries its recipe.
+        """
 
         def read() -> Request:
             recipe = recipe_of(
@@ -91,6 +144,37 @@ def build(runtime: Runtime) -> None:
             return recipe, picture, load_mask(mask, picture.size)
 
         yield from stream(read)
+
+    def recipe(
+        recipe: str, image: Raw | None = None, mask: Raw | None = None
+    ) -> Iterator[tuple[Tiles, list[dict[str, Any]]]]:
+        """Make exactly the pictures of a recipe, and tell whether they are the same, bit for bit.
+
+        Args:
+            recipe: a link that was copied from the page, its query, or JSON as it stands in a PNG file made here.
+            image: the picture that the recipe starts from; none for text to image.
+            mask: the mask, for inpainting.
+
+        Returns:
+            The pictures, and for each of them its seed, the digest of its pixels, a query that makes it again, and
+            "same": whether its digest is the recipe's, or null where that has none.
+        """
+        shared: Shared | None = None
+
+        def read() -> Request:
+            nonlocal shared
+            shared = from_text(recipe)
+            runtime.choice(shared.recipe.model)
+            if shared.ignored:
+                raise UserError(f"The recipe holds what is not known or not valid: {', '.join(shared.ignored)}.")
+            picture = None if image is None else load_picture(image)
+            return checked(shared.recipe, picture, load_mask(mask, picture.size) if mask and picture else None)
+
+        for shots in sampled(read):
+            yield (
+                [(shot.path, f"seed {shot.seed}") for shot in shots],
+                [describe(shot, shared.digest) for shot in shots],
+            )
 
     with gr.Column(visible=False):
         prompt = gr.Textbox(value="", label="prompt")
@@ -107,6 +191,8 @@ def build(runtime: Runtime) -> None:
             gr.Dropdown([choice.name for choice in runtime.models], value=runtime.default, label="model"),
         ]
         pictures = gr.Gallery(format="png", label="pictures")
+        source = gr.Textbox(label="recipe")
+        results = gr.JSON(label="results")
         trigger = gr.Button()
     for endpoint, inputs in (
         (text_to_image, [prompt, *settings]),
@@ -114,6 +200,16 @@ def build(runtime: Runtime) -> None:
         (inpaint, [prompt, image, mask, strengths[INPAINT], *settings]),
     ):
         trigger.click(endpoint, inputs, pictures, api_name=endpoint.__name__, **SAMPLING)
+    trigger.click(recipe, [source, image, mask], [pictures, results], api_name="recipe", **SAMPLING)
+
+
+def describe(shot: Shot, wanted: str | None) -> dict[str, Any]:
+    return {
+        "seed": shot.seed,
+        "digest": shot.digest,
+        "query": to_query(shot.recipe, shot.digest, shot.made),
+        "same": None if wanted is None else shot.digest == wanted,
+    }
 
 
 def recipe_of(

@@ -49,17 +49,21 @@ class Drawing:
             raise UserError(NO_PICTURE)
         return load_picture(self.background)
 
-    def mask(self, size: tuple[int, int]) -> Image.Image:
-        """White where any layer was painted on, by its opacity whatever its colour."""
+    def painted(self, size: tuple[int, int]) -> Image.Image | None:
+        """White where any layer was painted on, by its opacity whatever its colour; None if none was."""
         painted: Image.Image | None = None
         for layer in self.layers:
             opacity = upright(layer).convert("RGBA").getchannel("A")
             if painted is not None and painted.size == opacity.size:
                 opacity = ImageChops.lighter(painted, opacity)
             painted = opacity
-        if painted is None or painted.getbbox() is None:
+        return None if painted is None or painted.getbbox() is None else load_mask(painted, size)
+
+    def mask(self, size: tuple[int, int]) -> Image.Image:
+        mask = self.painted(size)
+        if mask is None:
             raise UserError(NOTHING_PAINTED)
-        return load_mask(painted, size)
+        return mask
 
 
 class DrawingInput(gr.ImageEditor):

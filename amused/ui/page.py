@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 
 from ..images import MAX_BYTES
 from ..runtime import Runtime
-from . import api, image_tab, inpaint_tab, text_tab
+from . import api, image_tab, inpaint_tab, picks, sharing, text_tab
 from .settings import follow_model
 
 HERE = Path(__file__).parent
@@ -23,9 +24,12 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     """The whole page. Loads no model: what it offers is known from the runtime's choices."""
     with gr.Blocks(title="aMUSEd", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
         gr.Markdown(HEADING, elem_classes="heading")
-        with gr.Tabs():
+        card = sharing.build_card()
+        with gr.Tabs() as tabs:
             panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         follow_model(runtime, panels)
+        tray = picks.build(runtime, tabs, panels).tray
+        sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), tray)
         api.build(runtime)
     return page.queue(max_size=MAX_WAITING)
 
@@ -37,6 +41,7 @@ def launch_options() -> dict[str, Any]:
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],
         "footer_links": ["api", "gradio"],
+        "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
         "max_file_size": MAX_BYTES,
         "allowed_paths": [],
         "ssr_mode": False,

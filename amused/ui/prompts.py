@@ -1,9 +1,18 @@
-"""Words for visitors: prompts made of what a model was trained on, so that nobody has to guess them."""
+"""Words for visitors: prompts made of what a model was trained on, and examples, so that nobody has to guess."""
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from ..recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
+
+FOLDER = Path(__file__).parents[2] / "examples"
+COUNT = 3
 
 PARTS = ("glasses", "head", "body", "background")
 LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds"}
@@ -15,6 +24,32 @@ ANY_MODEL = (
     "a hot air balloon over green hills at dawn",
     "a bowl of ramen, studio photograph",
     "an astronaut riding a horse in a meadow",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one click fills a tab with. `picture` and `mask` are names of files in `FOLDER`; without them the visitor's
+    own stay."""
+
+    task: str
+    model: str
+    label: str
+    prompt: str
+    seeds: str = "0"
+    strength: float | None = None
+    picture: str | None = None
+    mask: str | None = None
+
+
+# Seeds that the authors of the published models show; for the image tabs the visitor brings the picture.
+PUBLISHED = (
+    Example(TEXT_TO_IMAGE, "amused-256", "cowboy", "cowboy", "8"),
+    Example(TEXT_TO_IMAGE, "amused-512", "summer in the mountains", "summer in the mountains", "2"),
+    Example(IMAGE_TO_IMAGE, "amused-256", "apple watercolor", "apple watercolor", "3", 0.7),
+    Example(IMAGE_TO_IMAGE, "amused-512", "winter mountains", "winter mountains", "15"),
+    Example(INPAINT, "amused-256", "a man with glasses", "a man with glasses", "0-19"),
+    Example(INPAINT, "amused-512", "fall mountains", "fall mountains", "0"),
 )
 
 
@@ -49,16 +84,34 @@ def surprise(traits: dict[str, Any] | None, chance: random.Random) -> str:
     return sentence(*(chance.choice(words(traits, part)) for part in PARTS))
 
 
-def examples(traits: dict[str, Any] | None, count: int = 3) -> list[str]:
-    """The same few prompts at each start; with traits, each of them shows a different word of every kind."""
-    if traits is None:
-        return list(ANY_MODEL[:count])
+def examples(task: str, model: str, traits: dict[str, Any] | None) -> list[Example]:
+    """What is offered in a tab for a model, the same at each start: tried examples where there are any."""
+    tried = [example for example in PUBLISHED if (example.task, example.model) == (task, model)]
+    if traits is not None:
+        tried += [example for example in from_folder() if (example.task, example.model) == (task, model)]
+    if tried and (task != TEXT_TO_IMAGE or traits is not None):
+        return tried
+    texts = ANY_MODEL if traits is None else sentences(traits)
+    return [*tried, *(Example(task, model, short(text), text) for text in texts)][:COUNT]
+
+
+@cache
+def from_folder() -> tuple[Example, ...]:
+    """The bundled model's examples, which come with the repository but not with the installed package."""
+    file = FOLDER / "examples.json"
+    if not file.is_file():
+        return ()
+    return tuple(Example(model="nouns", **entry) for entry in json.loads(file.read_text("utf-8")))
+
+
+def sentences(traits: dict[str, Any]) -> list[str]:
+    """Prompts that each show a different word of every kind."""
     chance = random.Random(8)
     columns = []
     for part in PARTS:
         known = words(traits, part)
         chance.shuffle(known)
-        columns.append([known[index % len(known)] for index in range(count)])
+        columns.append([known[index % len(known)] for index in range(COUNT)])
     return [sentence(*row) for row in zip(*columns, strict=True)]
 
 

@@ -1,23 +1,28 @@
 """From a click to a gallery that fills: progress, previews, stopping, and errors that lose nothing.
 
-Knows no task: a tab says how its settings and pictures are read.
+Knows no task: whoever starts a run says how its settings and pictures are read.
 """
 
 from __future__ import annotations
 
 import html
+import io
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from gradio import processing_utils, utils
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..errors import UserError
+from ..images import digest
+from ..links import png_info
 from ..recipe import Recipe
 from ..runtime import Finished, Runtime, Working
 from .settings import AT_ONCE, Panel
@@ -41,11 +46,20 @@ Request = tuple[Recipe, Image.Image | None, Image.Image | None]  # with the pict
 
 @dataclass(frozen=True)
 class Shot:
-    """One finished picture: its file, its seed, and the recipe of the run it belongs to."""
+    """One finished picture: its file, its seed, the recipe of this one seed, and what replays it.
+
+    `image` and `mask` are the files that an image task, or the first of a chain of recipes, was given; `made` says
+    on what the picture was made (`Runtime.made`).
+    """
 
     path: str
     seed: int
     recipe: Recipe
+    digest: str
+    size: tuple[int, int]
+    image: str | None = None
+    mask: str | None = None
+    made: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +72,39 @@ class Run:
     note: str = ""
 
 
+@dataclass
+class Desk:
+    """What the events of one tab tell each other while a run goes on: the same object for all of them."""
+
+    running: bool = False
+    stop: bool = False
+    pressed: list[bool] = field(default_factory=list)  # for each run that waits: whether another one was before it
+
+    def press(self) -> None:
+        self.pressed.append(self.running or bool(self.pressed))
+
+    def begin(self) -> bool:
+        """Whether this run waited for another one, whose pictures it must not take away."""
+        self.running = True
+        return self.pressed.pop(0) if self.pressed else False
+
+    def ask_to_stop(self) -> None:
+        self.stop = self.running or bool(self.pressed)
+
+    def end(self) -> None:
+        self.running = self.stop = False
+
+
 @dataclass(frozen=True)
 class Result:
-    """The components that a run fills."""
+    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how."""
 
     status: gr.HTML
     gallery: gr.Gallery
+    place: gr.Column
     run: gr.State
+    desk: gr.State
+    tag: gr.State
 
 
 def build_result(task: str, hint: str) -> Result:
@@ -75,77 +115,153 @@ def build_result(task: str, hint: str) -> Result:
         format="png",
         columns=2,
         object_fit="contain",
+        allow_preview=False,  # a picture that is picked is shown below, with all that can be done with it
         interactive=False,
-        buttons=["download", "download_all", "fullscreen"],
+        buttons=["download_all", "fullscreen"],
         elem_id=f"{task}-gallery",
         elem_classes="pictures",
     )
-    return Result(status, gallery, gr.State(Run()))
+    place = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
+    return Result(status, gallery, place, gr.State(Run()), gr.State(Desk()), gr.State(True))
 
 
-def wire(runtime: Runtime, panel: Panel, result: Result, media: list[Any], read: Callable[..., Request]) -> None:
-    """Connect a tab: `read(*media, *settings)` gives the request, or raises UserError."""
+def wire(runtime: Runtime, panel: Panel, result: Result, media: list[Any], read: Callable[..., Request]) -> Panel:
+    """Connect a tab: `read(*media, *settings)` gives the request, or raises UserError. Gives the whole panel."""
     inputs = [*media, *panel.settings.inputs()]
+    chance = inputs.index(panel.settings.random_seeds)
+    panel = replace(panel, media=media, result=result, own=media, read=read)
 
-    def run(former: Run, *values: Any) -> Iterator[list[Any]]:
-        yield from sample(runtime, former, lambda: read(*values))
+    def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
+        # Seeds that were written are left alone: the next ones may be being typed.
+        yield from sample(runtime, former, desk, tag, lambda: read(*values), write=bool(values[chance]))
 
-    pressed: list[Any] = [panel.run.click, panel.settings.prompt.submit]
+    connect(panel, [panel.run.click, panel.settings.prompt.submit], run, inputs)
+    panel.stop.click(ask_to_stop, result.desk, [result.status, panel.stop], **AT_ONCE)
+    return panel
+
+
+def connect(
+    panel: Panel,
+    pressed: list[Any],
+    run: Callable[..., Iterator[list[Any]]],
+    inputs: list[Any],
+    also: Sequence[Any] = (),
+) -> None:
+    """Start `run(former run, desk, tag, *inputs)` by any of these events; as often as wanted, one after the other.
+
+    What it yields is for the outputs of `page`, and for those in `also` after them.
+    """
+    result: Result = panel.result
     gr.on(pressed, None, None, [result.status, panel.stop], js=WAITING_JS, show_progress="hidden")
+    gr.on(pressed, lambda desk: desk.press(), result.desk, None, **AT_ONCE)
     running = gr.on(
         pressed,
         run,
-        [result.run, *inputs],
-        [result.status, result.gallery, result.run, panel.settings.seeds],
+        [result.run, result.desk, result.tag, *inputs],
+        [result.status, result.gallery, result.run, panel.settings.seeds, panel.stop, *also],
         show_progress="hidden",
         api_visibility="private",
+        trigger_mode="multiple",
         **SAMPLING,
     )
-    panel.stop.click(None, None, None, cancels=[running], **AT_ONCE)
-    # A run that was stopped cannot say a last word itself, so this says it for every run, however it ended.
+    # However a run ended, and even if it could not say so itself.
     for ended in (running.then, running.failure):
-        ended(settle, result.run, [result.status, result.gallery, panel.stop], **AT_ONCE)
+        ended(settle, [result.run, result.desk], [result.status, result.gallery, panel.stop], **AT_ONCE)
 
 
-def sample(runtime: Runtime, former: Run, read: Callable[[], Request]) -> Iterator[list[Any]]:
-    """Make the pictures of a request, telling the page after each step."""
+def sample(
+    runtime: Runtime,
+    former: Run,
+    desk: Desk,
+    tag: bool,
+    read: Callable[[], Request],
+    append: bool = False,
+    write: bool = False,
+) -> Iterator[list[Any]]:
+    """Make the pictures of a request, telling the page after each step.
+
+    Args:
+        tag: put the recipe into the files.
+        append: add to the pictures that are there, as a run does that waited for another one.
+        write: put the seeds into their field.
+    """
+    append = desk.begin() or append
     run = former
     try:
         recipe, image, mask = read()
         run = replace(former, made=0, wanted=len(recipe.seeds), note="")
         started = time.monotonic()
-        yield page(status=busy_line("Starting"), run=run, seeds=write_seeds(recipe))
+        seeds = write_seeds(recipe) if write else None
+        yield page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True))
         for text, share in runtime.loading(recipe.model):
+            if desk.stop:
+                break
             yield page(status=busy_line(text, share))
-        recipe = runtime.sized(recipe, image)
-        pace = Pace(len(recipe.seeds))
-        shots: tuple[Shot, ...] = ()
-        for event in runtime.generate(recipe, image, mask):
-            if isinstance(event, Working):
-                update = page(status=busy_line(pace.describe(event), pace.share(event)))
-                if event.preview is not None:
-                    update[1] = show(shots, recipe, event)
-                yield update
-                continue
-            shots = (*shots, Shot(save_picture(event), event.seed, recipe))
-            run = replace(run, shots=shots, made=len(shots))
-            yield page(gallery=show(shots, recipe), run=run)
-        run = replace(run, note=f"{count_pictures(len(shots))} in {describe_seconds(time.monotonic() - started)}")
-        yield page(run=run)
+        shots: tuple[Shot, ...] = former.shots if append else ()
+        if not desk.stop:
+            source = save_source(image), save_source(mask)
+            recipe = completed(runtime, recipe, image, mask)
+            pace = Pace(len(recipe.seeds))
+            total = len(shots) + len(recipe.seeds)
+            with closing(runtime.generate(recipe, image, mask)) as events:
+                for event in events:
+                    if isinstance(event, Working):
+                        update = page(status=busy_line(pace.describe(event), pace.share(event)))
+                        if event.preview is not None:
+                            update[1] = show(shots, total, event)
+                        yield update
+                    else:
+                        shots = (*shots, finished(event, recipe, tag, runtime.made(), *source))
+                        run = replace(run, shots=shots, made=run.made + 1)
+                        yield page(gallery=show(shots, total), run=run)
+                    if desk.stop:
+                        break
+        if desk.stop:
+            note = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
+        else:
+            note = f"{count_pictures(run.made)} in {describe_seconds(time.monotonic() - started)}"
+            if runtime.cut(recipe):
+                note += ". The prompt is longer than the model reads: its end was left out"
+        yield page(run=replace(run, note=note))
     except Exception as error:
         sentence = explain(error)
         yield page(run=replace(run, note=sentence))
         raise gr.Error(sentence, print_exception=False) from None
+    finally:
+        desk.end()
 
 
-def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = None) -> list[Any]:
+def completed(runtime: Runtime, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
+    """The recipe with all that it takes to replay it: the size, and the digests of what it was given."""
+    if recipe.parent is not None or image is None:
+        return recipe
+    recipe = runtime.sized(recipe, image)
+    given = None if mask is None else recipe.mask or digest(mask)
+    return replace(recipe, image=recipe.image or digest(image), mask=given)
+
+
+def finished(event: Finished, recipe: Recipe, tag: bool, made: str | None, image: str | None, mask: str | None) -> Shot:
+    recipe, pixels = recipe.with_seeds([event.seed]), bare(event.image)
+    name = digest(pixels)
+    path = save_picture(event, png_info(recipe, name, made) if tag else None)
+    return Shot(path, event.seed, recipe, name, pixels.size, image, mask, made)
+
+
+def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = None, stop: Any = None) -> list[Any]:
     """What changes on the page; the rest stays as it is."""
-    return [gr.skip() if value is None else value for value in (status, gallery, run, seeds)]
+    return [gr.skip() if value is None else value for value in (status, gallery, run, seeds, stop)]
 
 
-def settle(run: Run) -> list[Any]:
-    stopped = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
-    return [status_line(run.note or stopped), show(run.shots), gr.Button(visible=False)]
+def ask_to_stop(desk: Desk) -> list[Any]:
+    desk.ask_to_stop()
+    return [busy_line("Stopping"), gr.Button(visible=False)]
+
+
+def settle(run: Run, desk: Desk) -> list[Any]:
+    if desk.running:  # the next run is at work already
+        return [gr.skip(), gr.skip(), gr.skip()]
+    waiting = gr.Button(visible=bool(desk.pressed))
+    return [status_line(run.note or "Stopped"), show(run.shots), waiting]
 
 
 def explain(error: Exception) -> str:
@@ -163,24 +279,40 @@ def explain(error: Exception) -> str:
 # Pictures
 
 
-def show(shots: tuple[Shot, ...], recipe: Recipe | None = None, working: Working | None = None) -> gr.Gallery:
+def show(shots: tuple[Shot, ...], total: int | None = None, working: Working | None = None) -> gr.Gallery:
     """The gallery of the finished pictures and, where one is being made, of the picture so far."""
     tiles: list[tuple[Any, str]] = [(shot.path, f"seed {shot.seed}") for shot in shots]
     if working is not None and working.preview is not None:
         tiles.append((save_preview(working.preview), f"seed {working.seed}"))
-    total = len(recipe.seeds) if recipe is not None else len(tiles)
-    return gr.Gallery(value=tiles, columns=columns_for(total))
+    return gr.Gallery(value=tiles, columns=columns_for(total or len(tiles)))
 
 
 def columns_for(total: int) -> int:
     return 1 if total <= 1 else 2 if total <= 4 else 3 if total <= 9 else 4 if total <= 32 else 6
 
 
-def save_picture(picture: Finished) -> str:
-    # From the bare pixels: Gradio writes every text in `info` into the file, those of a visitor's own picture too.
-    image = Image.fromarray(np.asarray(picture.image.convert("RGB")))
-    name = f"amused-seed-{picture.seed}"
-    return processing_utils.save_pil_to_cache(image, cache_dir=utils.get_upload_folder(), name=name, format="png")
+def bare(image: Image.Image) -> Image.Image:
+    """Nothing but the pixels: files would also tell what is in `info`, of a visitor's own picture too."""
+    return Image.fromarray(np.asarray(image.convert("RGB")))
+
+
+def save_picture(picture: Finished, info: PngInfo | None = None) -> str:
+    return save_file(png_bytes(bare(picture.image), info), f"amused-seed-{picture.seed}.png")
+
+
+def save_source(image: Image.Image | None) -> str | None:
+    """A picture or mask that was given, for those that want to go on from a result of it."""
+    return None if image is None else save_file(png_bytes(image, compress_level=1), "given.png")
+
+
+def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info, **options)
+    return buffer.getvalue()
+
+
+def save_file(content: bytes, name: str) -> str:
+    return processing_utils.save_bytes_to_cache(content, name, utils.get_upload_folder())
 
 
 def save_preview(image: Image.Image) -> str:

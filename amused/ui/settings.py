@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -60,7 +62,10 @@ class Hints:
 
 @dataclass(frozen=True)
 class Panel:
-    """A tab: `media` are its own picture inputs, first the picture; `result` is what a run fills (run.Result)."""
+    """A tab: `media` are its own picture inputs, first the picture; `result` is what a run fills (run.Result).
+
+    `read(*own, *settings)` gives what its button would run.
+    """
 
     task: str
     settings: Settings
@@ -69,6 +74,8 @@ class Panel:
     stop: gr.Button
     media: list[Any] = field(default_factory=list)
     result: Any = None
+    own: list[Any] = field(default_factory=list)
+    read: Callable[..., Any] | None = None
 
 
 def read_recipe(
@@ -143,10 +150,10 @@ def choose_seeds(text: str, count: float, random_seeds: bool) -> tuple[int, ...]
 def build_panel(task: str, runtime: Runtime) -> Panel:
     """Everything below a tab's own picture inputs, in the order in which it is used."""
     traits = runtime.choice(runtime.default).traits
-    samples = prompts.examples(traits)
+    samples = prompts.examples(task, runtime.default, traits)
 
     prompt = gr.Textbox(
-        value=samples[0],
+        value=samples[0].prompt,
         label="Prompt",
         lines=3,
         max_lines=8,
@@ -160,16 +167,16 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
         surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
         examples = gr.Dataset(
             components=["textbox"],
-            samples=[[text] for text in samples],
-            sample_labels=[prompts.short(text) for text in samples],
+            samples=[[example.prompt] for example in samples],
+            sample_labels=[example.label for example in samples],
+            type="index",
             show_label=False,
             container=False,
             scale=1,
             elem_id=f"{task}-examples",
         )
-    with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as words:
-        with gr.Row():
-            parts = [part_dropdown(task, part, traits) for part in prompts.PARTS]
+    with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as words, gr.Row():
+        parts = [part_dropdown(task, part, traits) for part in prompts.PARTS]
     with gr.Group():
         with gr.Row():
             count = gr.Slider(1, MAX_SEEDS, value=4, step=1, label="Pictures", elem_id=f"{task}-count")
@@ -241,7 +248,6 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
 
     prompt_only: dict[str, Any] = {"outputs": prompt, **AT_ONCE}
     surprise.click(lambda name: prompts.surprise(traits_of(runtime, name), random.Random()), model, **prompt_only)
-    examples.click(lambda sample: sample[0], examples, **prompt_only)
     for dropdown in parts:
         dropdown.input(prompts.sentence, parts, **prompt_only)
     random_seeds.change(lambda on: gr.Textbox(interactive=not on), random_seeds, seeds, **AT_ONCE)
@@ -284,12 +290,14 @@ def model_note(runtime: Runtime, model: str) -> str:
 def follow_model(runtime: Runtime, panels: list[Panel]) -> None:
     """A model chosen in one tab is chosen in all, as only one is held in memory; a tab's hints follow its model."""
 
-    def hint(model: str) -> list[Any]:
+    def hint(task: str, model: str) -> list[Any]:
         traits = traits_of(runtime, model)
-        samples = prompts.examples(traits)
+        samples = prompts.examples(task, model, traits)
         return [
             gr.Dropdown(info=model_note(runtime, model)),
-            gr.Dataset(samples=[[text] for text in samples], sample_labels=[prompts.short(text) for text in samples]),
+            gr.Dataset(
+                samples=[[example.prompt] for example in samples], sample_labels=[example.label for example in samples]
+            ),
             gr.Accordion(visible=traits is not None),
             *(gr.Dropdown(choices=part_choices(part, traits), value="") for part in prompts.PARTS),
         ]
@@ -298,4 +306,4 @@ def follow_model(runtime: Runtime, panels: list[Panel]) -> None:
     for panel, picker in zip(panels, pickers, strict=True):
         others = [other for other in pickers if other is not picker]
         picker.input(lambda model: [model] * (len(pickers) - 1), picker, others, **AT_ONCE)
-        picker.change(hint, picker, [picker, *panel.hints.outputs()], **AT_ONCE)
+        picker.change(partial(hint, panel.task), picker, [picker, *panel.hints.outputs()], **AT_ONCE)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from ..recipe import TEXT_TO_IMAGE
 from ..runtime import Runtime
+from . import examples, grid_panel
 from .run import Request, build_result, wire
 from .settings import Panel, build_panel, read_recipe
 
@@ -17,10 +17,15 @@ def build(runtime: Runtime) -> Panel:
     with gr.Tab("Text to image", id=TEXT_TO_IMAGE), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
             panel = build_panel(TEXT_TO_IMAGE, runtime)
+            controls = gr.Column()
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(TEXT_TO_IMAGE, "Pictures appear here, one by one")
-        wire(runtime, panel, result, [], read)
-    return replace(panel, media=[], result=result)
+            sheet = grid_panel.build_sheet(TEXT_TO_IMAGE)
+        panel = wire(runtime, panel, result, [], read)
+        with controls:
+            grid_panel.build(runtime, panel, sheet, [], read)
+        examples.offer(runtime, panel, [], lambda *_: [])
+    return panel
 
 
 def read(*settings: Any) -> Request:

@@ -1,0 +1,478 @@
+"""The tools around a picture, in a real browser: masks and their cells, shapes, grids, examples.
+
+Runs against a fast stand-in, and against the bundled checkpoint where it is there.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake import fake_runtime
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Locator, Page, expect
+from test_browser import MODELS, browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
+
+from amused.errors import UserError
+from amused.images import digest, load_mask, load_picture
+from amused.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
+from amused.runtime import Choice, Runtime
+from amused.ui import image_tab, inpaint_tab, mask_tools, prompts
+from amused.ui.inputs import Drawing
+from amused.ui.page import build_page, launch_options
+
+__all__ = ["browser"]  # a fixture
+
+SETTINGS = ("a fox", "", "0", 1, False, 12, 10.0, 2.0, 0.0)  # up to strength and model
+NO_BOX = (0, 0, 0, 0)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        runtime = fake_runtime(step_seconds=0.01) if request.param == "fake" else Runtime(default="nouns")
+        page = build_page(runtime)
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        yield url
+        page.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 1280, 900)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures whose every pixel differs from its neighbours, and of masks."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, size in (("square", (256, 256)), ("wide", (600, 300))):
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    y, x = np.mgrid[:900, :1300]  # no noise: an editor sends all of a picture at every stroke
+    Image.fromarray(np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], -1).astype(np.uint8)).save(
+        folder / "large.png"
+    )
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).rectangle((96, 96, 127, 127), fill=255)
+    mask.save(folder / "mask.png")
+    return folder
+
+
+def choose(page: Page, task: str, name: str, file: Path) -> None:
+    """Put a file into an input, and wait until it is seen there."""
+    place = part(page, task, name)
+    place.locator("input[type=file]").first.set_input_files(file)
+    if name == "drawing":
+        expect(place.get_by_text("Upload an image")).to_be_hidden()
+    else:
+        expect(place.locator("img")).to_be_visible()
+
+
+def unfold(page: Page, task: str, name: str) -> None:
+    part(page, task, name).get_by_role("button").first.click()
+
+
+def set_slider(page: Page, task: str, name: str, value: int) -> None:
+    box = part(page, task, name).get_by_role("spinbutton")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def paint(page: Page) -> None:
+    """A short stroke through the middle of the picture."""
+    editor = part(page, INPAINT, "drawing")
+    canvas = editor.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=6)
+    page.mouse.up()
+    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+
+
+def shown(page: Page, place: Locator) -> Image.Image:
+    return Image.open(io.BytesIO(page.request.get(place.locator("img").first.get_attribute("src")).body()))
+
+
+def number_of_cells(page: Page) -> int:
+    return int(re.search(r"repainted: (\d+) of", part(page, INPAINT, "cells").inner_text())[1])
+
+
+def open_inpainting(page: Page, picture: Path) -> None:
+    open_tab(page, "Inpaint")
+    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
+    choose(page, INPAINT, "drawing", picture)
+
+
+# Inpaint
+
+
+def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, pictures: Path) -> None:
+    open_inpainting(page, pictures / "square.png")
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_be_hidden()
+    paint(page)
+    expect(cells).to_contain_text(re.compile(r"Will be repainted: \d+ of 256 cells"))
+    first = number_of_cells(page)
+    assert 2 <= first <= 24
+    part(page, INPAINT, "inverted").get_by_role("checkbox").check()
+    expect(cells).not_to_contain_text(f"repainted: {first} of")
+    # Cells that the stroke covers in part belong to both.
+    assert 256 - first <= number_of_cells(page) < 256
+    part(page, INPAINT, "drawing").get_by_role("button", name="Undo").click()
+    expect(cells).to_be_hidden()
+
+
+def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
+    open_inpainting(page, pictures / "square.png")
+    unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "mask", pictures / "mask.png")
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_contain_text("Will be repainted: 4 of 256 cells")
+    before = np.asarray(Image.open(pictures / "square.png")).astype(int)
+    set_seeds(page, INPAINT, "3", 1)
+    inside = np.zeros((256, 256), dtype=bool)
+    inside[96:128, 96:128] = True
+    for inverted in (False, True):
+        part(page, INPAINT, "inverted").get_by_role("checkbox").set_checked(inverted)
+        expect(cells).to_contain_text(f"Will be repainted: {252 if inverted else 4} of 256 cells")
+        run(page, INPAINT)
+        expect(part(page, INPAINT, "stop")).to_be_visible()
+        expect_done(page, INPAINT, 1)
+        changed = (pixels(page, INPAINT)["seed 3"] != before).any(-1)
+        repainted = ~inside if inverted else inside
+        assert changed[repainted].mean() > 0.9
+        assert not changed[~repainted].any()
+
+
+def test_a_box_for_those_who_cannot_draw(page: Page, pictures: Path) -> None:
+    open_inpainting(page, pictures / "square.png")
+    unfold(page, INPAINT, "elsewhere")
+    for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
+        set_slider(page, INPAINT, name, value)
+    expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 32 of 256 cells")
+
+
+def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, pictures: Path) -> None:
+    with page.expect_response(re.compile("/picture[.]png")):  # the reduced copy is in the editor
+        open_inpainting(page, pictures / "large.png")
+    paint(page)
+    part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_contain_text("of 256 cells")
+    set_slider(page, INPAINT, "feather", 8)
+    set_seeds(page, INPAINT, "3", 1)
+    run(page, INPAINT)
+    expect_done(page, INPAINT, 1)
+    before = np.asarray(Image.open(pictures / "large.png")).astype(int)
+    made = pixels(page, INPAINT)["seed 3"]
+    assert made.shape == before.shape
+    changed = (made != before).any(-1)
+    assert changed[440:460, 640:660].mean() > 0.9
+    assert not changed[:200].any() and not changed[:, :300].any()
+
+
+def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
+    picture, file = pictures / "square.png", pictures / "mask.png"
+    recipe, image, mask = inpaint_tab.read(
+        Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, "nouns"
+    )
+    assert (recipe.image, recipe.mask) == (digest(load_picture(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
+    assert (recipe.feather, recipe.only_masked) == (4, True)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 0, 5, 5), (0, 0, 101, 5), (0, 0, -1, 5), ("0", 0, 5, 5), (None,) * 4])
+def test_a_box_that_is_none_is_refused(box: tuple) -> None:
+    with pytest.raises(UserError, match="of the box must be"):
+        mask_tools.draw_box((64, 64), box)
+
+
+def test_masks_of_every_kind() -> None:
+    size = (64, 32)
+    strokes = Image.new("RGBA", size)
+    strokes.putpixel((5, 5), (0, 0, 0, 1))  # black, hardly seen
+    other = Image.new("RGBA", size)
+    other.putpixel((60, 30), (255, 255, 255, 255))
+    nothing = Drawing(b"", ())
+    both = Drawing(b"", (png(strokes), png(other)))
+    mask = mask_tools.build_mask(size, both, None, NO_BOX, False)
+    assert np.argwhere(np.asarray(mask)).tolist() == [[5, 5], [30, 60]]
+    assert mask_tools.build_mask(size, nothing, None, (0, 0, 100, 100), False).getextrema() == (255, 255)
+    assert np.argwhere(np.asarray(mask_tools.build_mask(size, nothing, None, (100, 100, 1, 1), False))).tolist() == [
+        [31, 63]
+    ]
+    with pytest.raises(UserError, match="Nothing to repaint"):
+        mask_tools.build_mask(size, nothing, None, NO_BOX, True)
+    with pytest.raises(UserError, match="mask is empty"):
+        mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
+    with pytest.raises(UserError, match="nothing is left"):
+        mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
+
+
+def test_one_pixel_is_one_cell() -> None:
+    runtime = fake_runtime()
+    picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
+    mask.putpixel((17, 40), 255)
+    recipe = runtime.sized(Recipe(INPAINT, "", (0,)), picture)
+    assert mask_tools.preview(recipe, picture, mask, 256)[1:] == (1, 256)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Image to image
+
+
+def test_what_the_model_will_see_follows_shape_and_fit(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    seen = part(page, IMAGE_TO_IMAGE, "seen")
+    expect(seen).to_be_hidden()
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    expect(seen).to_contain_text("What the model sees: 256 x 128")
+    part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
+    page.get_by_role("option", name="Square", exact=True).click()
+    expect(seen).to_contain_text("What the model sees: 256 x 256")
+    former = seen.locator("img").get_attribute("src")
+    part(page, IMAGE_TO_IMAGE, "fit").get_by_role("radio", name="Pad").check()
+    expect(seen.locator("img")).not_to_have_attribute("src", former)
+    corner = np.asarray(shown(page, seen).convert("RGB"))[:32]
+    assert corner.min() > 250  # white above the picture
+    set_seeds(page, IMAGE_TO_IMAGE, "3", 1)
+    run(page, IMAGE_TO_IMAGE)
+    expect_done(page, IMAGE_TO_IMAGE, 1)
+    assert pixels(page, IMAGE_TO_IMAGE)["seed 3"].shape == (256, 256, 3)
+
+
+def test_a_picture_keeps_its_shape_and_is_compared_with_the_result(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
+    run(page, IMAGE_TO_IMAGE)
+    expect_done(page, IMAGE_TO_IMAGE, 2)
+    made = pixels(page, IMAGE_TO_IMAGE)
+    assert made["seed 3"].shape == (128, 256, 3)
+    page.get_by_role("button", name="Before and after").click()
+    sides = part(page, IMAGE_TO_IMAGE, "compare").locator("img")
+    expect(sides).to_have_count(2)
+    assert (compared(page) == made["seed 3"]).all()
+    tiles(page, IMAGE_TO_IMAGE).nth(1).click()
+    expect(part(page, IMAGE_TO_IMAGE, "compare").locator("img[src*=seed-4]")).to_have_count(1)
+    assert (compared(page) == made["seed 4"]).all()
+
+
+def compared(page: Page) -> np.ndarray:
+    """The result in the slider: the side that is not the picture before it."""
+    sources = [img.get_attribute("src") for img in part(page, IMAGE_TO_IMAGE, "compare").locator("img").all()]
+    (result,) = [source for source in sources if "amused-seed" in source]
+    return np.asarray(Image.open(io.BytesIO(page.request.get(result).body())).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("shape", list(image_tab.SHAPES))
+@pytest.mark.parametrize("choice", [Choice("a", "", size=256, multiple=16), Choice("b", "", size=512, multiple=32)])
+def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
+    width, height = image_tab.sides(shape, choice.size, choice.multiple)
+    if shape != image_tab.OWN_SHAPE:
+        assert max(width, height) == choice.size
+        assert width % choice.multiple == height % choice.multiple == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (511, 513), (3000, 2000)])
+def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
+    runtime = fake_runtime()
+    picture = png(Image.new("RGB", size, "teal"))
+    recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, "nouns")
+    assert image.size == size and recipe.image == digest(image)
+    sized = runtime.sized(recipe, image)
+    assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
+
+
+# Grid
+
+
+def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
+    unfold(page, TEXT_TO_IMAGE, "grid")
+    told = part(page, TEXT_TO_IMAGE, "grid-told")
+    expect(told).to_contain_text("9 pictures")
+    part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox").fill("2, 4, 6")
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
+    expect(told).to_contain_text("6 pictures")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 6)
+    assert [tile.inner_text().strip() for tile in tiles(page, TEXT_TO_IMAGE).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
+    sheet = part(page, TEXT_TO_IMAGE, "sheet")
+    expect(sheet.locator("img")).to_be_visible()
+    image = shown(page, sheet)
+    assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
+    # Now that a run has shown the pace, the time is told too.
+    expect(told).to_contain_text(re.compile(r"6 pictures, about \d+ s"))
+
+
+def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
+    unfold(page, TEXT_TO_IMAGE, "grid")
+    values = part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox")
+    values.fill("four")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("Give the values of steps as numbers")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of steps as numbers")
+    expect(part(page, TEXT_TO_IMAGE, "stop")).to_be_hidden()
+    expect(values).to_have_value("four")
+
+
+def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
+    unfold(page, TEXT_TO_IMAGE, "grid")
+    part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox").fill("8, 9, 10, 11")
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("0-15")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    status = part(page, TEXT_TO_IMAGE, "status")
+    expect(status).to_contain_text(re.compile(r"picture [3-9] of 64, step \d+ of \d+"))
+    part(page, TEXT_TO_IMAGE, "stop").click()
+    expect(status).to_contain_text(re.compile(r"Stopped: \d+ pictures of 64 kept"))
+    kept = int(re.search(r"Stopped: (\d+)", status.inner_text())[1])
+    assert 2 <= kept < 64
+    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(kept)
+    expect(part(page, TEXT_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+
+
+def test_a_grid_of_strengths_in_image_to_image(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    unfold(page, IMAGE_TO_IMAGE, "grid")
+    part(page, IMAGE_TO_IMAGE, "across").get_by_role("combobox").click()
+    page.get_by_role("option", name="strength", exact=True).click()
+    values = part(page, IMAGE_TO_IMAGE, "across-values").get_by_role("textbox")
+    expect(values).to_have_value("0.3, 0.5, 0.7, 0.9")
+    values.fill("0.3, 0.9")
+    part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
+    expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
+    part(page, IMAGE_TO_IMAGE, "grid-make").click()
+    expect_done(page, IMAGE_TO_IMAGE, 2)
+    expect(part(page, IMAGE_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+
+
+# Examples
+
+
+def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
+    for name, task in (("Text to image", TEXT_TO_IMAGE), ("Image to image", IMAGE_TO_IMAGE), ("Inpaint", INPAINT)):
+        open_tab(page, name)
+        if task == INPAINT:
+            part(page, task, "drawing").locator("canvas").first.wait_for()
+        example = prompts.examples(task, "nouns", {})[1]
+        part(page, task, "examples").get_by_role("button", name=example.label).click()
+        expect(part(page, task, "prompt").get_by_role("textbox")).to_have_value(example.prompt)
+        expect(part(page, task, "seeds").get_by_role("textbox")).to_have_value(example.seeds)
+        if task == IMAGE_TO_IMAGE:
+            expect(part(page, task, "seen")).to_contain_text("256 x 256")
+        if task == INPAINT:
+            expect(part(page, task, "cells")).to_contain_text("of 256 cells")
+        run(page, task)
+        expect_done(page, task, 1)
+        assert list(pixels(page, task)) == [f"seed {example.seeds}"]
+
+
+def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
+    for task in (TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT):
+        examples = prompts.examples(task, "nouns", {})
+        assert len(examples) >= 2
+        for example in examples:
+            if task != TEXT_TO_IMAGE:
+                picture = load_picture(prompts.FOLDER / example.picture)
+                assert picture.size == (256, 256)
+            if task == INPAINT:
+                assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()
+    assert sum(file.stat().st_size for file in prompts.FOLDER.iterdir()) < 300_000
+
+
+def test_the_published_models_bring_their_own_examples() -> None:
+    def first(task: str, model: str) -> tuple[str, str]:
+        example = prompts.examples(task, model, None)[0]
+        return example.prompt, example.seeds
+
+    assert first(TEXT_TO_IMAGE, "amused-256") == ("cowboy", "8")
+    assert first(TEXT_TO_IMAGE, "amused-512") == ("summer in the mountains", "2")
+    assert first(IMAGE_TO_IMAGE, "amused-256") == ("apple watercolor", "3")
+    assert first(IMAGE_TO_IMAGE, "amused-512") == ("winter mountains", "15")
+    assert first(INPAINT, "amused-256") == ("a man with glasses", "0-19")
+    assert first(INPAINT, "amused-512") == ("fall mountains", "0")
+
+
+# What is sent by people who mean it badly, or well with odd files
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Real pictures of unusual kinds."""
+    grey = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    turned = Image.new("RGB", (8, 4), "red")
+    orientation = turned.getexif()
+    orientation[0x0112] = 6
+    return {
+        "CMYK": saved(Image.new("CMYK", (8, 8)), "JPEG"),
+        "16 bits": saved(grey, "PNG"),
+        "palette with alpha": saved(Image.new("RGBA", (8, 8), (9, 9, 9, 0)).quantize(), "PNG"),
+        "L": saved(Image.new("L", (8, 8)), "PNG"),
+        "LA": saved(Image.new("LA", (8, 8)), "PNG"),
+        "float": saved(Image.new("F", (8, 8), 0.5), "TIFF"),
+        "turned": saved(turned, "JPEG", exif=orientation),
+        "animated": saved(Image.new("P", (8, 8)), "GIF", save_all=True, append_images=[Image.new("P", (8, 8), 1)]),
+    }
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+HOSTILE = {
+    "empty": b"",
+    "truncated PNG": png(Image.new("RGB", (64, 64), "red"))[:60],
+    "truncated JPEG": saved(Image.new("RGB", (64, 64), "red"), "JPEG")[:200],
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    "HTML": b"<html></html>",
+    "PDF": b"%PDF-1.7\n",
+}
+
+
+@pytest.mark.parametrize("name", list(odd_pictures()))
+def test_odd_pictures_are_accepted_by_both_tabs(name: str) -> None:
+    content = odd_pictures()[name]
+    _, image, _ = image_tab.read(fake_runtime(), content, image_tab.OWN_SHAPE, "pad", *SETTINGS, 0.5, "nouns")
+    everything = (0, 0, 100, 100)
+    own = (Drawing(content, ()), None, *everything, False, 0, False, None)
+    _, picture, mask = inpaint_tab.read(*own, *SETTINGS, 1.0, "nouns")
+    assert image.mode == picture.mode == "RGB" and image.size == picture.size == mask.size
+    assert image.size == ((4, 8) if name == "turned" else (8, 8))
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_files_that_are_no_picture_are_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError) as refused:
+        image_tab.read(fake_runtime(), file, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, "nouns")
+    assert str(tmp_path) not in str(refused.value)
+    good = Drawing(png(Image.new("RGB", (64, 64))), ())
+    with pytest.raises(UserError):
+        inpaint_tab.read(Drawing(file, ()), None, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, "nouns")
+    with pytest.raises(UserError):
+        inpaint_tab.read(good, file, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, "nouns")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e308, "12", None, [], 65])
+def test_a_feather_that_is_none_is_refused(value: object) -> None:
+    good = Drawing(png(Image.new("RGB", (64, 64))), ())
+    own = (good, None, 0, 0, 50, 50, False, value, False, None)
+    with pytest.raises(UserError, match="feather"):
+        inpaint_tab.read(*own, *SETTINGS, 1.0, "nouns")
