@@ -147,7 +147,7 @@ class Runtime:
         return self._name == name
 
     def made(self) -> str | None:
-        """What the pictures of the loaded model depend on beside their recipes (`Amused.made`); None before the load."""
+        """What the loaded model's pictures depend on beside their recipes (`Amused.made`); None before a load."""
         return getattr(self._model, "made", None)
 
     def cut(self, recipe: Recipe) -> bool:

@@ -77,7 +77,7 @@ class FakeModel:
                 yield Step(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
             made = self.decode(tokens)
             if image is not None and recipe.parent is None:
-                size = (recipe.width or self.size, recipe.height or self.size)
+                size = image.size if recipe.only_masked else (recipe.width or self.size, recipe.height or self.size)
                 made = np.asarray(Image.fromarray(made).resize(size))
                 before = np.asarray(image.convert("RGB").resize(size))
                 if mask is not None:

@@ -54,7 +54,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     for name, size in (("square", (256, 256)), ("wide", (600, 300))):
         Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    y, x = np.mgrid[:900, :1300]  # no noise: an editor sends all of a picture at every stroke
+    y, x = np.mgrid[:640, :900]  # no noise: an editor sends all of a picture at every stroke
     Image.fromarray(np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], -1).astype(np.uint8)).save(
         folder / "large.png"
     )
@@ -176,7 +176,7 @@ def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(
     made = pixels(page, INPAINT)["seed 3"]
     assert made.shape == before.shape
     changed = (made != before).any(-1)
-    assert changed[440:460, 640:660].mean() > 0.9
+    assert changed[310:330, 440:460].mean() > 0.9
     assert not changed[:200].any() and not changed[:, :300].any()
 
 

@@ -58,6 +58,7 @@ def build_sheet(task: str) -> gr.Image:
     """Where the labelled sheet will be shown."""
     return gr.Image(
         label="Grid",
+        show_label=False,  # it would cover the sheet's own heading
         visible=False,
         interactive=False,
         format="png",

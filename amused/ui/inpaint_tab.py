@@ -21,7 +21,7 @@ from .inputs import Drawing, DrawingInput, PictureInput, Raw
 from .run import Request, build_result, png_bytes, save_file, wire
 from .settings import AT_ONCE, Panel, build_panel, read_recipe
 
-MAX_PAINTED = 1024  # side in pixels up to which a picture is painted on as it is
+MAX_PAINTED = 768  # side in pixels up to which a picture is painted on as it is
 
 
 def build(runtime: Runtime) -> Panel:
@@ -51,11 +51,11 @@ def build(runtime: Runtime) -> Panel:
                     elem_id=f"{INPAINT}-mask",
                 )
                 with gr.Row():
-                    left = percent("left", "Left of the box", 0)
-                    top = percent("top", "Top of the box", 0)
+                    left = percent("left", "Box left", 0)
+                    top = percent("top", "Box top", 0)
                 with gr.Row():
-                    across = percent("across", "Width of the box", 0, "0 is no box")
-                    down = percent("down", "Height of the box", 0, "0 is no box")
+                    across = percent("across", "Box width", 0, "0 is no box")
+                    down = percent("down", "Box height", 0, "0 is no box")
             with gr.Group():
                 with gr.Row():
                     inverted = gr.Checkbox(

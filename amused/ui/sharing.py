@@ -126,7 +126,7 @@ class Card:
 
 def build_card() -> Card:
     with gr.Column(visible=False, elem_classes="card", elem_id="shared") as box:
-        text = gr.HTML(padding=False, elem_id="shared-text")
+        text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="told")
         with gr.Row(elem_classes="card-buttons"):
             replays = {
                 task: gr.Button("Replay", size="sm", scale=0, min_width=120, elem_id=f"{task}-replay")
