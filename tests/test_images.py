@@ -230,7 +230,7 @@ def test_fit_crops_pads_and_stretches() -> None:
 
 @pytest.mark.parametrize("mask", [Image.new("L", (64, 64)), Image.new("RGBA", (64, 64)), Image.new("RGB", (8, 8))])
 def test_refuses_an_empty_mask(mask: Image.Image) -> None:
-    with pytest.raises(UserError, match="^The mask is empty: paint the part to repaint.$"):
+    with pytest.raises(UserError, match=r"^The mask is empty: paint the part to repaint\.$"):
         load_mask(mask, (64, 64))
 
 
