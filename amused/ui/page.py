@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 DAY = 24 * 60 * 60
 MAX_WAITING = 40
 
-HEADING = "# aMUSEd\nPictures from words, one token at a time."
+HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:
@@ -28,8 +28,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         with gr.Tabs() as tabs:
             panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         follow_model(runtime, panels)
-        tray = picks.build(runtime, tabs, panels).tray
-        sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), tray)
+        kept = picks.build(runtime, tabs, panels)
+        sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
     return page.queue(max_size=MAX_WAITING)
 

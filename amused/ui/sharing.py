@@ -216,8 +216,9 @@ def wire(
     card: Card,
     restore: Restore,
     tray: gr.State,
+    kept_gallery: gr.Gallery,
 ) -> None:
-    """Connect everything; `tray` holds the kept pictures."""
+    """Connect everything; `tray` holds the kept pictures, which `kept_gallery` shows."""
     settings = [part for panel in panels for part in panel.settings.inputs()]
     remembered = gr.BrowserState([], storage_key="amused-settings", secret=SECRET)
     recents = gr.BrowserState([], storage_key="amused-recent", secret=SECRET)
@@ -274,7 +275,8 @@ def wire(
             record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE
         )  # fmt: skip
         panel.result.status.change(None, panel.result.status, None, js=ANNOUNCE_JS, **AT_ONCE)
-    tray.change(keep, [tray, recents, kept], [kept, restore.recent], **AT_ONCE)
+    # By the gallery: the change of the tray itself reaches the page (Gradio 6.31) but starts nothing there.
+    kept_gallery.change(keep, [tray, recents, kept], [kept, restore.recent], **AT_ONCE)
 
 
 def is_skip(update: Any) -> bool:
