@@ -325,7 +325,6 @@ def test_large_finite_weights_are_not_taken_for_infinite(folder: Path) -> None:
         ("transformer/config.json", "codebook_size", 60),
         ("transformer/config.json", "encoder_hidden_size", 64),
         ("transformer/config.json", "cond_embed_dim", 64),
-        ("transformer/config.json", "surprise", 1),
         ("transformer/config.json", "_class_name", "UNet2DModel"),
         ("vqvae/config.json", "_class_name", "AutoencoderKL"),
         ("vqvae/config.json", "block_out_channels", 8),
@@ -387,7 +386,7 @@ def test_refuses_a_folder_without_a_configuration(folder: Path, file: str) -> No
 
 
 def test_passes_over_bookkeeping(folder: Path) -> None:
-    edit(folder, "transformer/config.json", _name_or_path="x", optimization_step=9, decay=0.99)
+    edit(folder, "transformer/config.json", _name_or_path="x", optimization_step=9, decay=0.99, surprise=1)
     edit(folder, "text_encoder/config.json", torch_dtype="float16", use_cache=True)
     load(folder)
 
