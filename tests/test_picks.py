@@ -338,27 +338,6 @@ def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["fake"], indirect=True)
-def test_a_second_run_waits_and_stop_ends_the_running_one(page: Page, turnstile: Turnstile) -> None:
-    turnstile.open.clear()
-    try:
-        set_seeds(page, TEXT, "60", 3)
-        run(page, TEXT)
-        expect(part(page, TEXT, "status")).to_contain_text("Starting")
-        set_seeds(page, TEXT, "70", 2)
-        run(page, TEXT)
-        expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("70")
-        expect(part(page, TEXT, "run")).to_be_enabled()
-        part(page, TEXT, "stop").click()
-        expect(part(page, TEXT, "status")).to_contain_text("Stopping")
-    finally:
-        turnstile.open.set()
-    expect(tiles(page, TEXT)).to_have_count(2)
-    expect(part(page, TEXT, "status")).to_contain_text("2 pictures in")
-    expect(part(page, TEXT, "stop")).to_be_hidden()
-    assert list(pixels(page, TEXT)) == ["seed 70", "seed 71"]
-
-
-@pytest.mark.parametrize("runtime", ["fake"], indirect=True)
 def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turnstile: Turnstile) -> None:
     turnstile.open.clear()
     try:
