@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from amused.checkpoint import Progress
+    from amused.hub import Progress
     from amused.pipeline import Amused, Picture, Step
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ def load(
         UserError: there is no such model, or it cannot be downloaded.
         CheckpointError: its configurations are unusable; names the file and the key.
     """
-    from amused.checkpoint import locate
+    from amused.hub import locate
     from amused.pipeline import Amused
     from amused.placement import place
 

@@ -1,23 +1,18 @@
-"""Checkpoints: where one lies, whether it can be trusted, and its networks.
+"""Checkpoints: whether one can be trusted, and its networks.
 
 A checkpoint is a folder in the layout of the published ones (`transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/`,
-`scheduler/`): one that comes with this package, a folder of one's own, or a repository on the Hugging Face hub. Every
-file is taken for hostile: configurations are checked key by key before a network is built, weights are read from
-safetensors only, tensor by tensor, and never half loaded. It knows no prompts, no sampling and no browser.
+`scheduler/`). Every file is taken for hostile: configurations are checked key by key before a network is built, weights
+are read from safetensors only, tensor by tensor, and never half loaded. Where a checkpoint comes from it does not know.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
-import os
 import re
-import shutil
 import types
 import typing
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,31 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError
 from .model.transformer import UViT, UViTConfig
 from .model.vqgan import VQGAN, VQGANConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-BUNDLED = Path(__file__).parent / "checkpoints"
-
-Progress = Callable[[str, int, int], None]
-"""Called while a file is downloaded: its name inside the checkpoint, bytes so far, bytes in all."""
-
-
-@dataclass(frozen=True)
-class Published:
-    repo: str
-    revision: str
-    download: str  # about as much as is read at first use, for people
-
-
-# The revision should be the hash of a commit, so that nobody can change the weights under us; it is not known here yet.
-PUBLISHED = {
-    "amused-256": Published(repo="amused/amused-256", revision="main", download="1.6 GB"),
-    "amused-512": Published(repo="amused/amused-512", revision="main", download="1.6 GB"),
-}
+Fetch = Callable[[str], bool]
+"""Puts a file of this name into the checkpoint's folder; False where its source has none."""
 
 CONFIGS = {
     "transformer": "transformer/config.json",
@@ -77,7 +56,6 @@ WEIGHTS = {
 }
 CLASSES = {"transformer": "UVit2DModel", "vqvae": "VQModel"}
 SCHEDULES = ("cosine", "linear")
-DIFFUSERS = "0.25.0"  # the first version that reads this layout
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_TOKENIZER_BYTES = 16_000_000
@@ -145,9 +123,7 @@ class Checkpoint:
     mask_token_id: int
     masking_schedule: str  # "cosine" or "linear"
     traits: dict[str, Any] | None = None
-    repo: str | None = None  # on the hub, where weights that are not in the folder yet come from
-    download: str | None = None
-    progress: Progress | None = None
+    fetch: Fetch | None = None
 
     @property
     def size(self) -> int:
@@ -201,157 +177,25 @@ class Checkpoint:
 
     def _weights(self, component: str) -> str:
         """The name of the component's weights, in half precision where there is a choice; downloaded if need be."""
-        names = [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
+        names = weight_files(component)
         for name in names:
             if (self.folder / name).is_file():
                 return name
-        if self.repo is not None:
-            for name in names:
-                if download_file(self, name):
-                    return name
+        for name in names if self.fetch else ():
+            if self.fetch(name):
+                return name
         raise CheckpointError(f"{names[-1]} is missing.")
 
 
-# Finding
-
-
-def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
-    """Find a checkpoint and check its configurations, without reading weights.
-
-    Args:
-        name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
-            of a repository on the hub ("owner/name").
-        progress: told of downloads, from the thread that downloads.
-    """
-    if isinstance(name_or_path, Path):
-        if not name_or_path.is_dir():
-            raise UserError("There is no such folder of a model.")
-        return read_checkpoint(name_or_path, name_or_path.resolve().name)
-    name = name_or_path
-    if not isinstance(name, str):
-        raise UserError("A model is chosen by its name.")
-    if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (BUNDLED / name).is_dir():
-        return read_checkpoint(BUNDLED / name, name)
-    if name in PUBLISHED:
-        return fetch_checkpoint(name, PUBLISHED[name], progress)
-    if is_folder(name):
-        return read_checkpoint(Path(name), Path(name).resolve().name)
-    if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
-        return fetch_checkpoint(name, Published(repo=name, revision="main", download="1.6 GB"), progress)
-    raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
-
-
-def bundled_names() -> list[str]:
-    return sorted(path.name for path in BUNDLED.iterdir() if (path / INDEX).is_file()) if BUNDLED.is_dir() else []
-
-
-def is_folder(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).is_dir()
-    except (ValueError, OSError):  # NUL, surrogates, longer than a path may be
-        return False
-
-
-def fetch_checkpoint(name: str, source: Published, progress: Progress | None) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
-    except Exception as error:  # whatever the network, the disk and the hub can come up with
-        raise explain_download(error, name, source.download) from error
-    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
-    if missing:
-        raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
-    return read_checkpoint(folder, name, repo=source.repo, download=source.download, progress=progress)
-
-
-def download_file(checkpoint: Checkpoint, file: str) -> bool:
-    """Download a file next to the ones already there; False if the repository has none of that name."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    # The folder is named by its commit: weights and configurations are of one version even if "main" moves on.
-    revision = checkpoint.folder.name
-    bar = progress_bar(file, checkpoint.progress) if checkpoint.progress else None
-    try:
-        hf_hub_download(checkpoint.repo, file, revision=revision, tqdm_class=bar)
-    except RemoteEntryNotFoundError:
-        return False
-    except Exception as error:
-        raise explain_download(error, checkpoint.name, checkpoint.download) from error
-    return True
-
-
-def progress_bar(file: str, progress: Progress) -> type:
-    """The hub's library reports through a subclass of tqdm only: make one that draws nothing and tells `progress`."""
-    from tqdm import tqdm
-
-    class Nowhere:
-        def write(self, text: str) -> None: ...
-
-        def flush(self) -> None: ...
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "file": Nowhere(), "disable": False})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            result = super().update(n)
-            progress(file, int(self.n), int(self.total or 0))
-            return result
-
-        # With these two the library does not open a second bar for the bytes on the wire.
-        def update_transfer(self, n: float | None = 1) -> None: ...
-
-        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
-
-    return Bar
-
-
-def explain_download(error: BaseException, name: str, download: str | None) -> UserError:
-    """Turn what went wrong with a download into a sentence that says what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
-    errnos = {cause.errno for cause in causes if isinstance(cause, OSError)}
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return UserError(f"The model {name} asks for its terms to be accepted on huggingface.co first.")
-    if any(isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)) for cause in causes):
-        return UserError(f"The hub has no model {name}: check the spelling.")
-    if 429 in statuses:
-        return UserError(f"The hub has had too many requests and refuses {name} for now: try again in a few minutes.")
-    if errno.ENOSPC in errnos or errno.EDQUOT in errnos:
-        space = f"about {download}" if download else "some space"
-        return UserError(f"The disk is full: free {space} for the model {name} and try again.")
-    if errnos & {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return UserError(
-            f"The model {name} cannot be saved in the download folder: set HF_HOME to a folder that can be written."
-        )
-    if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-        return UserError(
-            f"The model {name} is not on this machine and the hub cannot be reached: "
-            f"check the connection and try again, or choose a model that comes with this program."
-        )
-    return UserError(f"The download of {name} broke off: try again, it goes on where it stopped.")
+def weight_files(component: str) -> list[str]:
+    """The names that a component's weights can have, the preferred one first."""
+    return [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
 
 
 # Reading configurations
 
 
-def read_checkpoint(
-    folder: Path, name: str, repo: str | None = None, download: str | None = None, progress: Progress | None = None
-) -> Checkpoint:
+def read_checkpoint(folder: Path, name: str, fetch: Fetch | None = None) -> Checkpoint:
     transformer = read_config(folder, "transformer", UViTConfig)
     vqgan = read_config(folder, "vqvae", VQGANConfig)
     text_encoder = read_config(folder, "text_encoder", TextConfig)
@@ -421,9 +265,7 @@ def read_checkpoint(
         mask_token_id=mask_token_id,
         masking_schedule=masking_schedule,
         traits=read_traits(folder),
-        repo=repo,
-        download=download,
-        progress=progress,
+        fetch=fetch,
     )
 
 
@@ -614,129 +456,3 @@ def check_header(path: Path, file: str) -> None:
 def is_finite(tensor: Tensor) -> bool:
     # The sum settles nearly every tensor in one pass without a temporary of its size.
     return math.isfinite(tensor.sum(dtype=torch.float32).item()) or bool(tensor.isfinite().all())
-
-
-# Writing
-
-
-def save_checkpoint(
-    folder: str | Path,
-    *,
-    transformer: UViT,
-    vqgan: VQGAN,
-    text_encoder: CLIPTextModelWithProjection,
-    tokenizer: CLIPTokenizer | str | Path,
-    masking_schedule: str = "cosine",
-    traits: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float16,
-    variant: str | None = "fp16",
-) -> None:
-    """Write a whole checkpoint in the published layout, which diffusers' AmusedPipeline reads as well.
-
-    It is written beside `folder` and put in its place when it is whole, so that an interruption leaves the old one.
-
-    Args:
-        tokenizer: one in memory, or a folder with the files of one.
-        dtype: of the weights in the files.
-        variant: part of the weights' file names: "fp16", or None for full precision.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
-        raise UserError("The folder to save to holds something else than a checkpoint, choose another.")
-    if masking_schedule not in SCHEDULES:
-        raise UserError(f"The masking schedule must be one of {', '.join(SCHEDULES)}.")
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        for component in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler"):
-            (beside / component).mkdir(parents=True)
-        for component, network in (("transformer", transformer), ("vqvae", vqgan), ("text_encoder", text_encoder)):
-            write_weights(beside, component, network, dtype, variant)
-        for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
-            described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
-            write_json(beside / CONFIGS[component], {**described, **dataclasses.asdict(config)})
-        text_config = {field.name: getattr(text_encoder.config, field.name) for field in dataclasses.fields(TextConfig)}
-        write_json(
-            beside / CONFIGS["text_encoder"],
-            {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model", **text_config},
-        )
-        write_tokenizer(beside / "tokenizer", tokenizer)
-        write_json(
-            beside / SCHEDULER,
-            {
-                "_class_name": "AmusedScheduler",
-                "_diffusers_version": DIFFUSERS,
-                "mask_token_id": transformer.config.vocab_size - 1,
-                "masking_schedule": masking_schedule,
-            },
-        )
-        if traits is not None:
-            write_json(beside / TRAITS, dict(traits))
-        write_json(
-            beside / INDEX,
-            {
-                "_class_name": "AmusedPipeline",
-                "_diffusers_version": DIFFUSERS,
-                "scheduler": ["diffusers", "AmusedScheduler"],
-                "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-                "tokenizer": ["transformers", "CLIPTokenizer"],
-                "transformer": ["diffusers", "UVit2DModel"],
-                "vqvae": ["diffusers", "VQModel"],
-            },
-        )
-        read_checkpoint(beside, folder.name)
-        replace_folder(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-
-
-def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch.dtype, variant: str | None) -> None:
-    from safetensors.torch import save_file
-
-    file = f"{WEIGHTS[component]}{f'.{variant}' if variant else ''}.safetensors"
-    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in network.state_dict().items()}
-    for key, tensor in state.items():
-        if not is_finite(tensor):
-            raise CheckpointError(f"{file} is not written: {key} holds a value that is not a finite number in {dtype}.")
-    save_file(state, folder / file, metadata={"format": "pt"})
-
-
-def write_tokenizer(folder: Path, tokenizer: CLIPTokenizer | str | Path) -> None:
-    if isinstance(tokenizer, (str, Path)):
-        for file in TOKENIZER:
-            source = Path(tokenizer) / Path(file).name
-            if source.is_file():
-                shutil.copyfile(source, folder / source.name)
-        return
-    # transformers 5 would save one tokenizer.json, which is not the published layout.
-    tokenizer.backend_tokenizer.model.save(str(folder))
-    special = {f"{role}_token": str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad", "unk")}
-    write_json(folder / "special_tokens_map.json", special)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "do_lower_case": True,
-            "model_max_length": tokenizer.model_max_length,
-            "tokenizer_class": "CLIPTokenizer",
-            **special,
-        },
-    )
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` where `folder` is or was. Both names are on one file system."""
-    if not folder.exists():
-        os.rename(new, folder)
-        return
-    old = new.with_name(new.name + ".old")
-    os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -87,7 +87,8 @@ def has_cuda() -> bool:
 
 def choices() -> list[Choice]:
     """The models that can be had by name: those that come with the package, then the published ones."""
-    from .checkpoint import BUNDLED, PUBLISHED, TRAITS, bundled_names
+    from .checkpoint import TRAITS
+    from .hub import BUNDLED, PUBLISHED, bundled_names
 
     found = []
     for name in bundled_names():

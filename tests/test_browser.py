@@ -16,7 +16,7 @@ from fake import fake_runtime
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from amused.checkpoint import BUNDLED
+from amused.hub import BUNDLED
 from amused.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
 from amused import checkpoint as checkpoints
-from amused.checkpoint import locate, save_checkpoint
+from amused import hub as hubs
 from amused.errors import CheckpointError, UserError
+from amused.hub import locate
 from amused.model.transformer import UViTConfig
+from amused.saving import save_checkpoint
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.fp16.safetensors"
 VQGAN = "vqvae/diffusion_pytorch_model.fp16.safetensors"
@@ -456,8 +458,8 @@ def test_refuses_names_that_name_nothing(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_finds_bundled_names_before_all_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "BUNDLED", folder.parent)
-    assert locate("copy").name == "copy" and checkpoints.bundled_names() == ["copy"]
+    monkeypatch.setattr(hubs, "BUNDLED", folder.parent)
+    assert locate("copy").name == "copy" and hubs.bundled_names() == ["copy"]
     assert locate(str(folder)).folder == folder
 
 

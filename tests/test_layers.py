@@ -17,6 +17,7 @@ LAYERS = [
     ["links", "axes", "sheets", "images", "sampling", "placement"],
     ["model"],
     ["checkpoint"],
+    ["hub", "saving"],
     ["pipeline"],
     ["runtime"],
     ["ui", "training", "benchmark"],

@@ -13,9 +13,9 @@ from test_exactness import Reference, grid_mask, picture, results
 from tiny import scale_logits, tiny_tokenizer
 
 import amused
-from amused.checkpoint import save_checkpoint
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
+from amused.saving import save_checkpoint
 
 LEVELS = 5
 VQGAN_CONFIG = VQGANConfig(

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amused.checkpoint import save_checkpoint
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
+from amused.saving import save_checkpoint
 
 WORDS = ("a", "red", "blue", "cat", "dog", "hat")
 CODEBOOK = 64

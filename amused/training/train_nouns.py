@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amused.checkpoint import save_checkpoint
 from amused.model.vqgan import VQGAN
+from amused.saving import save_checkpoint
 from amused.training.muon import Muon
 from amused.training.nouns_data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
 from amused.training.nouns_model import Batches, TextToTokens, losses, raw_art, sample_tokens
