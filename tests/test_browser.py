@@ -1,6 +1,6 @@
 """The page as a visitor meets it, in a real browser: one journey a tab, and what must never be lost.
 
-Runs against a fast stand-in, and against the bundled checkpoint where it is there.
+Runs against the bundled checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake import fake_runtime
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
@@ -33,13 +32,12 @@ MODELS = [
 ]
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the page is served."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        runtime = fake_runtime(step_seconds=0.01) if request.param == "fake" else Runtime(default="nouns")
-        page = build_page(runtime)
+        page = build_page(Runtime(default="nouns"))
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield url
         page.close()

@@ -1,6 +1,6 @@
 """The tools around a picture, in a real browser: masks and their cells, shapes, grids, examples.
 
-Runs against a fast stand-in, and against the bundled checkpoint where it is there.
+Runs against the bundled checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from fake import fake_runtime
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, expect
-from test_browser import MODELS, browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
+from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
 from amused.images import digest, load_mask, load_picture
@@ -31,12 +31,11 @@ SETTINGS = ("a fox", "", "0", 1, False, 12, 10.0, 2.0, 0.0)  # up to strength an
 NO_BOX = (0, 0, 0, 0)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        runtime = fake_runtime(step_seconds=0.01) if request.param == "fake" else Runtime(default="nouns")
-        page = build_page(runtime)
+        page = build_page(Runtime(default="nouns"))
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield url
         page.close()

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..recipe import STRENGTHS, Recipe
 from ..runtime import Finished, Runtime, Working
 from ..sheets import grid as lay_out
+from .following import follow
 from .run import (
     Desk,
     Request,
@@ -84,14 +85,8 @@ def build(runtime: Runtime, panel: Panel, sheet: gr.Image, own: list[Any], read:
         name.input(offer_values, name, values, **AT_ONCE)
     say = partial(say_before, runtime, task)
     told.value = say(*(part.value for part in [*axes, *asked]))
-    gr.on(
-        [*(part.change for part in [*axes, *asked]), panel.result.run.change],
-        say,
-        [*axes, *asked],
-        told,
-        trigger_mode="always_last",
-        **AT_ONCE,
-    )
+    inputs = [*axes, *asked]
+    follow([*(part.change for part in inputs), panel.result.run.change], say, inputs, [told])
 
     def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
         yield from make(runtime, former, desk, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))

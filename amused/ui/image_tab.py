@@ -14,6 +14,7 @@ from ..images import digest, fit, load_picture
 from ..recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from ..runtime import Runtime
 from . import examples, grid_panel
+from .following import follow
 from .inputs import NO_PICTURE, PictureInput, Raw
 from .run import Request, Run, build_result, wire
 from .settings import AT_ONCE, Panel, build_panel, read_recipe
@@ -81,14 +82,8 @@ def build(runtime: Runtime) -> Panel:
         grid_panel.build(runtime, panel, sheet, own, reading)
     examples.offer(runtime, panel, [picture], lambda file, _: [file or gr.skip()])
 
-    gr.on(
-        [*(part.change for part in own), panel.settings.model.change],
-        partial(show_seen, runtime),
-        [*own, panel.settings.model],
-        [seen, shaping],
-        trigger_mode="always_last",
-        **AT_ONCE,
-    )
+    shown = [*own, panel.settings.model]
+    follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
     both = [comparing, slider]
     result.run.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
     result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)

@@ -17,6 +17,7 @@ from ..images import digest, load_picture
 from ..recipe import INPAINT, MAX_FEATHER, Recipe
 from ..runtime import Runtime
 from . import examples, mask_tools
+from .following import follow
 from .inputs import Drawing, DrawingInput, PictureInput, Raw
 from .run import Request, build_result, png_bytes, save_file, wire
 from .settings import AT_ONCE, Panel, build_panel, read_recipe
@@ -93,14 +94,8 @@ def build(runtime: Runtime) -> Panel:
     examples.offer(runtime, panel, [drawing, file, left, top, across, down, inverted], fill_example)
     drawing.upload(make_handy, drawing, [drawing, original], **AT_ONCE)
     shaping = [drawing, file, left, top, across, down, inverted, only_masked, panel.settings.model]
-    gr.on(
-        [part.change for part in shaping],
-        partial(show_cells, runtime),
-        [*own, panel.settings.model],
-        cells,
-        trigger_mode="always_last",
-        **AT_ONCE,
-    )
+    changes = [part.change for part in shaping]
+    follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
     return replace(panel, media=[drawing, file], own=own, read=read)
 
 
