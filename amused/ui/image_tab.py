@@ -83,7 +83,8 @@ def build(runtime: Runtime) -> Panel:
     examples.offer(runtime, panel, [picture], lambda file, _: [file or gr.skip()])
 
     shown = [*own, panel.settings.model]
-    follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
+    with controls:
+        follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
     both = [comparing, slider]
     result.run.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
     result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)

@@ -27,7 +27,7 @@ MAX_PAINTED = 768  # side in pixels up to which a picture is painted on as it is
 
 def build(runtime: Runtime) -> Panel:
     with gr.Tab("Inpaint", id=INPAINT), gr.Row(elem_classes="bench"):
-        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
+        with gr.Column(scale=5, min_width=320, elem_classes="controls") as controls:
             drawing = DrawingInput(
                 label="Your picture: paint over what should change",
                 type="filepath",
@@ -95,7 +95,8 @@ def build(runtime: Runtime) -> Panel:
     drawing.upload(make_handy, drawing, [drawing, original], **AT_ONCE)
     shaping = [drawing, file, left, top, across, down, inverted, only_masked, panel.settings.model]
     changes = [part.change for part in shaping]
-    follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
+    with controls:
+        follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
     return replace(panel, media=[drawing, file], own=own, read=read)
 
 
