@@ -17,7 +17,7 @@ LAYERS = [
     ["links", "axes", "sheets", "images", "sampling", "placement"],
     ["model"],
     ["checkpoint"],
-    ["hub", "saving"],
+    ["hub", "saving", "adapters"],
     ["pipeline"],
     ["runtime"],
     ["ui", "training", "benchmark"],

@@ -118,9 +118,7 @@ class Batches:
         ids = np.array([self.known[key] for key in keys])
         return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
 
-    def draw(
-        self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, sampled: int
-    ) -> Batch:
+    def draw(self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, sampled: int) -> Batch:
         """One batch; half of it is wholly masked, the rest by the cosine schedule (MUSE, section 2.4)."""
         nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
         captions = [self.caption(noun, varied) for noun in nouns]
