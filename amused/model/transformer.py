@@ -91,8 +91,17 @@ class Attention(nn.Module):
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        x = F.scaled_dot_product_attention(self.split(self.to_q(x)), keys, values)
+        x = attend(self.split(self.to_q(x)), keys, values)
         return self.to_out(x.transpose(1, 2).flatten(-2))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention on b h l d."""
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+        # The processor's own units for matrices do this at nearly twice the speed of torch's fused kernel.
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT  # b h l l
+        return scores.softmax(dim=-1) @ values
+    return F.scaled_dot_product_attention(queries, keys, values)
 
 
 class ConvNextBlock(nn.Module):
@@ -117,7 +126,7 @@ class ConvNextBlock(nn.Module):
         x = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # b h w c
         x = F.gelu(self.channelwise_linear_1(self.norm(x)))  # b h w 4c
         x = self.channelwise_linear_2(self.channelwise_norm(x))  # b h w c
-        return (x + residual) * scale + shift
+        return torch.addcmul(shift, x.add_(residual), scale)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -127,7 +136,7 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # b 1 1 c
+        energy = x.float().square().sum(dim=(1, 2), keepdim=True).sqrt().to(x.dtype)  # b 1 1 c
         return self.gamma * (x * (energy / (energy.mean(dim=-1, keepdim=True) + 1e-6))) + self.beta + x
 
 
@@ -209,7 +218,7 @@ class AdaptiveNorm(nn.Module):
         return 1 + scale, shift
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return self.norm(x) * scale + shift
+        return torch.addcmul(shift, self.norm(x), scale)
 
 
 class GEGLU(nn.Module):
@@ -220,8 +229,11 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, 2 * inner, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        # Two products that are contiguous each: activations on slices of one are twice as slow.
+        weights = self.proj.weight.chunk(2)
+        biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
+        x, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases))
+        return F.gelu(gate).mul_(x)
 
 
 class FeedForward(nn.Module):
@@ -344,7 +356,7 @@ class UViT(nn.Module):
         ]
 
     def features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        """The last hidden states, (batch, height, width, block_out_channels), before `mlm_layer` makes logits."""
+        """The last hidden states, (batch, height * width, block_out_channels), of which `mlm_layer` makes logits."""
         ends = self.config.num_res_blocks
         x = self.embed(tokens)  # b h w c
         x = self.down_block(x, conditioning[:ends])  # b h' w' c
@@ -352,7 +364,7 @@ class UViT(nn.Module):
         for layer, stage in zip(self.transformer_layers, conditioning[ends:-ends], strict=True):
             h = layer(h, stage)
         x = self.project_from_hidden(self.project_from_hidden_norm(h)).view_as(x)  # b h' w' c
-        return self.up_block(x, conditioning[-ends:])  # b h w c
+        return self.up_block(x, conditioning[-ends:]).flatten(1, 2)  # b l c
 
     def forward(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         """Logits of every position.
@@ -364,4 +376,4 @@ class UViT(nn.Module):
         Returns:
             (batch, height * width, codebook_size)
         """
-        return self.mlm_layer(self.features(tokens, conditioning)).flatten(1, 2)
+        return self.mlm_layer(self.features(tokens, conditioning))
