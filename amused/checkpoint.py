@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,10 +135,15 @@ class Checkpoint:
             network = UViT(self.transformer)
         return self._fill(network, "transformer", device, dtype)
 
-    def load_vqgan(self, device: torch.device | str, dtype: torch.dtype) -> VQGAN:
+    def load_vqgan(self, device: torch.device | str, dtype: torch.dtype, half: str | None = None) -> VQGAN:
+        """The whole, or the half of it that encodes or decodes (`vqgan.HALVES`); the file is checked as a whole."""
         with torch.device("meta"):
             network = VQGAN(self.vqgan)
-        return self._fill(network, "vqvae", device, dtype)
+        names = dict(network.state_dict())
+        if half is not None:
+            network.keep(half)
+        # Convolutions on a processor are quicker with the channels last.
+        return self._fill(network, "vqvae", device, dtype, names).to(memory_format=torch.channels_last)
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -169,9 +174,17 @@ class Checkpoint:
             )
         return tokenizer
 
-    def _fill(self, network: Network, component: str, device: torch.device | str, dtype: torch.dtype) -> Network:
-        file = self._weights(component)
-        state = read_weights(self.folder / file, file, network.state_dict(), torch.device(device), dtype)
+    def _fill(
+        self,
+        network: Network,
+        component: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        names: Mapping[str, Tensor] | None = None,
+    ) -> Network:
+        """Give the network its weights from the file, whose tensors must be those of `names`, by default its own."""
+        file, wanted = self._weights(component), network.state_dict()
+        state = read_weights(self.folder / file, file, names or wanted, torch.device(device), dtype, wanted.keys())
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval().requires_grad_(False)
 
@@ -402,7 +415,12 @@ def text_parameters(config: TextConfig) -> int:
 
 
 def read_weights(
-    path: Path, file: str, expected: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+    path: Path,
+    file: str,
+    expected: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file, which must be those of `expected`, in the wanted precision.
 
@@ -410,6 +428,7 @@ def read_weights(
         path: the file.
         file: its name inside the checkpoint, for error messages.
         expected: a state dict whose names and shapes are right; its values do not matter.
+        wanted: the names of those to read; all by default.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -429,7 +448,7 @@ def read_weights(
                     raise CheckpointError(f"{file}: {key} is of the type {stored.get_dtype()}, not floating point.")
                 if stored.get_shape() != list(tensor.shape):
                     raise CheckpointError(f"{file}: {key} is {stored.get_shape()}, not {list(tensor.shape)}.")
-            for key in expected:
+            for key in expected if wanted is None else wanted:
                 # A copy, as tensors that still lie in the file would change or crash with it.
                 tensor = weights.get_tensor(key).to(device, dtype, copy=True)
                 if not is_finite(tensor):

@@ -42,6 +42,7 @@ from amused.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, STRENGTHS, TEXT_T
 from amused.sampling import guide, mask_at_random, mask_counts, mask_ratios, reveal, temperatures
 
 CACHED_PROMPTS = 8
+CACHED_PICTURES = 8
 CACHED_RESULTS = 1024  # of some 2 to 8 kB
 QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
 
@@ -84,6 +85,14 @@ class Frame:
 
 
 @dataclass
+class Prompt:
+    """What depends on a prompt and a size alone. `blank`: the features of a picture of which nothing is known yet."""
+
+    conditioning: Conditioning
+    blank: Tensor | None = None
+
+
+@dataclass
 class Inputs:
     """What a recipe works on, checked and fitted: `tokens` and `repainted` are (height, width) in tokens."""
 
@@ -114,13 +123,14 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self._lock = threading.Lock()
         self._parts: dict[str, Any] = {}
-        self._prompts: OrderedDict[tuple, Conditioning] = OrderedDict()
+        self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
+        self._encoded: OrderedDict[str, Tensor] = OrderedDict()
         self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
         self._colours: Tensor | None = None
 
     def read_weights(self) -> None:
-        """Read every component now, not when it is first needed."""
-        for name in ("tokenizer", "text_encoder", "transformer", "vqgan"):
+        """Read now what every picture needs, not at the first one."""
+        for name in ("tokenizer", "text_encoder", "transformer", "decoder"):
             self._part(name)
 
     @property
@@ -196,7 +206,8 @@ class Amused:
         The iterator can be closed between any two events; what has been yielded stays valid.
         """
         given = self._read_inputs(recipe, image, mask)
-        conditioning = self._conditioning(recipe, given.width, given.height)
+        prompts = self._read_prompts(recipe, given.width, given.height)
+        conditioning = concatenate([prompt.conditioning for prompt in prompts])
         if given.picture is not None:
             given.tokens = self._encode(given.picture)
         shared_logits = None  # of the first step, where all seeds start from the same tokens
@@ -205,12 +216,16 @@ class Amused:
             tokens = self._start(recipe, given, generator)
             for step, reveal_step in enumerate(self._plan(recipe, tokens), start=1):
                 first_of_all = step == 1 and recipe.task not in (IMAGE_TO_IMAGE, VARY)
+                rows = self._rows(tokens)
                 logits = shared_logits if first_of_all else None
-                if logits is None:
-                    logits = self._logits(tokens, conditioning, recipe.guidance_scale)
+                if logits is None and recipe.task == TEXT_TO_IMAGE and first_of_all:
+                    features = torch.cat([self._blank(prompt, tokens) for prompt in prompts])
+                    logits = self._logits(features, rows, recipe.guidance_scale)
+                elif logits is None:
+                    logits = self._logits(self._features(tokens, conditioning), rows, recipe.guidance_scale)
                 if first_of_all:
                     shared_logits = logits
-                tokens = self._reveal(logits, tokens, *reveal_step, generator)
+                tokens = self._reveal(logits, tokens, *reveal_step, generator, rows)
                 masked = tokens == self.checkpoint.mask_token_id
                 yield Step(index, seed, step, recipe.steps - recipe.start, tokens, masked)
             result = self.decode(tokens)
@@ -223,7 +238,7 @@ class Amused:
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Image.Image:
         """The picture of tokens (height, width)."""
-        pixels = self._vqgan.decode(tokens.to(self.device)[None])[0]
+        pixels = self._decoder.decode(tokens.to(self.device)[None])[0]
         if self._colours is None:
             self._colours = self._fit_colours(tokens, pixels)
         return to_image(pixels)
@@ -239,7 +254,7 @@ class Amused:
         known = tokens.masked_fill(masked, 0)
         scale = self.checkpoint.vqgan.scale_factor
         if self._decodes_quickly():
-            pixels = self._vqgan.decode(known[None])[0].float()
+            pixels = self._decoder.decode(known[None])[0].float()
         elif self._colours is not None:
             pixels = cells(self._colours[known].permute(2, 0, 1), scale)
         else:
@@ -374,29 +389,50 @@ class Amused:
         return zip(counts, temperatures(*recipe.temperature, recipe.steps, self.device)[recipe.start :])
 
     @torch.inference_mode()
-    def _logits(self, tokens: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """(length, codebook_size), guided if the conditioning holds two prompts."""
+    def _features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         batch = conditioning[0][0].shape[0]
-        logits = self._transformer(tokens.expand(batch, -1, -1), conditioning)
-        return guide(logits[0], logits[1], guidance_scale) if batch == 2 else logits[0]
+        return self._transformer.features(tokens.expand(batch, -1, -1), conditioning)
+
+    @torch.inference_mode()
+    def _blank(self, prompt: Prompt, tokens: Tensor) -> Tensor:
+        """The features of tokens that are all masked, computed once a prompt."""
+        if prompt.blank is None:
+            prompt.blank = self._features(tokens, prompt.conditioning)
+        return prompt.blank
+
+    def _rows(self, tokens: Tensor) -> Tensor | None:
+        """The masked positions, if it pays to compute those alone: a GPU would have to wait to learn how many."""
+        if self.device.type != "cpu":
+            return None
+        return (tokens.flatten() == self.checkpoint.mask_token_id).nonzero()[:, 0]
+
+    @torch.inference_mode()
+    def _logits(self, features: Tensor, rows: Tensor | None, guidance_scale: float) -> Tensor:
+        """(rows, codebook_size), guided if there are features of two prompts."""
+        logits = self._transformer.mlm_layer(features if rows is None else features[:, rows])
+        return guide(logits[0], logits[1], guidance_scale) if len(logits) == 2 else logits[0]
 
     @torch.inference_mode()
     def _reveal(
-        self, logits: Tensor, tokens: Tensor, stay_masked: int, temperature: Tensor, generator: torch.Generator
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        stay_masked: int,
+        temperature: Tensor,
+        generator: torch.Generator,
+        rows: Tensor | None,
     ) -> Tensor:
         mask_id = self.checkpoint.mask_token_id
-        return reveal(logits, tokens.flatten(), mask_id, stay_masked, temperature, generator).view_as(tokens)
+        return reveal(logits, tokens.flatten(), mask_id, stay_masked, temperature, generator, rows).view_as(tokens)
 
-    def _conditioning(self, recipe: Recipe, width: int, height: int) -> Conditioning:
-        """Of the prompt, after that of the negative prompt where there is guidance."""
+    def _read_prompts(self, recipe: Recipe, width: int, height: int) -> list[Prompt]:
+        """The prompt, after the negative prompt where there is guidance."""
         micro = (width, height, *recipe.crop, recipe.aesthetic_score)
-        conditional = self._condition(recipe.prompt, micro)
-        if recipe.guidance_scale <= 1:
-            return conditional
-        return concatenate([self._condition(recipe.negative_prompt, micro), conditional])
+        prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
+        return [self._read_prompt(prompt, micro) for prompt in prompts]
 
     @torch.inference_mode()
-    def _condition(self, prompt: str, micro: tuple[float, ...]) -> Conditioning:
+    def _read_prompt(self, prompt: str, micro: tuple[float, ...]) -> Prompt:
         key = (prompt, micro)
         with self._lock:
             if key in self._prompts:
@@ -412,10 +448,10 @@ class Amused:
         ).input_ids
         text = encoder(ids.to(self.device), output_hidden_states=True)
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
-        conditioning = self._transformer.condition(text.hidden_states[-2], text.text_embeds, conditions)
+        read = Prompt(self._transformer.condition(text.hidden_states[-2], text.text_embeds, conditions))
         with self._lock:
-            remember(self._prompts, key, conditioning, CACHED_PROMPTS)
-        return conditioning
+            remember(self._prompts, key, read, CACHED_PROMPTS)
+        return read
 
     def _remember(self, recipe: Recipe, tokens: Tensor) -> None:
         """Keep the tokens of a result, to vary it without making it again; only if its recipe says all of it."""
@@ -426,18 +462,25 @@ class Amused:
 
     @torch.inference_mode()
     def _encode(self, picture: Image.Image) -> Tensor:
-        return self._vqgan.encode(to_tensor(picture).to(self.device))[0]
+        """Tokens (height, width), kept: the same picture is often tried again with other settings."""
+        key = digest(picture)
+        if key not in self._encoded:
+            tokens = self._part("encoder").encode(to_tensor(picture).to(self.device))[0]
+            with self._lock:
+                remember(self._encoded, key, tokens, CACHED_PICTURES)
+            return tokens
+        return self._encoded[key]
 
     def _decodes_quickly(self) -> bool:
         if self.device.type != "cpu":
             return True
-        return sum(parameter.numel() for parameter in self._vqgan.decoder.parameters()) <= QUICK_DECODER
+        return sum(parameter.numel() for parameter in self._decoder.decoder.parameters()) <= QUICK_DECODER
 
     def _fit_colours(self, tokens: Tensor, pixels: Tensor) -> Tensor | None:
         """A colour for every code, by least squares on one decoded picture: (codebook_size, 3)."""
         if self._decodes_quickly():
             return None
-        codes = self._vqgan.quantize.embedding.weight.float()
+        codes = self._decoder.quantize.embedding.weight.float()
         codes = torch.cat([codes, torch.ones_like(codes[:, :1])], dim=1)
         seen = codes[tokens.to(self.device).flatten()]
         colours = torch.nn.functional.avg_pool2d(pixels.float()[None], self.checkpoint.vqgan.scale_factor)[0]
@@ -449,8 +492,8 @@ class Amused:
         return self._part("transformer")
 
     @property
-    def _vqgan(self) -> VQGAN:
-        return self._part("vqgan")
+    def _decoder(self) -> VQGAN:
+        return self._part("decoder")
 
     def _part(self, name: str) -> Any:
         """A component, read when it is first asked for."""
@@ -466,12 +509,9 @@ class Amused:
             return self.checkpoint.load_text_encoder(self.device, self.dtype)
         if name == "tokenizer":
             return self.checkpoint.tokenizer()
-        vqgan = self.checkpoint.load_vqgan(self.device, torch.float32)
-        if not (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast):
-            # Pictures become tokens in full precision, where a rounding error is another token.
-            vqgan.decoder.to(self.dtype)
-            vqgan.post_quant_conv.to(self.dtype)
-        return vqgan
+        # Pictures become tokens in full precision, where a rounding error is another token.
+        in_full = name == "encoder" or (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast)
+        return self.checkpoint.load_vqgan(self.device, torch.float32 if in_full else self.dtype, half=name)
 
 
 def remember(cache: OrderedDict, key: object, value: object, most: int) -> None:

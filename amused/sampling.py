@@ -68,32 +68,49 @@ def reveal(
     stay_masked: int,
     temperature: Tensor | float,
     generator: torch.Generator,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """One step: draw a token for every masked position, then mask the least confident again.
 
     Args:
-        logits: (length, codebook_size).
+        logits: (length, codebook_size), or those of `rows` alone.
         tokens: (length,), `mask_token_id` where masked; the others keep their value.
         stay_masked: how many are masked again; 0 keeps all.
         temperature: of the Gumbel noise on the confidence, 0 or more.
+        rows: the masked positions, in order, where the logits are of these alone.
 
     Returns:
         (length,) tokens.
     """
     masked = tokens == mask_token_id
     probabilities = logits.softmax(dim=-1)
-    weights = probabilities.to(generator.device)
-    if weights.device.type == "cpu":
-        weights = weights.float()  # no multinomial in half precision on a CPU
-    drawn = torch.multinomial(weights, 1, generator=generator).to(tokens.device)  # length 1
-    drawn = torch.where(masked, drawn[:, 0], tokens)
+    drawn = draw(probabilities, len(tokens), generator, rows)
+    chosen = probabilities.gather(1, drawn[:, None])[:, 0]
+    if rows is None:
+        drawn = torch.where(masked, drawn, tokens)
+    else:
+        drawn = tokens.index_copy(0, rows, drawn)
+        chosen = chosen.new_zeros(len(tokens)).index_copy(0, rows, chosen)
     if stay_masked == 0:
         return drawn
-    chosen = probabilities.gather(1, drawn[:, None])[:, 0]  # length
     chosen = chosen.masked_fill(~masked, torch.finfo(chosen.dtype).max)
     confidence = torch.log(chosen.clamp(1e-20)) + temperature * gumbel_noise(chosen, generator)
     threshold = confidence.sort().values[stay_masked]
     return drawn.masked_fill(confidence < threshold, mask_token_id)
+
+
+def draw(probabilities: Tensor, length: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
+    """What `torch.multinomial(probabilities, 1)` draws for `length` positions, in `rows` (all by default).
+
+    A race of exponential clocks, as there; the generator moves on by all positions, so that a draw does not depend on
+    which positions are asked for.
+    """
+    weights = probabilities.to(generator.device)
+    if weights.device.type == "cpu":
+        weights = weights.float()  # where the reference draws; half precision has too few values for it
+    clocks = torch.empty((length, weights.shape[1]), dtype=weights.dtype, device=weights.device)
+    clocks.exponential_(generator=generator)
+    return (weights / (clocks if rows is None else clocks[rows])).argmax(dim=-1).to(probabilities.device)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -101,7 +101,7 @@ def test_tokens_are_the_reference_s(size, tmp_path) -> None:
     expected = reference.tokens("inpaint", 0, image=image, mask_image=mask, num_inference_steps=4, strength=0.5)
     assert torch.equal(result.tokens, expected)
 
-    vqgan, other = model._vqgan, reference.text_to_image.vqvae
+    vqgan, other = model.checkpoint.load_vqgan("cpu", torch.float32), reference.text_to_image.vqvae
     with torch.no_grad():
         pixels = torch.rand(1, 3, 64, 96)
         latents = other.encode(pixels).latents

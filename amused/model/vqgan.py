@@ -186,6 +186,10 @@ class VectorQuantizer(nn.Module):
         return nearest.view(latents.shape[0], *latents.shape[2:])
 
 
+HALVES = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+"""The modules that only one direction needs; both need the codebook."""
+
+
 class VQGAN(nn.Module):
     """Pictures to tokens and back."""
 
@@ -197,6 +201,12 @@ class VQGAN(nn.Module):
         self.quantize = VectorQuantizer(config)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
+
+    def keep(self, half: str) -> None:
+        """Drop what the other half of `HALVES` alone needs."""
+        for other, modules in HALVES.items():
+            for module in modules if other != half else ():
+                delattr(self, module)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (batch, 3, height, width), to tokens (batch, height / f, width / f), f = scale_factor."""

@@ -53,7 +53,7 @@ class Trainee(nn.Module):
         inputs = tokens.masked_fill(masked, self.transformer.config.vocab_size - 1)
         conditioning = self.transformer.condition(hidden, pooled, micro)
         features = self.transformer.features(inputs, conditioning)
-        logits = self.transformer.mlm_layer(features[masked])  # masked tokens, codebook size
+        logits = self.transformer.mlm_layer(features[masked.flatten(1)])  # masked tokens, codebook size
         return F.cross_entropy(logits.float(), tokens[masked], reduction="sum")
 
     def embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     """
     size = len(batch.captions)
     conditioning = concatenate([model.condition(batch.captions), model.condition([""] * size)])
-    features = model.transformer.features(batch.inputs.repeat(2, 1, 1), conditioning).flatten(1, 2)
+    features = model.transformer.features(batch.inputs.repeat(2, 1, 1), conditioning)
     index = batch.positions.repeat(2, 1)[..., None].expand(-1, -1, features.shape[-1])
     conditional, unconditional = model.transformer.mlm_layer(features.gather(1, index)).flatten(0, 1).chunk(2)
     targets = batch.tokens.gather(1, batch.positions)
