@@ -188,6 +188,11 @@ class Checkpoint:
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval().requires_grad_(False)
 
+    def fetch_weights(self) -> None:
+        """Download now what would be at first use. Reads nothing."""
+        for component in WEIGHTS:
+            self._weights(component)
+
     def _weights(self, component: str) -> str:
         """The name of the component's weights, in half precision where there is a choice; downloaded if need be."""
         names = weight_files(component)

@@ -18,14 +18,13 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from .errors import UserError
+from .limits import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 
-MAX_PIXELS = 40_000_000
-MAX_BYTES = 25_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 
 ACCEPTED = "PNG, JPEG, WebP, GIF, TIFF or BMP"
-TOO_MANY_BYTES = f"The picture is too large: at most {MAX_BYTES // 1_000_000} MB are read."
-TOO_MANY_PIXELS = f"The picture is too large: at most {MAX_PIXELS // 1_000_000} megapixels are read."
+TOO_MANY_BYTES = f"The picture is too large: at most {MAX_PICTURE_BYTES // 1_000_000} MB are read."
+TOO_MANY_PIXELS = f"The picture is too large: at most {MAX_PICTURE_PIXELS // 1_000_000} megapixels are read."
 NOT_A_PICTURE = f"This is not a picture that can be read: choose a {ACCEPTED} file."
 BROKEN = "The picture is damaged and cannot be read: save it anew and try again."
 EMPTY_MASK = "The mask is empty: paint the part to repaint."
@@ -72,7 +71,7 @@ def turned(image: Image.Image) -> Image.Image:
 def open_picture(source: str | Path | bytes) -> Image.Image:
     """Open without decoding: only the header has been read."""
     data = source if isinstance(source, bytes) else read_bytes(Path(source))
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_PICTURE_BYTES:
         raise UserError(TOO_MANY_BYTES)
     if not data:
         raise UserError("The picture is an empty file: choose another.")
@@ -89,7 +88,7 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
 def read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            return stream.read(MAX_PICTURE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
         raise UserError("The picture cannot be opened: choose another.") from error
 
@@ -98,7 +97,7 @@ def check_pixels(image: Image.Image) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise UserError(NOT_A_PICTURE)
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PICTURE_PIXELS:
         raise UserError(TOO_MANY_PIXELS)
 
 

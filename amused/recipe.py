@@ -14,6 +14,7 @@ from itertools import islice
 from numbers import Integral, Real
 
 from amused.errors import UserError
+from amused.limits import MAX_PIXELS, MAX_PROMPT, MAX_SEEDS, MAX_STEPS
 
 TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT, VARY, TOUCH_UP = TASKS = (
     "text_to_image",
@@ -29,19 +30,15 @@ STRENGTHS = {IMAGE_TO_IMAGE: 0.5, INPAINT: 1.0}
 """Default strength of the tasks that have one."""
 
 MAX_SEED = 2**32 - 1
-MAX_SEEDS = 64
-MAX_STEPS = 100
 MAX_GUIDANCE_SCALE = 30.0
 MAX_TEMPERATURE = 20.0
 MAX_AESTHETIC_SCORE = 10.0
 MAX_CROP = 4096
-MAX_PROMPT = 10_000
 MAX_SIDE = 2048
-MAX_PIXELS = 1024 * 1024
 SIDE_MULTIPLE = 16
 FITS = ("crop", "pad", "stretch")
 MAX_FEATHER = 64
-MAX_CELLS = MAX_PIXELS // SIDE_MULTIPLE**2
+MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
 
 

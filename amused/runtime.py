@@ -1,4 +1,4 @@
-"""The one loaded model of a process: which models can be chosen, loading one, switching, and sampling with it.
+"""The models of a process: which can be chosen, and visits of runs that sample with them.
 
 Knows about processes, memory and ZeroGPU. Knows nothing of pages, and nothing of how a picture is made.
 """
@@ -17,24 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from .counters import DONE, FAILED, LEFT, REFUSED, STOPPED, Counters
 from .errors import UserError
+from .limits import QUEUE_LENGTH, REQUEST_SECONDS, RUNS_AT_ONCE
 from .recipe import Recipe
+from .turns import Progress, Turns, Waiting
 
 log = logging.getLogger(__name__)
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 SIZES = {"amused-256": (256, 16), "amused-512": (512, 32)}  # known before they are downloaded: size and multiple
-LOADING_SECONDS = 0.2  # between two looks at how a load goes
 PREVIEW_SECONDS = 0.35  # at least this long between two previews
 PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
-
-Progress = Callable[[float | None, str], None]  # the share done where it is known, and what is being done
-
-
-class GivenUpError(Exception):
-    """Nobody waits for this load any more."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,18 @@ class Working:
 
 @dataclass(frozen=True)
 class Finished:
-    """A picture is done; `tokens` (h, w) can be used to vary it without encoding it again."""
+    """A picture is done.
+
+    `tokens` is an array (h, w); `made` says what its every bit depends on beside the recipe (`Amused.made`), `cut`
+    whether a prompt was longer than the model reads.
+    """
 
     index: int
     seed: int
     image: Image.Image
-    tokens: Any
+    tokens: np.ndarray
+    made: str
+    cut: bool
 
 
 def has_cuda() -> bool:
@@ -102,37 +105,39 @@ def choices() -> list[Choice]:
     return found
 
 
-def load_model(name: str, progress: Progress | None = None) -> Any:
-    """A model with its weights in memory, ready to sample."""
+def load_model(name: str, progress: Progress) -> Any:
+    """A model whose files are all on this machine; nothing of it is in memory before `read_weights`."""
     import amused
 
     def tell(file: str, done: int, total: int) -> None:
-        if progress is not None:
-            part = f" of {total / 1e6:.0f}" if total else ""
-            progress(done / total if total else None, f"Downloading {name}: {file}, {done / 1e6:.0f}{part} MB")
+        part = f" of {total / 1e6:.0f}" if total else ""
+        progress(done / total if total else None, f"Downloading {name}: {file}, {done / 1e6:.0f}{part} MB")
 
     model = amused.load(name, progress=tell)
-    if progress is not None:
-        progress(None, f"Loading {name}")
-    model.read_weights()
+    model.checkpoint.fetch_weights()
     return model
 
 
 class Runtime:
-    """Holds at most one model. Every sampling goes through here, so that nobody loads a second one beside it."""
+    """Holds at most one model. Every sampling goes through a visit, so that nobody loads a second one beside it.
+
+    `load` gives the model of a name with its files in place; its `read_weights` then brings it into memory.
+    """
 
     def __init__(
         self,
         models: list[Choice] | None = None,
-        load: Callable[[str, Progress | None], Any] = load_model,
+        load: Callable[[str, Progress], Any] = load_model,
         default: str | None = None,
+        at_once: int = RUNS_AT_ONCE,
+        queue: int = QUEUE_LENGTH,
     ) -> None:
         self.models = choices() if models is None else models
+        self.counters = Counters()
         self._load = load
-        self._model: Any = None
-        self._name: str | None = None
-        self._lock = threading.Lock()
+        self._turns = Turns(load, free_memory, at_once, queue)
         self._paces: dict[str, float] = {}
+        self._measures: dict[str, tuple[int, int]] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
         if self.default not in {choice.name for choice in self.models}:
             self.models = [*self.models, Choice(self.default, "chosen at the start")]
@@ -145,75 +150,34 @@ class Runtime:
         raise UserError(f"There is no model of that name here; choose one of {', '.join(c.name for c in self.models)}.")
 
     def is_loaded(self, name: str) -> bool:
-        return self._name == name
+        return self._turns.name == name
 
-    def made(self) -> str | None:
-        """What the loaded model's pictures depend on beside their recipes (`Amused.made`); None before a load."""
-        return getattr(self._model, "made", None)
+    def visit(self) -> Visit:
+        """A place for one run, to be used as a context.
 
-    def cut(self, recipe: Recipe) -> bool:
-        """Whether a prompt of the recipe is longer than its model reads. Asked once the model is loaded."""
-        model = self.get_model(recipe.model)
-        return any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
-
-    def get_model(self, name: str, progress: Progress | None = None) -> Any:
-        """The model of that name, loaded once whoever asks first; the former one is freed before another is loaded.
-
-        `progress` is called while it loads, and may raise to give up.
+        Raises:
+            UserError: too many others wait.
         """
-        self.choice(name)
-        with self._lock:
-            if self._name == name:
-                return self._model
-            self._model, self._name = None, None
-            free_memory()
-            self._model = self._load(name, progress)
-            self._name = name
-            return self._model
-
-    def loading(self, name: str) -> Iterator[tuple[str, float | None]]:
-        """Wait for the model, telling what is done meanwhile and the share of it. Closing this gives the wait up."""
-        if self.is_loaded(name):
-            return
-        given_up = threading.Event()
-        news: tuple[str, float | None] = (f"Loading {name}", None)
-        failures: list[Exception] = []
-
-        def tell(share: float | None, text: str) -> None:
-            nonlocal news
-            if given_up.is_set():
-                raise GivenUpError
-            news = (text, share)
-
-        def work() -> None:
-            try:
-                self.get_model(name, tell)
-            except GivenUpError:
-                log.info("loading %s was given up", name)
-            except Exception as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=work, name=f"load {name}", daemon=True)
-        thread.start()
         try:
-            while thread.is_alive():
-                yield news
-                thread.join(LOADING_SECONDS)
-        finally:
-            given_up.set()
-        if failures:
-            raise failures[0]
+            return Visit(self)
+        except UserError as error:
+            self.counters.add(None, REFUSED, why=str(error))
+            raise
 
     def warm_up(self) -> threading.Thread:
         """Load the default model behind the page, so that the first visitor waits less."""
 
         def work() -> None:
+            started = time.monotonic()
+            turn = self._turns.enter()
             try:
-                started = time.monotonic()
-                self.get_model(self.default)
+                for _ in turn.wait(self.default):
+                    pass
                 log.info("%s is ready after %.1f s", self.default, time.monotonic() - started)
-            except Exception:
-                log.exception("the model could not be loaded ahead; the first request will try again")
+            except Exception as error:
+                log.warning("the model could not be loaded ahead; the first request will try again: %s", error)
+            finally:
+                turn.leave()
 
         thread = threading.Thread(target=work, name="warm-up", daemon=True)
         thread.start()
@@ -221,8 +185,8 @@ class Runtime:
 
     def measures(self, name: str) -> tuple[int, int]:
         """The side in pixels of a model's pictures and what must divide the sides of others; loads nothing."""
-        with_both = self._model if self._name == name and self._model is not None else self.choice(name)
-        return with_both.size, with_both.multiple
+        choice = self.choice(name)
+        return self._measures.get(name, (choice.size, choice.multiple))
 
     def pace(self, name: str) -> float | None:
         """Seconds that a step took in earlier runs of a model, finishing the pictures included, or None."""
@@ -238,38 +202,31 @@ class Runtime:
         width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
         return replace(recipe, width=width, height=height)
 
-    def generate(
-        self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
-    ) -> Iterator[Working | Finished]:
-        """Sample a recipe with its model. Can be closed between any two events; one at a time is the caller's care."""
-        self.choice(recipe.model)
-        return self._timed(recipe, self._sample(recipe, image, mask))
-
-    def _timed(self, recipe: Recipe, events: Iterator[Working | Finished]) -> Iterator[Working | Finished]:
-        """Pass events on and learn from them how long a step takes."""
-        began = time.monotonic()
-        try:
-            for event in events:
-                if isinstance(event, Finished):
-                    steps = (recipe.steps - recipe.start) * (event.index + 1)
-                    self._paces[recipe.model] = (time.monotonic() - began) / steps
-                yield event
-        finally:
-            events.close()
+    def numbers(self) -> dict[str, float]:
+        """What the owner can see, by its name in the form of Prometheus."""
+        runs, waiting = self._turns.counts()
+        return {**self.counters.numbers(), "amused_runs": runs, "amused_runs_waiting": waiting}
 
     def _sample_here(
         self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
     ) -> Iterator[Working | Finished]:
         from .pipeline import Picture
 
-        # Asked again although the caller may have loaded it: a forked GPU process can hold an older one.
-        model = self.get_model(recipe.model)
+        model = self._turns.model
+        if self._turns.name != recipe.model:
+            # Only in the forked process of a shared GPU, which can hold an older model than was asked for.
+            model = self._turns.model = None
+            model = self._load(recipe.model, lambda share, text: None)
+            model.read_weights()
+            self._turns.model, self._turns.name = model, recipe.model
         previews = PreviewPace()
+        cut = any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
         events = model.generate(recipe, image, mask)
         try:
             for event in events:
                 if isinstance(event, Picture):
-                    yield Finished(event.index, event.seed, event.image, event.tokens)
+                    tokens = np.asarray(event.tokens)  # can be sent from one process to another, as all of this
+                    yield Finished(event.index, event.seed, event.image, tokens, model.made, cut)
                     continue
                 preview = None
                 if event.step < event.steps and previews.is_due():
@@ -278,6 +235,109 @@ class Runtime:
                 yield Working(event.index, event.seed, event.step, event.steps, preview)
         finally:
             events.close()
+
+
+class Visit:
+    """One run, from the door on: waiting, sampling by turns with others, and a line in the log at its end.
+
+    Attributes:
+        stopped: to be set by the caller that ends it early because the visitor said so.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._turn = runtime._turns.enter(self._let_go)
+        self._lock = threading.Lock()
+        self._events: Iterator[Working | Finished] | None = None
+        self._entered = time.monotonic()
+        self._recipe: Recipe | None = None
+        self._wanted = self._pictures = 0
+        self._worked = 0.0
+        self._loaded = False
+        self.stopped = False
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._let_go()
+        self._turn.leave()
+        if kind is None:
+            outcome = STOPPED if self.stopped else DONE
+        elif issubclass(kind, UserError):
+            outcome = REFUSED
+        else:
+            outcome = FAILED if issubclass(kind, Exception) else LEFT
+        why = str(error) if outcome == REFUSED else None if outcome != FAILED or kind is None else kind.__name__
+        waited = time.monotonic() - self._entered - self._worked
+        self._runtime.counters.add(self._recipe, outcome, self._pictures, self._wanted, waited, self._worked, why)
+
+    def admitted(self) -> Iterator[Waiting]:
+        """Wait until few enough others are at work. Before anything large is read."""
+        yield from self._turn.admitted()
+
+    def wait(self, name: str) -> Iterator[Waiting]:
+        """Wait for a turn and for the model. Can be closed at any time, as what follows it."""
+        self._runtime.choice(name)
+        yield from self._turn.wait(name)
+        model = self._turn.model
+        self._runtime._measures[name] = model.size, model.multiple
+        self._loaded = True
+        if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
+            self._turn.release()
+
+    def generate(
+        self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
+    ) -> Iterator[Waiting | Working | Finished]:
+        """Sample a recipe with its model, letting others have their turn after each picture.
+
+        Raises:
+            UserError: the recipe cannot be made of what was given, or the run has taken all the time that it gets.
+        """
+        self._recipe = self._recipe or recipe
+        self._wanted += len(recipe.seeds)
+        steps = recipe.steps - recipe.start
+        done = 0
+        while done < len(recipe.seeds):
+            if not self._turn.is_held and not (ON_ZERO_GPU and self._loaded):
+                yield from self.wait(recipe.model)
+            if self._events is None:
+                # The pictures that are done are not made again: a seed gives the same one alone and in any sweep.
+                first = done
+                self._events = self._runtime._sample(recipe.with_seeds(recipe.seeds[first:]), image, mask)
+                worked = self._worked
+            while True:
+                event = self._next()
+                yielded = replace(event, index=event.index + first)
+                if isinstance(event, Finished):
+                    break
+                yield yielded
+            done += 1
+            self._pictures += 1
+            self._runtime._paces[recipe.model] = (self._worked - worked) / (steps * (done - first))
+            if done == len(recipe.seeds):
+                self._let_go()
+            # Before the picture goes out: it is saved and sent while the next one's first step is made.
+            self._turn.pass_on()
+            yield yielded
+
+    def _next(self) -> Working | Finished:
+        if self._worked > REQUEST_SECONDS:
+            raise UserError(
+                f"This has taken {REQUEST_SECONDS} seconds, as long as one run may: what is finished is kept. "
+                "Ask for fewer pictures or steps."
+            )
+        began = time.monotonic()
+        try:
+            return next(self._events)
+        finally:
+            self._worked += time.monotonic() - began
+
+    def _let_go(self) -> None:
+        with self._lock:
+            events, self._events = self._events, None
+            if events is not None:
+                events.close()
 
 
 class PreviewPace:

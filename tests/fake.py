@@ -11,7 +11,8 @@ from PIL import Image
 
 from amused.pipeline import Picture, Step
 from amused.recipe import Recipe
-from amused.runtime import Choice, Progress, Runtime
+from amused.runtime import Choice, Finished, Runtime, Working
+from amused.turns import Progress, Waiting
 
 TRAITS = {
     "backgrounds": {"cool": "d5d7e1", "warm": "e1d7d5", "sky": "9cc8ee", "dark": "1f1d29"},
@@ -35,6 +36,8 @@ class FakeModel:
         self.name, self.size, self.step_seconds, self.before_step = name, size, step_seconds, before_step
         cells = np.random.default_rng(1)
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
+
+    def read_weights(self) -> None: ...
 
     def prompt_is_cut(self, prompt: str) -> bool:
         return len(prompt.split()) > 75
@@ -89,15 +92,14 @@ class FakeModel:
 
 
 def fake_runtime(
-    step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None
+    step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None, **limits: int
 ) -> Runtime:
     """A runtime whose models are fakes: the bundled one, and one that pretends to be a download."""
 
-    def load(name: str, progress: Progress | None = None) -> FakeModel:
+    def load(name: str, progress: Progress) -> FakeModel:
         for tenth in range(10):
             time.sleep(load_seconds / 10)
-            if progress:
-                progress(tenth / 10, f"Loading {name}")
+            progress(tenth / 10, f"Loading {name}")
         return FakeModel(name, step_seconds=step_seconds, before_step=before_step)
 
     models = [
@@ -105,4 +107,12 @@ def fake_runtime(
         Choice("amused-256", "1.6 GB download on first use", "1.6 GB"),
         Choice("amused-512", "1.7 GB download on first use", "1.7 GB"),
     ]
-    return Runtime(models, load, default="nouns")
+    return Runtime(models, load, default="nouns", **limits)
+
+
+def sampled(runtime: Runtime, recipe: Recipe, *given: Image.Image | None) -> Iterator[Working | Finished]:
+    """What a run alone yields."""
+    with runtime.visit() as visit:
+        for event in visit.generate(recipe, *given):
+            if not isinstance(event, Waiting):
+                yield event

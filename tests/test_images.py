@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from amused.errors import UserError
-from amused.images import MAX_BYTES, composite, fit, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.images import composite, fit, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.limits import MAX_PICTURE_BYTES
 
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
 
@@ -75,7 +76,7 @@ def test_refuses_bombs_by_their_header(side: int) -> None:
 def test_refuses_a_file_of_too_many_bytes(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     with path.open("wb") as stream:
-        stream.truncate(MAX_BYTES + 1)
+        stream.truncate(MAX_PICTURE_BYTES + 1)
     assert "MB" in refusal(path)
     assert "MB" in refusal(path.read_bytes())
 

@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["errors"],
+    ["limits", "turns"],
     ["recipe"],
     ["links", "axes", "sheets", "images", "sampling", "placement"],
+    ["counters"],
     ["model"],
     ["checkpoint"],
     ["hub", "saving", "adapters"],

@@ -297,12 +297,12 @@ def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> No
 
 @pytest.mark.parametrize("model", ["../../etc/passwd", "https://example.org/model", "owner/name", "<b>x</b>"])
 def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime: Runtime, model: str) -> None:
-    loaded = runtime.made()
+    loaded = [runtime.is_loaded(choice.name) for choice in runtime.models]
     open_link(page, address, f"task=text_to_image&prompt=a&model={quote(model)}")
     expect(card(page)).to_contain_text("This was not used. There is no model of that name here")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
     assert prompt(page).input_value() != "a"
-    assert runtime.made() == loaded
+    assert [runtime.is_loaded(choice.name) for choice in runtime.models] == loaded
 
 
 def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runtime: Runtime) -> None:

@@ -25,17 +25,23 @@ Tiles = list[tuple[str, str]]  # a file and its caption, "seed 8"
 def build(runtime: Runtime) -> None:
     def sampled(read: Callable[[], Request]) -> Iterator[list[Shot]]:
         shots: list[Shot] = []
+        sentence = None
         try:
-            recipe, image, mask = read()
-            for _ in runtime.loading(recipe.model):
-                yield shots
-            recipe = completed(runtime, recipe, image, mask)
-            for event in runtime.generate(recipe, image, mask):
-                if isinstance(event, Finished):
-                    shots = [*shots, finished(event, recipe, True, runtime.made(), None, None)]
-                yield shots
+            with runtime.visit() as visit:
+                for _ in visit.admitted():
+                    yield shots
+                recipe, image, mask = read()
+                for _ in visit.wait(recipe.model):
+                    yield shots
+                recipe = completed(runtime, recipe, image, mask)
+                for event in visit.generate(recipe, image, mask):
+                    if isinstance(event, Finished):
+                        shots = [*shots, finished(event, recipe, True)]
+                    yield shots
         except Exception as error:
-            raise gr.Error(explain(error), print_exception=False) from None
+            sentence = explain(error)
+        if sentence is not None:
+            raise gr.Error(sentence, print_exception=False)
 
     def stream(read: Callable[[], Request]) -> Iterator[Tiles]:
         for shots in sampled(read):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from PIL import Image
 from ..axes import AXES, NONE, expand
 from ..errors import UserError
 from ..recipe import STRENGTHS, Recipe
-from ..runtime import Finished, Runtime, Working
+from ..runtime import Finished, Runtime, Waiting, Working
 from ..sheets import grid as lay_out
 from .following import follow
 from .run import (
@@ -26,12 +25,12 @@ from .run import (
     Request,
     Run,
     Shot,
+    at_desk,
     busy_line,
     completed,
     connect,
     count_pictures,
     describe_seconds,
-    explain,
     finished,
     page,
     png_bytes,
@@ -39,6 +38,8 @@ from .run import (
     save_source,
     show,
     status_line,
+    summary,
+    told,
 )
 from .settings import AT_ONCE, Panel
 
@@ -146,34 +147,32 @@ def make(
     runtime: Runtime, former: Run, desk: Desk, tag: bool, axes: Sequence[str], read: Callable[[], Request]
 ) -> Iterator[list[Any]]:
     """Make the pictures of a grid one by one, then its sheet. Stopped, it keeps the finished ones, on a sheet too."""
-    append = desk.begin()
-    run = former
-    try:
-        recipe, image, mask = read()
-        table = expand(recipe, *axes)
-        run = replace(former, made=0, wanted=len(table.recipes), note="")
-        started = time.monotonic()
-        yield [*page(status=busy_line("Starting"), run=run, stop=gr.Button(visible=True)), gr.skip()]
-        for text, share in runtime.loading(recipe.model):
-            if desk.stop:
-                break
-            yield [*page(status=busy_line(text, share)), gr.skip()]
-        shots: tuple[Shot, ...] = former.shots if append else ()
-        pictures: list[Image.Image] = []
-        source = save_source(image), save_source(mask)
-        recipes = [completed(runtime, point, image, mask) for point in table.recipes]
-        total, done = len(shots) + len(recipes), 0
-        began = time.monotonic()
-        for point in recipes:
-            if desk.stop:
-                break
-            with closing(runtime.generate(point, image, mask)) as events:
-                for event in events:
-                    if isinstance(event, Finished):
-                        shots = (*shots, finished(event, point, tag, runtime.made(), *source))
+
+    def work(former: Run, waited: bool) -> Iterator[list[Any]]:
+        with runtime.visit() as visit:
+            yield from ([*update, gr.skip()] for update in told(visit.admitted(), desk))
+            recipe, image, mask = read()
+            table = expand(recipe, *axes)
+            run = replace(former, wanted=len(table.recipes))
+            started = time.monotonic()
+            yield [*page(status=busy_line("Starting"), run=run, stop=gr.Button(visible=True)), gr.skip()]
+            yield from ([*update, gr.skip()] for update in told(visit.wait(recipe.model), desk))
+            shots: tuple[Shot, ...] = former.shots if waited else ()
+            pictures: list[Image.Image] = []
+            source = save_source(image), save_source(mask)
+            recipes = [completed(runtime, point, image, mask) for point in table.recipes]
+            total, done, cut = len(shots) + len(recipes), 0, False
+            began = time.monotonic()
+            for point in recipes if not desk.stop else ():
+                for event in visit.generate(point, image, mask):
+                    if isinstance(event, Waiting):
+                        update = page(status=busy_line(event.text, event.share))
+                    elif isinstance(event, Finished):
+                        cut |= event.cut
+                        shots = (*shots, finished(event, point, tag, *source))
                         pictures.append(event.image)
                         run = replace(run, shots=shots, made=len(pictures))
-                        yield [*page(gallery=show(shots, total), run=run), gr.skip()]
+                        update = page(gallery=show(shots, total), run=run)
                     else:
                         done += 1
                         seconds = (time.monotonic() - began) / done * (count_steps(recipes) - done)
@@ -181,22 +180,16 @@ def make(
                         update = page(status=busy_line(describe(event, len(pictures), len(recipes), seconds), share))
                         if event.preview is not None:
                             update[1] = show(shots, total, event)
-                        yield [*update, gr.skip()]
+                    yield [*update, gr.skip()]
                     if desk.stop:
                         break
-        if desk.stop:
-            note = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
-        else:
-            note = f"{count_pictures(run.made)} in {describe_seconds(time.monotonic() - started)}"
-            if any(runtime.cut(point) for point in recipes):
-                note += ". A prompt is longer than the model reads: its end was left out"
-        yield [*page(run=replace(run, note=note)), show_sheet(pictures, table.across, table.down, recipe)]
-    except Exception as error:
-        sentence = explain(error)
-        yield [*page(run=replace(run, note=sentence)), gr.skip()]
-        raise gr.Error(sentence, print_exception=False) from None
-    finally:
-        desk.end()
+                if desk.stop:
+                    break
+            visit.stopped = desk.stop
+            run = replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut))
+            yield [*page(run=run), show_sheet(pictures, table.across, table.down, recipe)]
+
+    yield from at_desk(desk, former, work, outputs=6)
 
 
 def describe(event: Working, made: int, wanted: int, seconds: float) -> str:

@@ -8,21 +8,20 @@ from typing import Any
 
 import gradio as gr
 
-from ..images import MAX_BYTES
+from ..limits import CACHE_SECONDS, MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
 from ..runtime import Runtime
 from . import api, image_tab, inpaint_tab, picks, sharing, text_tab
 from .settings import follow_model
 
 HERE = Path(__file__).parent
-DAY = 24 * 60 * 60
-MAX_WAITING = 40
+OTHER_THREADS = 40  # for all that is not a run
 
 HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:
     """The whole page. Loads no model: what it offers is known from the runtime's choices."""
-    with gr.Blocks(title="aMUSEd", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
+    with gr.Blocks(title="aMUSEd", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
         with gr.Tabs() as tabs:
@@ -31,7 +30,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         kept = picks.build(runtime, tabs, panels)
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
-    return page.queue(max_size=MAX_WAITING)
+    # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
+    return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
 
 
 def launch_options() -> dict[str, Any]:
@@ -42,7 +42,8 @@ def launch_options() -> dict[str, Any]:
         "head_paths": [HERE / "page.html"],
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
-        "max_file_size": MAX_BYTES,
+        "max_file_size": MAX_PICTURE_BYTES,
+        "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a run that waits blocks one now and then
         "allowed_paths": [],
         "ssr_mode": False,
         "run_history": False,

@@ -10,7 +10,6 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,13 +23,17 @@ from ..errors import UserError
 from ..images import digest
 from ..links import png_info
 from ..recipe import Recipe
-from ..runtime import Finished, Runtime, Working
+from ..runtime import Finished, Runtime, Waiting, Working
 from .settings import AT_ONCE, Panel
 
 log = logging.getLogger(__name__)
 
-# Events that use the model share it: one at a time, whichever tab or program they come from.
-SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+# Of events that use the model: who is next is decided by the runtime, not by Gradio, which would go on with one run to
+# its end before it begins the next.
+SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
+
+MAX_WAITING_RUNS = 4  # of one tab
+LOOK_SECONDS = 0.25  # a run that waits for another one of its tab looks up this often
 
 FAILED = "Something went wrong on our side. Your settings are kept: please try again."
 OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try again later."
@@ -74,25 +77,22 @@ class Run:
 
 @dataclass
 class Desk:
-    """What the events of one tab tell each other while a run goes on: the same object for all of them."""
+    """What the events of one tab tell each other: the same object for all of them.
 
-    running: bool = False
+    `line` holds the run at work and behind it those that wait for it to end, `pressed` for each run that is still to
+    come whether another one was before it, `last` what the tab shows since its last run.
+    """
+
+    line: list[object] = field(default_factory=list)
+    pressed: list[bool] = field(default_factory=list)
+    last: Run | None = None
     stop: bool = False
-    pressed: list[bool] = field(default_factory=list)  # for each run that waits: whether another one was before it
 
     def press(self) -> None:
-        self.pressed.append(self.running or bool(self.pressed))
-
-    def begin(self) -> bool:
-        """Whether this run waited for another one, whose pictures it must not take away."""
-        self.running = True
-        return self.pressed.pop(0) if self.pressed else False
+        self.pressed.append(bool(self.line or self.pressed))
 
     def ask_to_stop(self) -> None:
-        self.stop = self.running or bool(self.pressed)
-
-    def end(self) -> None:
-        self.running = self.stop = False
+        self.stop = bool(self.line or self.pressed)
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,39 @@ def connect(
         ended(settle, [result.run, result.desk], [result.status, result.gallery, panel.stop], **AT_ONCE)
 
 
+Work = Callable[[Run, bool], Iterator[list[Any]]]
+"""Given the run before and whether its pictures stay, yields updates of `page` and perhaps more behind them."""
+
+
+def at_desk(desk: Desk, former: Run, work: Work, outputs: int = 5) -> Iterator[list[Any]]:
+    """Work once the earlier runs of this tab have ended; what goes wrong is told and loses nothing."""
+    append = desk.pressed.pop(0) if desk.pressed else bool(desk.line)
+    if len(desk.line) > MAX_WAITING_RUNS:
+        raise gr.Error(f"{MAX_WAITING_RUNS} runs of this tab wait already: let one end first.", print_exception=False)
+    place = object()
+    desk.line.append(place)
+    sentence = None
+    run = former
+    try:
+        while desk.line[0] is not place:
+            yield [gr.skip()] * outputs  # the status is that of the run before; and this can be closed here
+            time.sleep(LOOK_SECONDS)
+        run = former = replace(desk.last or former, made=0, wanted=0, note="")
+        for update in work(former, append):
+            if isinstance(update[2], Run):
+                run = update[2]
+            yield update
+    except Exception as error:
+        sentence = explain(error)
+    finally:
+        if desk.line[0] is place:
+            desk.last, desk.stop = run, False
+        desk.line.remove(place)
+    if sentence is not None:  # outside of `except`, where the error and all that it holds would live on
+        yield [*page(run=replace(run, note=sentence)), *[gr.skip()] * (outputs - 5)]
+        raise gr.Error(sentence, print_exception=False)
+
+
 def sample(
     runtime: Runtime,
     former: Run,
@@ -185,50 +218,58 @@ def sample(
         append: add to the pictures that are there, as a run does that waited for another one.
         write: put the seeds into their field.
     """
-    append = desk.begin() or append
-    run = former
-    try:
-        recipe, image, mask = read()
-        run = replace(former, made=0, wanted=len(recipe.seeds), note="")
-        started = time.monotonic()
-        seeds = write_seeds(recipe) if write else None
-        yield page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True))
-        for text, share in runtime.loading(recipe.model):
-            if desk.stop:
-                break
-            yield page(status=busy_line(text, share))
-        shots: tuple[Shot, ...] = former.shots if append else ()
-        if not desk.stop:
-            source = save_source(image), save_source(mask)
-            recipe = completed(runtime, recipe, image, mask)
-            pace = Pace(len(recipe.seeds))
-            total = len(shots) + len(recipe.seeds)
-            with closing(runtime.generate(recipe, image, mask)) as events:
-                for event in events:
-                    if isinstance(event, Working):
+
+    def work(former: Run, waited: bool) -> Iterator[list[Any]]:
+        with runtime.visit() as visit:
+            yield from told(visit.admitted(), desk)
+            recipe, image, mask = read()
+            run = replace(former, wanted=len(recipe.seeds))
+            started = time.monotonic()
+            seeds = write_seeds(recipe) if write else None
+            yield page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True))
+            yield from told(visit.wait(recipe.model), desk)
+            shots: tuple[Shot, ...] = former.shots if append or waited else ()
+            cut = False
+            if not desk.stop:
+                source = save_source(image), save_source(mask)
+                recipe = completed(runtime, recipe, image, mask)
+                pace = Pace(len(recipe.seeds))
+                total = len(shots) + len(recipe.seeds)
+                for event in visit.generate(recipe, image, mask):
+                    if isinstance(event, Waiting):
+                        yield page(status=busy_line(event.text, event.share))
+                    elif isinstance(event, Working):
                         update = page(status=busy_line(pace.describe(event), pace.share(event)))
                         if event.preview is not None:
                             update[1] = show(shots, total, event)
                         yield update
                     else:
-                        shots = (*shots, finished(event, recipe, tag, runtime.made(), *source))
+                        cut = event.cut
+                        shots = (*shots, finished(event, recipe, tag, *source))
                         run = replace(run, shots=shots, made=run.made + 1)
                         yield page(gallery=show(shots, total), run=run)
                     if desk.stop:
                         break
+            visit.stopped = desk.stop
+            yield page(run=replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut)))
+
+    yield from at_desk(desk, former, work)
+
+
+def told(waiting: Iterator[Waiting], desk: Desk) -> Iterator[list[Any]]:
+    """What a run waits for, on the page, until that is over or Stop is pressed."""
+    for news in waiting:
         if desk.stop:
-            note = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
-        else:
-            note = f"{count_pictures(run.made)} in {describe_seconds(time.monotonic() - started)}"
-            if runtime.cut(recipe):
-                note += ". The prompt is longer than the model reads: its end was left out"
-        yield page(run=replace(run, note=note))
-    except Exception as error:
-        sentence = explain(error)
-        yield page(run=replace(run, note=sentence))
-        raise gr.Error(sentence, print_exception=False) from None
-    finally:
-        desk.end()
+            return
+        yield page(status=busy_line(news.text, news.share))
+
+
+def summary(run: Run, stopped: bool, seconds: float, cut: bool) -> str:
+    """How a run ended."""
+    if stopped:
+        return f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
+    note = f"{count_pictures(run.made)} in {describe_seconds(seconds)}"
+    return f"{note}. The prompt is longer than the model reads: its end was left out" if cut else note
 
 
 def completed(runtime: Runtime, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
@@ -240,11 +281,11 @@ def completed(runtime: Runtime, recipe: Recipe, image: Image.Image | None, mask:
     return replace(recipe, image=recipe.image or digest(image), mask=given)
 
 
-def finished(event: Finished, recipe: Recipe, tag: bool, made: str | None, image: str | None, mask: str | None) -> Shot:
+def finished(event: Finished, recipe: Recipe, tag: bool, image: str | None = None, mask: str | None = None) -> Shot:
     recipe, pixels = recipe.with_seeds([event.seed]), bare(event.image)
     name = digest(pixels)
-    path = save_picture(event, png_info(recipe, name, made) if tag else None)
-    return Shot(path, event.seed, recipe, name, pixels.size, image, mask, made)
+    path = save_picture(event, png_info(recipe, name, event.made) if tag else None)
+    return Shot(path, event.seed, recipe, name, pixels.size, image, mask, event.made)
 
 
 def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = None, stop: Any = None) -> list[Any]:
@@ -258,7 +299,7 @@ def ask_to_stop(desk: Desk) -> list[Any]:
 
 
 def settle(run: Run, desk: Desk) -> list[Any]:
-    if desk.running:  # the next run is at work already
+    if desk.line:  # the next run is at work already
         return [gr.skip(), gr.skip(), gr.skip()]
     waiting = gr.Button(visible=bool(desk.pressed))
     return [status_line(run.note or "Stopped"), show(run.shots), waiting]
