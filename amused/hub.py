@@ -6,8 +6,10 @@ checkpoint holds it leaves to `amused.checkpoint`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from .checkpoint import INDEX, REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
 from .errors import CheckpointError, UserError
 
+LEFTOVER_SECONDS = 3600
 BUNDLED = Path(__file__).parent / "checkpoints"
 
 Progress = Callable[[str, int, int], None]
@@ -83,9 +86,18 @@ def fetch_checkpoint(name: str, source: Published, progress: Progress | None) ->
     missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
+    clear_leftovers(folder.parent.parent / "blobs")
     # The folder is named by its commit: weights and configurations are of one version even if a branch moves on.
     pinned = replace(source, revision=folder.name)
     return read_checkpoint(folder, name, fetch=lambda file: download_file(file, name, pinned, progress))
+
+
+def clear_leftovers(blobs: Path) -> None:
+    """Remove what killed downloads have left: the hub's library does not use it again, and it can be gigabytes."""
+    for file in blobs.glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:  # nobody writes to it any more
+                file.unlink()
 
 
 def download_file(file: str, name: str, source: Published, progress: Progress | None) -> bool:
@@ -164,4 +176,4 @@ def explain_download(error: BaseException, name: str, download: str | None) -> U
             f"The model {name} is not on this machine and the hub cannot be reached: "
             f"check the connection and try again, or choose a model that comes with this program."
         )
-    return UserError(f"The download of {name} broke off: try again, it goes on where it stopped.")
+    return UserError(f"The download of {name} broke off: try again, the files that are complete are kept.")

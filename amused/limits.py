@@ -56,7 +56,10 @@ LIMITS = {
 
 
 def setting(variable: str) -> int:
-    return LIMITS[variable].read(os.environ)
+    try:
+        return LIMITS[variable].read(os.environ)
+    except UserError as error:  # while modules are being imported: nobody above could tell it in a sentence
+        raise SystemExit(str(error)) from None
 
 
 def switched_on(variable: str) -> bool:

@@ -6,11 +6,8 @@ import json
 import pickle
 import shutil
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
 from amused import checkpoint as checkpoints
-from amused import hub as hubs
 from amused.errors import CheckpointError, UserError
 from amused.hub import locate
 from amused.model.transformer import UViTConfig
@@ -440,172 +436,3 @@ def test_the_estimate_of_parameters_fits_the_published_sizes() -> None:
         lookup_from_codebook=True,
     )
     assert 100e6 < checkpoints.vqgan_parameters(vqgan) < 200e6
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "nonsense", "../secrets", "/etc/none", "a/b/c", "https://example.com/x", "owner/name?x", "owner/..",
-     "./x", "owner/na me", "owner/name\n", "nul\x00l", "\udcff/x", "x" * 10_000, "owner/" + "x" * 10_000],
-)  # fmt: skip
-def test_refuses_names_that_name_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="amused-256") as caught:
-        locate(name)
-    assert len(str(caught.value)) < 300
-
-
-def test_finds_bundled_names_before_all_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "BUNDLED", folder.parent)
-    assert locate("copy").name == "copy" and hubs.bundled_names() == ["copy"]
-    assert locate(str(folder)).folder == folder
-
-
-# The hub, played by a server on this machine
-
-
-class Hub:
-    """As much of the hub's interface as a download needs. `status` other than 200 is its answer to everything."""
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.status, self.served = folder, 200, []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None: ...
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = unquote(urlsplit(request.path).path)
-        if self.status != 200:
-            code = {"X-Error-Code": "RepoNotFound"} if self.status == 404 else {"Retry-After": "0"}
-            return self.send(request, self.status, b"{}", code)
-        if path.startswith("/api/models/owner/name/revision/"):
-            return self.send(request, 200, json.dumps({"id": "owner/name", "sha": self.commit}).encode())
-        if path.startswith("/api/models/owner/name/tree/"):
-            files = [file for file in self.folder.rglob("*") if file.is_file()]
-            tree = [
-                {
-                    "type": "file",
-                    "path": str(file.relative_to(self.folder)),
-                    "size": file.stat().st_size,
-                    "oid": file.name,
-                }
-                for file in files
-            ]
-            return self.send(request, 200, json.dumps(tree).encode())
-        name = path.partition(f"/resolve/{self.commit}/")[2]
-        file = self.folder / name
-        if not name or not file.is_file():
-            return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.commit})
-        if request.command == "GET":
-            self.served.append(name)
-        data = file.read_bytes()
-        return self.send(request, 200, data, {"ETag": f'"{name}"'.replace("/", "-"), "X-Repo-Commit": self.commit})
-
-    def send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict | None = None) -> None:
-        request.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def hub(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    hub = Hub(Path(shutil.copytree(original, tmp_path / "hub")))
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    yield hub
-    hub.close()
-
-
-def test_downloads_the_small_files_first_and_weights_when_needed(hub: Hub, original: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    checkpoint = locate("owner/name", progress=lambda *report: seen.append(report))
-    assert checkpoint.name == "owner/name" and not seen
-    assert not [file for file in hub.served if file.endswith(".safetensors")]
-    network = checkpoint.load_transformer(CPU, FLOAT)
-    assert [file for file in hub.served if file.endswith(".safetensors")] == [TRANSFORMER]
-    size = (original / TRANSFORMER).stat().st_size
-    assert seen[-1] == (TRANSFORMER, size, size)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), load(original).parameters(), strict=True))
-    checkpoint.load_transformer(CPU, FLOAT)
-    assert hub.served.count(TRANSFORMER) == 1
-
-
-def test_works_offline_with_what_is_there_and_says_what_to_do_about_the_rest(hub: Hub) -> None:
-    locate("owner/name").load_transformer(CPU, FLOAT)
-    hub.close()
-    checkpoint = locate("owner/name")
-    checkpoint.load_transformer(CPU, FLOAT)
-    with pytest.raises(UserError, match="cannot be reached"):
-        checkpoint.load_vqgan(CPU, FLOAT)
-    with pytest.raises(UserError, match="cannot be reached"):
-        locate("owner/other")
-
-
-def test_downloads_full_precision_where_there_is_no_other(hub: Hub) -> None:
-    (hub.folder / TRANSFORMER).rename(hub.folder / TRANSFORMER.replace(".fp16", ""))
-    (hub.folder / VQGAN).unlink()
-    checkpoint = locate("owner/name")
-    checkpoint.load_transformer(CPU, FLOAT)
-    refused(lambda: checkpoint.load_vqgan(CPU, FLOAT), "vqvae/diffusion_pytorch_model.safetensors is missing")
-
-
-@pytest.mark.parametrize(("status", "words"), [(404, "check the spelling"), (429, "few minutes")])
-def test_says_what_to_do_when_the_hub_refuses(hub: Hub, status: int, words: str) -> None:
-    hub.status = status
-    with pytest.raises(UserError, match=words) as caught:
-        locate("owner/name")
-    assert "127.0.0.1" not in str(caught.value)
-    hub.status = 200
-    checkpoint = locate("owner/name")
-    hub.status = status
-    with pytest.raises(UserError):
-        checkpoint.load_transformer(CPU, FLOAT)
-    hub.status = 200
-    checkpoint.load_transformer(CPU, FLOAT)
-
-
-def test_says_what_is_missing_from_a_repository(hub: Hub) -> None:
-    (hub.folder / "scheduler/scheduler_config.json").unlink()
-    refused(lambda: locate("owner/name"), "scheduler/scheduler_config.json is missing")
-
-
-@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "HF_HOME"), (13, "HF_HOME")])
-def test_says_what_to_do_about_the_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(number, "as the system says", "/home/someone/.cache")
-
-    checkpoint = locate("owner/name")
-    with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.hf_hub_download", fail)
-        with pytest.raises(UserError, match=words) as caught:
-            checkpoint.load_transformer(CPU, FLOAT)
-    assert "someone" not in str(caught.value)
-    checkpoint.load_transformer(CPU, FLOAT)

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..limits import CACHE_SECONDS, MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
+from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
 from ..runtime import Runtime
-from . import api, image_tab, inpaint_tab, picks, sharing, text_tab
+from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
 from .settings import follow_model
 
 HERE = Path(__file__).parent
@@ -21,7 +21,8 @@ HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
 
 def build_page(runtime: Runtime) -> gr.Blocks:
     """The whole page. Loads no model: what it offers is known from the runtime's choices."""
-    with gr.Blocks(title="aMUSEd", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
+    cache.choose_folder()
+    with gr.Blocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
         with gr.Tabs() as tabs:
@@ -30,13 +31,21 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         kept = picks.build(runtime, tabs, panels)
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
+    cache.sweep_behind(page)
     # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
 
 
-def launch_options() -> dict[str, Any]:
-    """How the page looks and what it may serve; host and port are the caller's."""
+def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
+    """How the page looks and what it may serve; host and port are the caller's.
+
+    With a runtime there is the owner's page, too, if the environment asks for it.
+
+    Raises:
+        UserError: it does so in a way that is not safe.
+    """
     return {
+        "app_kwargs": {"routes": owner.routes(runtime)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],
