@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,7 +177,7 @@ def test_raw_json_numbers_are_checked_on_the_server(address: str, number: str) -
 def test_files_of_the_server_are_not_pictures(address: str) -> None:
     """A path in place of an upload reads nothing."""
     data = [PROMPT, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0.5, "0", "", 12, 10, 2, 0, "nouns"]
-    joined = httpx.post(f"{address}gradio_api/call/image_to_image", content=json.dumps({"data": data}))
+    joined = httpx.post(f"{address}gradio_api/call/image_to_image", json={"data": data})
     if joined.status_code >= 400:
         return
     answer = httpx.get(f"{address}gradio_api/call/image_to_image/{joined.json()['event_id']}", timeout=60).text
