@@ -128,9 +128,9 @@ class Amused:
         self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
         self._colours: Tensor | None = None
 
-    def read_weights(self) -> None:
-        """Read now what every picture needs, not at the first one."""
-        for name in ("tokenizer", "text_encoder", "transformer", "decoder"):
+    def read_weights(self, everything: bool = False) -> None:
+        """Read now what every picture needs, not at the first one; or `everything`, as that of image tasks, too."""
+        for name in ("tokenizer", "text_encoder", "transformer", "decoder", *(["encoder"] if everything else [])):
             self._part(name)
 
     @property

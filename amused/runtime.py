@@ -77,6 +77,13 @@ class Finished:
     cut: bool
 
 
+@dataclass(frozen=True)
+class Refused:
+    """The recipe cannot be made of what was given. An event, as errors lose their sentence between processes."""
+
+    sentence: str
+
+
 def has_cuda() -> bool:
     """Whether CUDA can be used. Torch is asked only where a driver is seen: importing it takes seconds."""
     if ON_ZERO_GPU:
@@ -118,6 +125,13 @@ def load_model(name: str, progress: Progress) -> Any:
     return model
 
 
+def read_model(model: Any) -> None:
+    """Bring a model into memory, when what the former one held has been given back."""
+    free_memory()
+    # What a forked process reads is read again by the next one.
+    model.read_weights(everything=ON_ZERO_GPU)
+
+
 class Runtime:
     """Holds at most one model. Every sampling goes through a visit, so that nobody loads a second one beside it.
 
@@ -135,7 +149,7 @@ class Runtime:
         self.models = choices() if models is None else models
         self.counters = Counters()
         self._load = load
-        self._turns = Turns(load, free_memory, at_once, queue)
+        self._turns = Turns(load, read_model, at_once, queue)
         self._paces: dict[str, float] = {}
         self._measures: dict[str, tuple[int, int]] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
@@ -209,7 +223,7 @@ class Runtime:
 
     def _sample_here(
         self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
-    ) -> Iterator[Working | Finished]:
+    ) -> Iterator[Working | Finished | Refused]:
         from .pipeline import Picture
 
         model = self._turns.model
@@ -217,7 +231,7 @@ class Runtime:
             # Only in the forked process of a shared GPU, which can hold an older model than was asked for.
             model = self._turns.model = None
             model = self._load(recipe.model, lambda share, text: None)
-            model.read_weights()
+            read_model(model)
             self._turns.model, self._turns.name = model, recipe.model
         previews = PreviewPace()
         cut = any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
@@ -233,6 +247,8 @@ class Runtime:
                     with previews:
                         preview = model.preview(event.tokens, event.masked)
                 yield Working(event.index, event.seed, event.step, event.steps, preview)
+        except UserError as error:
+            yield Refused(str(error))
         finally:
             events.close()
 
@@ -248,7 +264,7 @@ class Visit:
         self._runtime = runtime
         self._turn = runtime._turns.enter(self._let_go)
         self._lock = threading.Lock()
-        self._events: Iterator[Working | Finished] | None = None
+        self._events: Iterator[Working | Finished | Refused] | None = None
         self._entered = time.monotonic()
         self._recipe: Recipe | None = None
         self._wanted = self._pictures = 0
@@ -329,9 +345,12 @@ class Visit:
             )
         began = time.monotonic()
         try:
-            return next(self._events)
+            event = next(self._events)
         finally:
             self._worked += time.monotonic() - began
+        if isinstance(event, Refused):
+            raise UserError(event.sentence)
+        return event
 
     def _let_go(self) -> None:
         with self._lock:

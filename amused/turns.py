@@ -98,17 +98,17 @@ class Turns:
     """The line in front of the model.
 
     Args:
-        load: gives the model of a name with its files in place, but not yet in memory; its `read_weights` reads it.
-            Both may take minutes. `load` is told a `Progress`, which raises when nobody waits any more.
-        free: called when a model has been dropped, before the next one is read.
+        load: gives the model of a name with its files in place, but not yet in memory. It may take minutes, and gets
+            a `Progress` to tell, which raises when nobody waits any more.
+        read: brings such a model into memory. When it is called the former model has been dropped.
         at_once: so many runs take turns; further ones wait until one has ended.
         queue: so many may do so; whoever comes then is refused.
     """
 
     def __init__(
-        self, load: Callable[[str, Progress], Any], free: Callable[[], None], at_once: int, queue: int
+        self, load: Callable[[str, Progress], Any], read: Callable[[Any], None], at_once: int, queue: int
     ) -> None:
-        self._load, self._free = load, free
+        self._load, self._read = load, read
         self._at_once, self._queue = at_once, queue
         self._changed = threading.Condition()
         self._open: list[Turn] = []  # by arrival
@@ -237,8 +237,7 @@ class Turns:
         try:
             model = self._load(load.name, lambda share, text: self._tell(load, Waiting(text, share)))
             self._until_free_for(load)
-            self._free()
-            model.read_weights()
+            self._read(model)
         except GivenUpError:
             model = None
             log.info("loading %s was given up", load.name)

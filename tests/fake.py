@@ -37,7 +37,7 @@ class FakeModel:
         cells = np.random.default_rng(1)
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
 
-    def read_weights(self) -> None: ...
+    def read_weights(self, everything: bool = False) -> None: ...
 
     def prompt_is_cut(self, prompt: str) -> bool:
         return len(prompt.split()) > 75

@@ -68,7 +68,7 @@ class Order:
         order = self
 
         class Model(FakeModel):
-            def read_weights(self) -> None:
+            def read_weights(self, everything: bool = False) -> None:
                 order.names.append(name)
                 self.weights = np.zeros(1000)
                 order.in_memory.append(weakref.ref(self.weights))
@@ -313,7 +313,7 @@ def test_memory_that_runs_out_comes_back(when: str) -> None:
             if failing:
                 raise MemoryError("out of memory")
 
-        def read_weights(self) -> None:
+        def read_weights(self, everything: bool = False) -> None:
             if when == "load":
                 self.run_out()
 

@@ -309,11 +309,12 @@ def explain(error: Exception) -> str:
     """The sentence for a person; what they need not know goes to the log."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, gr.Error):
+    if isinstance(error, MemoryError) or "outofmemory" in str(error).lower().replace(" ", ""):
+        log.error("out of memory", exc_info=error)
+        return OUT_OF_MEMORY
+    if isinstance(error, gr.Error):  # of `spaces`, about the visitor's time on a shared GPU
         return str(error.message)
     log.error("a run failed", exc_info=error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return OUT_OF_MEMORY
     return FAILED
 
 
