@@ -1,0 +1,119 @@
+"""Many people at once, in short: `tests/load.py` on the fake model. And what becomes of those who go away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import load
+import numpy as np
+import pytest
+from fake import fake_runtime, sampled
+
+from amused.images import digest
+from amused.recipe import TEXT_TO_IMAGE, Recipe
+from amused.runtime import Finished, Runtime
+from amused.turns import BUSY
+from amused.ui.page import build_page, launch_options
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return fake_runtime(step_seconds=0.002, load_seconds=0.5, at_once=4, queue=6)
+
+
+@pytest.fixture(scope="module")
+def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        page = build_page(runtime)
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        yield url
+        page.close()
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within a minute")
+
+
+def idle(runtime: Runtime) -> bool:
+    return runtime.numbers()["amused_runs"] == 0
+
+
+def test_everybody_gets_their_own_picture_and_a_sweep_holds_nobody_up(address: str) -> None:
+    given = asyncio.run(load.crowd(address, people=6, requests=2, steps=4, model="nouns", sweep=24))
+    load.check([*given["people"], *given["sweep"], *(one for one in given["late"] if not one.error)])
+    (sweep,) = given["sweep"]
+    assert max(one.seconds for one in given["people"]) < sweep.seconds
+    assert all(BUSY in one.error or not one.error for one in given["late"])
+    alone = fake_runtime()
+    for one in [*given["people"], sweep]:
+        if one.recipe.task == TEXT_TO_IMAGE:
+            made = [event for event in sampled(alone, one.recipe) if isinstance(event, Finished)]
+            assert [name for _, name in one.made] == [digest(event.image) for event in made]
+
+
+def test_a_full_queue_says_so_at_once_and_loses_nobody(address: str, runtime: Runtime) -> None:
+    async def burst() -> list[load.Asked]:
+        page = load.Page(address)
+        await page.read()
+        recipes = [Recipe(TEXT_TO_IMAGE, f"a fox {index}", (index,), model="nouns", steps=50) for index in range(25)]
+        return await asyncio.gather(*(page.ask(load.Asked(recipe), {}) for recipe in recipes))
+
+    asked = asyncio.run(burst())
+    busy = [one for one in asked if BUSY in one.error]
+    load.check([one for one in asked if one not in busy])
+    assert 1 <= len(busy) <= 15
+    assert max(one.seconds for one in busy) < min(max(one.seconds for one in asked), 10)
+    wait_for(lambda: idle(runtime))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: Runtime, seed: int) -> None:
+    """Cancelled or with the connection dropped, while waiting or working, at a random moment."""
+    random = np.random.default_rng(seed)
+    left = runtime.numbers()['amused_requests_total{outcome="left"}']
+
+    def go_away(delay: float, cancels: bool) -> None:
+        session = f"{seed}-{delay}"
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=60) as client:
+            info = client.get("info").json()["named_endpoints"]["/text_to_image"]["parameters"]
+            data = [parameter.get("parameter_default") for parameter in info]
+            data[:4] = ["a fox", "0-63", "", 100]
+            index = next(
+                one["id"]
+                for one in client.get(f"{address}config").json()["dependencies"]
+                if one["api_name"] == "text_to_image"
+            )
+            asked = {"data": data, "session_hash": session, "fn_index": index}
+            event = client.post("queue/join", json=asked).json()["event_id"]
+            with client.stream("GET", "queue/data", params={"session_hash": session}) as stream:
+                lines = stream.iter_lines()
+                began = time.monotonic()
+                while time.monotonic() - began < delay:
+                    next(lines)
+                if cancels:
+                    fields = {"session_hash": session, "fn_index": index, "event_id": event}
+                    httpx.post(f"{address}gradio_api/cancel", json=fields, timeout=60)
+
+    delays = random.uniform(0, 1, 6)
+    threads = [
+        threading.Thread(target=go_away, args=(delay, bool(index % 2)), daemon=True)
+        for index, delay in enumerate(delays)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    made = [event for event in sampled(runtime, Recipe(TEXT_TO_IMAGE, "next", (1,), steps=2))]
+    assert isinstance(made[-1], Finished)
+    wait_for(lambda: idle(runtime))
+    assert runtime.numbers()['amused_requests_total{outcome="left"}'] == left + 6
