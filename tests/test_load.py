@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import endure
 import httpx
 import load
 import numpy as np
@@ -15,8 +19,8 @@ from fake import fake_runtime, sampled
 
 from amused.images import digest
 from amused.recipe import TEXT_TO_IMAGE, Recipe
-from amused.runtime import Finished, Runtime
-from amused.turns import BUSY
+from amused.runtime import Finished, Runtime, Visit
+from amused.turns import BUSY, Turn
 from amused.ui.page import build_page, launch_options
 
 
@@ -33,6 +37,22 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         yield url
         page.close()
+
+
+def test_what_the_page_holds_levels_off(
+    address: str, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few seconds of `tests/endure.py`."""
+    cache = Path(os.environ["GRADIO_TEMP_DIR"])
+    curve = asyncio.run(endure.endure(address, os.getpid(), cache, 6, 1, "nouns"))
+    middle, last = curve[len(curve) // 2], curve[-1]
+    assert last["requests"] > middle["requests"] > 0
+    assert last["threads"] <= middle["threads"] + 8 and last["open files"] <= middle["open files"] + 8
+    assert last["memory MB"] <= middle["memory MB"] + 40
+    assert not list(cache.glob(".*"))  # no half-written file
+    wait_for(lambda: idle(runtime))
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Visit | Turn)]
 
 
 def wait_for(true: Callable[[], bool]) -> None:

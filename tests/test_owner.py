@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fake import fake_runtime, sampled
+from PIL import Image
 
 from amused.errors import UserError
 from amused.limits import LIMITS
 from amused.recipe import TEXT_TO_IMAGE, Recipe
 from amused.runtime import Runtime
 from amused.ui import owner
-from amused.ui.cache import YOUNG_SECONDS, choose_folder, sweep
+from amused.ui.cache import YOUNG_SECONDS, choose_folder, save, sweep
 from amused.ui.page import build_page, launch_options
+from amused.ui.run import png_bytes
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-owner"
@@ -105,6 +111,28 @@ def test_the_cache_is_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
     choose_folder()
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "mine")
+
+
+def test_a_killed_page_leaves_whole_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    for attempt in range(10):
+        before = len(list(tmp_path.glob("*/*.png")))
+        child = os.fork()
+        if child == 0:
+            for number in itertools.count():
+                noise[0, 0] = attempt, number % 256, number // 256
+                save(png_bytes(Image.fromarray(noise), compress_level=0), "picture.png")
+        while len(list(tmp_path.glob("*/*.png"))) < before + 3:
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    files = list(tmp_path.glob("*/*.png"))
+    assert len(files) >= 30
+    for file in files:
+        Image.open(file).load()
+        assert Image.open(file).size == (300, 300)
+    assert sweep(tmp_path, set(), -1, 0) >= len(files) and not list(tmp_path.iterdir())
 
 
 # The owner's page

@@ -5,7 +5,9 @@ Every file in it was made by this page or sent to it; nothing else is ever put t
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import hashlib
 import logging
 import os
 import tempfile
@@ -32,6 +34,24 @@ def choose_folder() -> None:
         folder = Path(tempfile.gettempdir()).resolve() / f"amused-{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
+
+
+def save(content: bytes, name: str) -> str:
+    """The path of a new file of that name. It is there as a whole or not at all, whatever happens meanwhile."""
+    folder = Path(utils.get_upload_folder())
+    path = folder / hashlib.sha256(content).hexdigest() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as part:
+        part.write(content)
+    os.chmod(part.name, 0o644)
+    try:
+        for _ in range(3):  # the folder can be swept away under our hands
+            path.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                return str(Path(part.name).replace(path).resolve())
+    finally:
+        Path(part.name).unlink(missing_ok=True)
+    raise OSError("the cache cannot be written")
 
 
 def sweep_behind(page: gr.Blocks) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio import processing_utils, utils
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -24,6 +23,7 @@ from ..images import digest
 from ..links import png_info
 from ..recipe import Recipe
 from ..runtime import Finished, Runtime, Waiting, Working
+from . import cache
 from .settings import AT_ONCE, Panel
 
 log = logging.getLogger(__name__)
@@ -354,14 +354,16 @@ def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -
 
 
 def save_file(content: bytes, name: str) -> str:
-    return processing_utils.save_bytes_to_cache(content, name, utils.get_upload_folder())
+    return cache.save(content, name)
 
 
 def save_preview(image: Image.Image) -> str:
     # Small and lossy: there are many of them, and each is looked at for a moment.
     image = image.convert("RGB")
     image.thumbnail((256, 256))
-    return processing_utils.save_pil_to_cache(image, cache_dir=utils.get_upload_folder(), name="preview", format="webp")
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP")
+    return save_file(buffer.getvalue(), "preview.webp")
 
 
 def write_seeds(recipe: Recipe) -> str:
