@@ -42,6 +42,7 @@ class Asked:
 
     recipe: Recipe
     seconds: float = 0.0
+    refused: list[float] = field(default_factory=list)  # seconds that it took to be told that too many wait
     made: list[tuple[Recipe, str]] = field(default_factory=list)  # what each picture says of itself, and its digest
     error: str = ""
 
@@ -139,10 +140,11 @@ async def crowd(address: str, people: int, requests: int, steps: int, model: str
             given = {} if recipe.task == TEXT_TO_IMAGE else {"image": picture_of(index)}
             if recipe.task == INPAINT:
                 given["mask"] = mask()
-            one = await page.ask(Asked(recipe), given)
-            while BUSY in one.error:  # as a person would
-                await asyncio.sleep(1)
-                one = await page.ask(Asked(recipe), given)
+            one, refused = await page.ask(Asked(recipe), given), []
+            while BUSY in one.error:
+                refused.append(one.seconds)
+                await asyncio.sleep(1)  # and try again, as a person would
+                one = await page.ask(Asked(recipe, refused=refused), given)
             done.append(one)
         return done
 
@@ -232,16 +234,18 @@ def main() -> None:
     finally:
         server.terminate()
     busy = [one for one in given["late"] if BUSY in one.error]
+    refused = [seconds for one in given["people"] for seconds in one.refused] + [one.seconds for one in busy]
     served = [one for one in given["late"] if not one.error]
     check([*given["people"], *given["sweep"], *served])
     assert len(busy) + len(served) == len(given["late"]), [one.error for one in given["late"]]
+    (swept,) = given["sweep"]
     compared = check_alone([*given["people"][:60], *given["sweep"]], flags.model)
     print(f"{total:.1f} s in all; everybody got their own pictures, {compared} requests compared with a run alone")
     for task in (TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT):
         print(describe(task, [one for one in given["people"] if one.recipe.task == task]))
     print(describe("all people", given["people"]))
     print(describe(f"the sweep of {flags.sweep}", given["sweep"]))
-    print(describe("told that too many wait", busy))
+    print(describe("told that too many wait", [Asked(swept.recipe, seconds) for seconds in refused]))
     print(describe("came late and got in", served))
     print(numbers)
 

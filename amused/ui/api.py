@@ -15,7 +15,7 @@ from ..images import load_mask, load_picture
 from ..links import Shared, to_query
 from ..recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from ..runtime import Finished, Runtime
-from .inputs import NO_PICTURE, PictureInput, Raw
+from .inputs import NO_PICTURE, NameInput, PictureInput, Raw
 from .run import SAMPLING, Request, Shot, completed, explain, finished
 from .sharing import checked, from_text
 
@@ -194,7 +194,7 @@ def build(runtime: Runtime) -> None:
             gr.Number(value=Recipe.guidance_scale, label="guidance_scale"),
             gr.Number(value=first, label="first_temperature"),
             gr.Number(value=last, label="last_temperature"),
-            gr.Dropdown([choice.name for choice in runtime.models], value=runtime.default, label="model"),
+            NameInput([choice.name for choice in runtime.models], value=runtime.default, label="model"),
         ]
         pictures = gr.Gallery(format="png", label="pictures")
         source = gr.Textbox(label="recipe")

@@ -37,6 +37,15 @@ class PictureInput(gr.Image):
         return from_data_address(payload.url or "")
 
 
+class NameInput(gr.Dropdown):
+    """Gives the handler the name as it was sent: Gradio's own refusal repeats it, at any length, and in the log."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A picture and the layers painted over it, as they were sent."""
