@@ -6,10 +6,11 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 
 from amused.errors import UserError
 from amused.limits import switched_on
-from amused.runtime import ON_ZERO_GPU, Runtime
+from amused.runtime import ON_ZERO_GPU, Runtime, load_model
 from amused.ui.page import build_page, launch_options
 
 
@@ -37,6 +38,11 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         help='model to start with: "nouns", "amused-256", "amused-512", a folder, or "owner/name" on the hub '
         "(default: amused-512 where there is CUDA, otherwise nouns)",
     )
+    parser.add_argument(
+        "--quantize",
+        default=os.environ.get("AMUSED_QUANTIZE"),
+        help='"int8" is faster on a CPU that has the units for it; the pictures are others than without',
+    )
     return parser.parse_args(arguments)
 
 
@@ -44,17 +50,25 @@ def main() -> None:
     flags = parse_flags()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    runtime = Runtime(default=flags.model or None)
+    runtime = Runtime(load=partial(load_model, quantize=flags.quantize or None), default=flags.model or None)
     try:
         options = launch_options(runtime)
     except UserError as error:
         sys.exit(str(error))
     page = build_page(runtime)
-    warming = runtime.warm_up()
     if ON_ZERO_GPU:
         # Weights must be in place before the launch there: it packs them for the processes that get the GPU.
-        warming.join()
-    page.launch(server_name=flags.host or None, server_port=flags.port, share=flags.share, **options)
+        runtime.warm_up().join()
+    page.launch(
+        server_name=flags.host or None,
+        server_port=flags.port,
+        share=flags.share,
+        prevent_thread_lock=True,
+        **options,
+    )
+    if not ON_ZERO_GPU:
+        runtime.warm_up()  # not before: importing torch would keep the first visitor waiting for the page
+    page.block_thread()
 
 
 if __name__ == "__main__":

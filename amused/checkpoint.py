@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .catalog import INDEX, TRAITS
 from .errors import CheckpointError
 from .model.transformer import UViT, UViTConfig
 from .model.vqgan import VQGAN, VQGANConfig
@@ -45,8 +46,6 @@ TOKENIZER = (
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer.json",
 )
-INDEX = "model_index.json"
-TRAITS = "traits.json"
 SMALL_FILES = (INDEX, TRAITS, SCHEDULER, *CONFIGS.values(), *TOKENIZER)
 REQUIRED_FILES = (SCHEDULER, *CONFIGS.values(), TOKENIZER_CONFIG)
 WEIGHTS = {

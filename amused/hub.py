@@ -1,6 +1,6 @@
 """Where a checkpoint comes from: the ones in this package, a folder, or a repository on the Hugging Face hub.
 
-What is published is pinned here. Knows the hub's client, its cache and all that can go wrong with a download; what a
+Knows the hub's client, its cache and all that can go wrong with a download; what a
 checkpoint holds it leaves to `amused.checkpoint`.
 """
 
@@ -11,32 +11,19 @@ import errno
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import INDEX, REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
+from . import catalog
+from .catalog import PUBLISHED, Published, bundled_names
+from .checkpoint import REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
 from .errors import CheckpointError, UserError
 
 LEFTOVER_SECONDS = 3600
-BUNDLED = Path(__file__).parent / "checkpoints"
 
 Progress = Callable[[str, int, int], None]
 """Called while a file is downloaded: its name inside the checkpoint, bytes so far, bytes in all."""
-
-
-@dataclass(frozen=True)
-class Published:
-    repo: str
-    revision: str
-    download: str  # about as much as is read at first use, for people
-
-
-# The revision should be the hash of a commit, so that nobody can change the weights under us; it is not known here yet.
-PUBLISHED = {
-    "amused-256": Published(repo="amused/amused-256", revision="main", download="1.6 GB"),
-    "amused-512": Published(repo="amused/amused-512", revision="main", download="1.6 GB"),
-}
 
 
 def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
@@ -54,8 +41,8 @@ def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkp
     name = name_or_path
     if not isinstance(name, str):
         raise UserError("A model is chosen by its name.")
-    if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (BUNDLED / name).is_dir():
-        return read_checkpoint(BUNDLED / name, name)
+    if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (catalog.BUNDLED / name).is_dir():
+        return read_checkpoint(catalog.BUNDLED / name, name)
     if name in PUBLISHED:
         return fetch_checkpoint(name, PUBLISHED[name], progress)
     if is_folder(name):
@@ -63,10 +50,6 @@ def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkp
     if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
         return fetch_checkpoint(name, Published(repo=name, revision="main", download="1.6 GB"), progress)
     raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
-
-
-def bundled_names() -> list[str]:
-    return sorted(path.name for path in BUNDLED.iterdir() if (path / INDEX).is_file()) if BUNDLED.is_dir() else []
 
 
 def is_folder(name: str) -> bool:

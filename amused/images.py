@@ -10,15 +10,16 @@ import io
 import math
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
-from torch import Tensor
 
 from .errors import UserError
 from .limits import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
+
+if TYPE_CHECKING:  # torch takes a second to import: the page must not wait for it
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 
@@ -165,9 +166,11 @@ def resize_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     if mask.size == size:
         return mask
     width, height = size
+    import torch
+
     values = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
     # Adaptive pooling lets no source pixel fall between two cells; where the mask grows it repeats the nearest.
-    values = F.adaptive_max_pool2d(values, (height, width))
+    values = torch.nn.functional.adaptive_max_pool2d(values, (height, width))
     return Image.fromarray(values[0, 0].numpy().astype(np.uint8))
 
 
@@ -187,8 +190,10 @@ def fit_mask(mask: Image.Image, width: int, height: int, mode: str) -> Image.Ima
 
 def token_mask(mask: Image.Image, scale_factor: int) -> Tensor:
     """The tokens (height, width) that a mask touches, even by a single pixel of the faintest grey."""
+    import torch
+
     values = torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32))[None, None]
-    return F.max_pool2d(values, scale_factor, ceil_mode=True)[0, 0] > 0
+    return torch.nn.functional.max_pool2d(values, scale_factor, ceil_mode=True)[0, 0] > 0
 
 
 def feather(mask: Image.Image, pixels: int) -> Image.Image:
@@ -226,6 +231,8 @@ def digest(image: Image.Image) -> str:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A picture to (1, 3, height, width) in [0, 1]."""
+    import torch
+
     values = np.array(image.convert("RGB"), dtype=np.float32) / 255.0
     return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
 

@@ -217,7 +217,7 @@ def is_digest(value: object) -> bool:
 
 def is_made(value: object) -> bool:
     """For example "cpu float32 amused-0.1.0 torch-2.13.0"."""
-    pattern = r"[a-z]{2,10} (float32|float16|bfloat16) amused-[0-9a-z.]{1,20} torch-[0-9a-z.]{1,20}"
+    pattern = r"[a-z]{2,10} (float32|float16|bfloat16)( int8)? amused-[0-9a-z.]{1,20} torch-[0-9a-z.]{1,20}"
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from amused.images import (
     to_tensor,
     token_mask,
 )
+from amused.model.quantized import quantize
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.placement import Placement
@@ -121,6 +122,7 @@ class Amused:
         self.size = checkpoint.size
         self.traits = checkpoint.traits
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
+        self.quantize = placement.quantize
         self._lock = threading.Lock()
         self._parts: dict[str, Any] = {}
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
@@ -137,7 +139,22 @@ class Amused:
     def made(self) -> str:
         """What a picture's every bit depends on beside its recipe, in short, to be written down with it."""
         dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
+        if self.quantize:
+            dtype = f"{dtype} {self.quantize}"
         return f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+
+    def compile(self) -> None:
+        """Compile the transformer's layers, all by the same code, at the next step; steps then take less overhead."""
+        for layer in self._network.transformer_layers:
+            layer.compile()
+
+    def step(self, recipe: Recipe) -> Callable[[], Tensor]:
+        """One step of a recipe's network without the sampling, to be measured: its logits for a random picture."""
+        prompts = self._read_prompts(recipe, self.size, self.size)
+        conditioning = concatenate([prompt.conditioning for prompt in prompts])
+        side, codes = self.checkpoint.transformer.sample_size, self.checkpoint.transformer.codebook_size
+        tokens = torch.randint(codes, (len(prompts), side, side), device=self.device)
+        return torch.inference_mode()(lambda: self._network(tokens, conditioning))
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
@@ -391,7 +408,7 @@ class Amused:
     @torch.inference_mode()
     def _features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         batch = conditioning[0][0].shape[0]
-        return self._transformer.features(tokens.expand(batch, -1, -1), conditioning)
+        return self._network.features(tokens.expand(batch, -1, -1), conditioning)
 
     @torch.inference_mode()
     def _blank(self, prompt: Prompt, tokens: Tensor) -> Tensor:
@@ -409,7 +426,7 @@ class Amused:
     @torch.inference_mode()
     def _logits(self, features: Tensor, rows: Tensor | None, guidance_scale: float) -> Tensor:
         """(rows, codebook_size), guided if there are features of two prompts."""
-        logits = self._transformer.mlm_layer(features if rows is None else features[:, rows])
+        logits = self._network.mlm_layer(features if rows is None else features[:, rows])
         return guide(logits[0], logits[1], guidance_scale) if len(logits) == 2 else logits[0]
 
     @torch.inference_mode()
@@ -448,7 +465,7 @@ class Amused:
         ).input_ids
         text = encoder(ids.to(self.device), output_hidden_states=True)
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
-        read = Prompt(self._transformer.condition(text.hidden_states[-2], text.text_embeds, conditions))
+        read = Prompt(self._network.condition(text.hidden_states[-2], text.text_embeds, conditions))
         with self._lock:
             remember(self._prompts, key, read, CACHED_PROMPTS)
         return read
@@ -488,7 +505,7 @@ class Amused:
         return codes @ torch.linalg.solve(seen.mT @ seen + ridge, seen.mT @ colours.flatten(1).mT)
 
     @property
-    def _transformer(self) -> UViT:
+    def _network(self) -> UViT:
         return self._part("transformer")
 
     @property
@@ -504,7 +521,8 @@ class Amused:
 
     def _read(self, name: str) -> Any:
         if name == "transformer":
-            return self.checkpoint.load_transformer(self.device, self.dtype)
+            transformer = self.checkpoint.load_transformer(self.device, self.dtype)
+            return quantize(transformer) if self.quantize else transformer
         if name == "text_encoder":
             return self.checkpoint.load_text_encoder(self.device, self.dtype)
         if name == "tokenizer":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from amused.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+QUANTIZED = ("int8",)
+INT8_UNITS = ("avx512_vnni", "amx_int8")
+"""Processors without these multiply bytes hundreds of times slower than floating-point numbers."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,28 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     reason: str
+    quantize: str | None = None
 
 
-def place(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
+def place(
+    device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, quantize: str | None = None
+) -> Placement:
     """Choose device and dtype; what is given explicitly wins.
 
     Raises:
-        UserError: no such device or dtype.
+        UserError: no such device, dtype or way to quantize.
     """
+    placement = place_unquantized(device, dtype)
+    if quantize is None:
+        return placement
+    if quantize not in QUANTIZED:
+        raise UserError(f"A model can be quantized to {', '.join(QUANTIZED)}.")
+    if placement.device.type != "cpu" or not any(torch.cpu.get_capabilities().get(unit) for unit in INT8_UNITS):
+        raise UserError("Quantized to int8 this machine would be slower: leave quantize out.")
+    return replace(placement, quantize=quantize)
+
+
+def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtype | None) -> Placement:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

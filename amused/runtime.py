@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names
 from .counters import DONE, FAILED, LEFT, REFUSED, STOPPED, Counters
 from .errors import UserError
 from .limits import QUEUE_LENGTH, REQUEST_SECONDS, RUNS_AT_ONCE
@@ -97,9 +98,6 @@ def has_cuda() -> bool:
 
 def choices() -> list[Choice]:
     """The models that can be had by name: those that come with the package, then the published ones."""
-    from .checkpoint import TRAITS
-    from .hub import BUNDLED, PUBLISHED, bundled_names
-
     found = []
     for name in bundled_names():
         file = BUNDLED / name / TRAITS
@@ -112,7 +110,7 @@ def choices() -> list[Choice]:
     return found
 
 
-def load_model(name: str, progress: Progress) -> Any:
+def load_model(name: str, progress: Progress, quantize: str | None = None) -> Any:
     """A model whose files are all on this machine; nothing of it is in memory before `read_weights`."""
     import amused
 
@@ -120,7 +118,7 @@ def load_model(name: str, progress: Progress) -> Any:
         part = f" of {total / 1e6:.0f}" if total else ""
         progress(done / total if total else None, f"Downloading {name}: {file}, {done / 1e6:.0f}{part} MB")
 
-    model = amused.load(name, progress=tell)
+    model = amused.load(name, progress=tell, quantize=quantize)
     model.checkpoint.fetch_weights()
     return model
 

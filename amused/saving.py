@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .catalog import INDEX, TRAITS
 from .checkpoint import (
     CLASSES,
     CONFIGS,
-    INDEX,
     SCHEDULER,
     SCHEDULES,
     TOKENIZER,
-    TRAITS,
     WEIGHTS,
     TextConfig,
     is_finite,

@@ -50,11 +50,9 @@ def main() -> None:
         print(json.dumps({"peak": peak, "seconds": seconds}))
         return
     if not model.is_dir():
-        subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path[:2]}; "
-             f"from test_true_size import true_checkpoint; true_checkpoint({str(model)!r}, {options.size})"],
-            check=True,
-        )  # fmt: skip
+        make = "import pathlib, sys; from amused.benchmark.weights import random_checkpoint; "
+        make += "random_checkpoint(pathlib.Path(sys.argv[1]), int(sys.argv[2]))"
+        subprocess.run([sys.executable, "-c", make, str(model), str(options.size)], check=True, cwd=HERE.parent)
     draw_picture(options.work, options.size)
     print("| recipe | by | peak memory | seconds a step |\n|---|---|---|---|")
     for recipe in options.recipes:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from amused.hub import BUNDLED
+from amused.catalog import BUNDLED
 from amused.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 

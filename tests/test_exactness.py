@@ -13,6 +13,8 @@ from PIL import Image
 from tiny import tiny_checkpoint
 
 import amused
+from amused.errors import UserError
+from amused.model.quantized import Int8Linear
 
 warnings.filterwarnings("ignore")
 
@@ -228,3 +230,27 @@ def test_pixels_outside_the_mask_come_back_identical(both) -> None:
     (whole,) = model.inpaint(PROMPT, image, mask, seeds=[4], composite=False)
     assert Image.composite(Image.new("RGB", image.size), whole, mask).tobytes() != outside.tobytes()
     assert result.crop((5, 9, 40, 30)).tobytes() == whole.crop((5, 9, 40, 30)).tobytes()
+
+
+def test_quantized_layers_are_near_what_they_stand_for() -> None:
+    linear, x = torch.nn.Linear(64, 96), torch.randn(2, 5, 64)
+    exact, near = linear(x), Int8Linear(linear)(x)
+    assert near.shape == exact.shape and 0 < (near - exact).std() / exact.std() < 0.02
+
+
+def test_a_quantized_model_makes_pictures_of_its_own(tmp_path, monkeypatch) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    quantized = amused.load(tmp_path / "model", device="cpu", dtype="float32", quantize="int8")
+    plain = amused.load(tmp_path / "model", device="cpu", dtype="float32")
+    pictures = [model.text_to_image("a red cat", seeds=[1, 2]) for model in (quantized, plain, quantized)]
+    assert pictures[0] == pictures[2] != pictures[1]
+    assert quantized.made.startswith("cpu float32 int8 ") and " int8 " not in plain.made
+
+
+def test_what_would_be_slower_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    with pytest.raises(UserError, match="would be slower"):
+        amused.load("nouns", device="cpu", quantize="int8")
+    with pytest.raises(UserError, match="int8"):
+        amused.load("nouns", device="cpu", quantize="int4")

@@ -18,9 +18,10 @@ from test_checkpoint import CPU, FLOAT, TRANSFORMER, VQGAN, load, refused
 from tiny import tiny_checkpoint
 
 from amused import hub as hubs
+from amused.catalog import PUBLISHED
 from amused.checkpoint import REQUIRED_FILES, WEIGHTS, weight_files
 from amused.errors import UserError
-from amused.hub import PUBLISHED, locate
+from amused.hub import locate
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_refuses_names_that_name_nothing(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_finds_bundled_names_before_all_others(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "BUNDLED", original.parent)
+    monkeypatch.setattr(hubs.catalog, "BUNDLED", original.parent)
     assert locate("tiny").name == "tiny" and hubs.bundled_names() == ["tiny"]
     assert locate(str(original)).folder == original
 

@@ -12,7 +12,7 @@ from PIL import Image
 from test_exactness import Reference, results
 
 import amused
-from amused.hub import BUNDLED
+from amused.catalog import BUNDLED
 from amused.training.nouns_data import (
     BACKGROUNDS,
     NO_ACCESSORY,

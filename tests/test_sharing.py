@@ -23,8 +23,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from amused.catalog import BUNDLED
 from amused.errors import UserError
-from amused.hub import BUNDLED
 from amused.images import digest, load_picture
 from amused.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
 from amused.recipe import Recipe

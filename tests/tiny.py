@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from amused.benchmark.weights import WORDS, byte_tokenizer, scale_logits
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 from amused.saving import save_checkpoint
 
-WORDS = ("a", "red", "blue", "cat", "dog", "hat")
 CODEBOOK = 64
 MASK_TOKEN_ID = 79
-LOGITS_STD = 2.0
 
 
 def tiny_checkpoint(
@@ -29,7 +28,7 @@ def tiny_checkpoint(
     """Write the checkpoint and return its folder. Pictures are 64 pixels a side, 128 with `downsample`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = tiny_tokenizer()
+        tokenizer = byte_tokenizer(WORDS)
         text_encoder = tiny_text_encoder(len(tokenizer), tokenizer.eos_token_id)
         transformer = tiny_transformer(downsample)
         vqgan = tiny_vqgan()
@@ -114,26 +113,6 @@ def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> nn.Module:
     return CLIPTextModelWithProjection(config).eval()
 
 
-def tiny_tokenizer(words: tuple[str, ...] = WORDS):
-    """CLIP's byte-level vocabulary with a handful of words merged to one token."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
-
-    letters = sorted(ByteLevel.alphabet())
-    symbols = letters + [letter + "</w>" for letter in letters]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            if (parts[0], parts[1]) not in merges:
-                merges.append((parts[0], parts[1]))
-                symbols.append(parts[0] + parts[1])
-            parts[:2] = [parts[0] + parts[1]]
-    symbols += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
-
-
 def roughen(module: nn.Module) -> nn.Module:
     """Move the weights that start at exactly 0 or 1, which would hide what a test looks for."""
     with torch.no_grad():
@@ -141,16 +120,3 @@ def roughen(module: nn.Module) -> nn.Module:
             if parameter.ndim == 1 or parameter.unique().numel() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return module.eval()
-
-
-def scale_logits(transformer: UViT) -> None:
-    """Give the logits a standard deviation of 2: neither all tokens alike nor one that always wins."""
-    config = transformer.config
-    tokens = torch.randint(config.codebook_size, (1, config.sample_size, config.sample_size))
-    tokens[:, ::2] = config.vocab_size - 1
-    with torch.no_grad():
-        conditioning = transformer.condition(
-            torch.randn(1, 77, config.encoder_hidden_size), torch.randn(1, config.cond_embed_dim), torch.zeros(1, 5)
-        )
-        logits = transformer(tokens, conditioning)
-        transformer.mlm_layer.conv2.weight.mul_(LOGITS_STD / logits.std())

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from ..adapters import FINISHED
+from ..catalog import PUBLISHED, Published
 from ..checkpoint import Checkpoint, read_json
 from ..errors import UserError
-from ..hub import PUBLISHED, Published, fetch_checkpoint, is_folder, locate
+from ..hub import fetch_checkpoint, is_folder, locate
 from ..placement import place
 from .finetune_data import (
     AESTHETIC_SCORE,

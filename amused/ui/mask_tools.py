@@ -6,14 +6,17 @@ Knows masks, pictures and the side of a token in pixels. Knows no components and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageDraw
-from torch import Tensor
 
 from ..errors import UserError
 from ..images import fit, fit_mask, load_mask, square_around, token_mask
 from ..recipe import SIDE_MULTIPLE, Recipe, number
 from .inputs import NOTHING_PAINTED, Drawing, Raw
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 512  # side in pixels of what is shown
 REPAINTED, LINES, FRAME = (244, 63, 94, 150), (255, 255, 255, 90), (244, 63, 94, 255)

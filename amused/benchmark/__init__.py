@@ -1,0 +1,1 @@
+"""How fast this is, and how that compares: `python -m amused.benchmark --help`."""

@@ -1,0 +1,60 @@
+"""What was measured, as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .rows import ROWS
+
+Measured = Mapping[str, Mapping[str, Any]]
+
+WIDTH, BAR, GAP, LEFT, MARGIN = 1000, 22, 12, 430, 24
+OURS, REFERENCE, INK, REACH = "#4f46e5", "#c3c8d8", "#1f2430", "#d9480f"
+
+
+def table(measured: Measured) -> str:
+    """A line a row: seconds and peak memory of both sides, the ratio, and what it should reach."""
+    lines = ["| | amused | diffusers | ratio | reach |", "|---|---|---|---|---|"]
+    for name, row in ROWS.items():
+        found = measured.get(name)
+        if found is None:
+            continue
+        if row.kind == "limit":
+            share, rate = found["products"] / found["seconds"], found["operations_a_second"] / 1e9
+            told = f"{found['products']:.2f} s of products at {rate:.0f} GFLOP/s: {share:.0%}"
+            lines.append(f"| {row.about} | {found['seconds']:.2f} s | {told} | | |")
+            continue
+        ours = f"{found['seconds']:.2f} s, {found['peak'] / 1e9:.2f} GB"
+        other = ratio = ""
+        reach = f"{row.reach:g}" if row.reach else ""
+        if "ratio" in found:
+            other = f"{found['reference_seconds']:.2f} s, {found['reference_peak'] / 1e9:.2f} GB"
+            ratio = f"{found['ratio']:.2f}"
+        elif reach:
+            reach += " s"
+        lines.append(f"| {row.about} | {ours} | {other} | {ratio} | {reach} |")
+    return "\n".join(lines)
+
+
+def chart(measured: Measured, machine: str) -> Image.Image:
+    """Bars: how many times as fast as diffusers; a mark where a row should reach."""
+    shown = [(row, measured[name]) for name, row in ROWS.items() if "ratio" in measured.get(name, {}) and row.size]
+    height = 2 * MARGIN + 34 + len(shown) * (BAR + GAP)
+    image = Image.new("RGB", (WIDTH, height), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    pen.text((MARGIN, MARGIN - 8), f"Times as fast as diffusers 0.42 · {machine}", INK, font)
+    scale = (WIDTH - LEFT - MARGIN - 60) / max(
+        [found["ratio"] for _, found in shown] + [row.reach or 1 for row, _ in shown]
+    )
+    for i, (row, found) in enumerate(shown):
+        y = MARGIN + 34 + i * (BAR + GAP)
+        pen.text((MARGIN, y + 2), row.about.replace("`", ""), INK, font)
+        pen.rectangle((LEFT, y, LEFT + found["ratio"] * scale, y + BAR), OURS)
+        pen.rectangle((LEFT, y + BAR - 5, LEFT + scale, y + BAR), REFERENCE)
+        pen.text((LEFT + found["ratio"] * scale + 8, y + 2), f"{found['ratio']:.2f}", INK, font)
+        if row.reach:
+            pen.line((LEFT + row.reach * scale, y - 3, LEFT + row.reach * scale, y + BAR + 3), REACH, 2)
+    return image

@@ -1,0 +1,108 @@
+"""Checkpoints of the published shapes with random weights, for measuring where the published ones are not at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amused.model.transformer import UViT, UViTConfig
+from amused.model.vqgan import VQGAN, VQGANConfig
+from amused.saving import save_checkpoint
+
+LOGITS_STD = 2.0
+LEVELS = 5
+VQGAN_CONFIG = VQGANConfig(
+    down_block_types=("DownEncoderBlock2D",) * LEVELS,
+    up_block_types=("UpDecoderBlock2D",) * LEVELS,
+    block_out_channels=(128, 256, 256, 512, 768),
+    layers_per_block=2,
+    latent_channels=64,
+    sample_size=256,
+    num_vq_embeddings=8192,
+    mid_block_add_attention=False,
+    lookup_from_codebook=True,
+    force_upcast=True,
+)
+SIZES = {
+    256: UViTConfig(sample_size=16),
+    512: UViTConfig(sample_size=32, downsample=True, upsample=True),
+}
+WORDS = ("a", "red", "blue", "cat", "dog", "hat")
+
+
+def random_checkpoint(folder: Path, size: int) -> None:
+    """Write a checkpoint of the shapes of amused-256 or amused-512, 1.6 GB, its logits scaled to be of use."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(size)
+    tokenizer = byte_tokenizer(WORDS)
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        projection_dim=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.device("meta"):
+        transformer, vqgan = UViT(SIZES[size]), VQGAN(VQGAN_CONFIG)
+    for network in (transformer, vqgan):
+        network.to_empty(device="cpu").requires_grad_(False)
+        fill(network)
+    scale_logits(transformer)
+    save_checkpoint(
+        folder,
+        transformer=transformer,
+        vqgan=vqgan,
+        text_encoder=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+    )
+
+
+def fill(network: nn.Module) -> None:
+    """Random weights that keep the scale of what passes through; norms near 1, codes near unit length."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() < 2:
+            parameter.uniform_(-0.05, 0.05)
+            if name.endswith("weight"):
+                parameter.add_(1.0)
+        else:
+            fan_in = parameter.shape[1] if "embedding" in name else parameter[0].numel()
+            parameter.uniform_(-1, 1).mul_((1 / fan_in) ** 0.5)
+
+
+def scale_logits(transformer: UViT) -> None:
+    """Give the logits a standard deviation of 2: neither all tokens alike nor one that always wins."""
+    config = transformer.config
+    tokens = torch.randint(config.codebook_size, (1, config.sample_size, config.sample_size))
+    tokens[:, ::2] = config.vocab_size - 1
+    with torch.no_grad():
+        conditioning = transformer.condition(
+            torch.randn(1, 77, config.encoder_hidden_size), torch.randn(1, config.cond_embed_dim), torch.zeros(1, 5)
+        )
+        logits = transformer(tokens, conditioning)
+        transformer.mlm_layer.conv2.weight.mul_(LOGITS_STD / logits.std())
+
+
+def byte_tokenizer(words: Sequence[str]) -> object:
+    """CLIP's byte-level vocabulary with a handful of words merged to one token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    symbols = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+                symbols.append(parts[0] + parts[1])
+            parts[:2] = [parts[0] + parts[1]]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
