@@ -5,13 +5,14 @@ No prompt is written down unless `AMUSED_LOG_PROMPTS` is set: a request is known
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import os
 import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 from .limits import switched_on
 from .links import to_query
@@ -85,18 +86,10 @@ def describe(
 def memory() -> dict[str, float]:
     """Bytes in use: resident, at the most so far, and on the GPU; what cannot be known is left out."""
     found: dict[str, float] = {}
-    try:
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            found["amused_memory_bytes"] = int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        pass
-    try:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["amused_memory_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    except ImportError:  # not on Windows
-        pass
+    with contextlib.suppress(OSError, ValueError):  # Linux alone has this file
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+        for name, key in (("amused_memory_bytes", "VmRSS"), ("amused_memory_peak_bytes", "VmHWM")):
+            found[name] = 1024 * int(status[key].split()[0])
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["amused_gpu_memory_bytes"] = torch.cuda.memory_allocated()

@@ -49,6 +49,7 @@ LIMITS = {
         Limit("AMUSED_RUNS_AT_ONCE", 16, 1, 64, "runs that take turns at the model, picture by picture"),
         Limit("AMUSED_QUEUE", 40, 0, 1000, "more runs that may wait; whoever comes then is told so at once"),
         Limit("AMUSED_REQUEST_SECONDS", 3600, 10, 86_400, "seconds that the model works for one run"),
+        Limit("AMUSED_SESSIONS", 1000, 50, 10_000, "tabs and programs that are remembered; 0.6 MB of memory each"),
         Limit("AMUSED_CACHE_HOURS", 24, 1, 720, "hours that pictures are kept"),
         Limit("AMUSED_CACHE_MEGABYTES", 5000, 50, 1_000_000, "megabytes of pictures that are kept"),
     )
@@ -76,5 +77,6 @@ MAX_PIXELS = setting("AMUSED_MAX_PIXELS")
 RUNS_AT_ONCE = setting("AMUSED_RUNS_AT_ONCE")
 QUEUE_LENGTH = setting("AMUSED_QUEUE")
 REQUEST_SECONDS = setting("AMUSED_REQUEST_SECONDS")
+SESSIONS = setting("AMUSED_SESSIONS")
 CACHE_SECONDS = 3600 * setting("AMUSED_CACHE_HOURS")
 CACHE_BYTES = 1_000_000 * setting("AMUSED_CACHE_MEGABYTES")

@@ -69,6 +69,11 @@ def test_no_file_of_the_server_is_served(address: str, secrets: Path, route: str
         assert bytes_ not in answer.text
 
 
+@pytest.mark.parametrize("route", ["monitoring", "monitoring/summary", "gradio_api/monitoring/summary", "metrics"])
+def test_nobody_sees_how_the_page_is_used(address: str, route: str) -> None:
+    assert 400 <= httpx.get(address + route).status_code < 500
+
+
 @pytest.mark.parametrize("route", ["gradio_api/proxy=http://127.0.0.1:1/", "gradio_api/proxy=https://example.org/"])
 def test_nothing_is_fetched_for_a_visitor(address: str, route: str) -> None:
     assert 400 <= httpx.get(address + route).status_code < 500

@@ -190,8 +190,9 @@ def test_the_launch_serves_this_machine_alone_and_nothing_but_the_page(monkeypat
     assert (flags.host, flags.port, flags.share, flags.model) == (None, None, False, None)
     options = launch_options()
     assert options["allowed_paths"] == [] and options["show_error"] is False and options["run_history"] is False
+    assert options["enable_monitoring"] is False and options["state_session_capacity"] == 1000
     assert options["max_file_size"] == LIMITS["AMUSED_MAX_PICTURE_BYTES"].value
-    assert not {"share", "auth", "server_name", "debug", "enable_monitoring", "strict_cors"} & set(options)
+    assert not {"share", "auth", "server_name", "debug", "strict_cors"} & set(options)
     page = build_page(fake_runtime())
     assert page.analytics_enabled is False
     assert page._queue.max_size == LIMITS["AMUSED_QUEUE"].value + LIMITS["AMUSED_RUNS_AT_ONCE"].value

@@ -6,6 +6,9 @@ Slow and large: about 7 GB of memory and a few minutes on two cores.
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +18,45 @@ import amused
 from amused.benchmark.weights import SIZES, random_checkpoint
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_tokens_are_the_reference_s(size, tmp_path) -> None:
-    random_checkpoint(tmp_path / "model", size)
+@pytest.fixture(scope="module", params=SIZES)
+def size(request) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(size, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(str(size)) / "model"
+    random_checkpoint(folder, size)
     gc.collect()
-    model, reference = amused.load(tmp_path / "model", device="cpu", dtype="float32"), Reference(tmp_path / "model")
+    return folder
+
+
+ONE_PICTURE = """
+import sys
+import amused
+from amused.recipe import Recipe
+from amused.runtime import Runtime
+runtime = Runtime(load=lambda name, tell: amused.load(name, dtype="float32"), default=sys.argv[1])
+with runtime.visit() as visit:
+    *_, last = visit.generate(Recipe("text_to_image", "a cat", (0,), model=sys.argv[1], steps=2))
+assert last.image.size == (int(sys.argv[2]),) * 2
+print(int(runtime.numbers()["amused_memory_peak_bytes"]), last.made)
+"""
+
+
+@pytest.mark.parametrize("size", [512], indirect=True)
+def test_a_picture_fits_into_a_free_space(size, folder) -> None:
+    """A free Space has 2 cores and 16 GB; in float32, which takes the most."""
+    command = [sys.executable, "-c", ONE_PICTURE, str(folder), str(size)]
+    run = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    peak = int(run.stdout.split()[0])
+    print(f"{size}: {peak / 1e9:.1f} GB at the most, {run.stdout.split(maxsplit=1)[1].strip()}")
+    assert peak < 8e9
+
+
+def test_tokens_are_the_reference_s(size, folder) -> None:
+    model, reference = amused.load(folder, device="cpu", dtype="float32"), Reference(folder)
     assert model.size == size
     assert sum(p.numel() for p in model._network.parameters()) // 100_000 in (6034, 6035, 6082, 6083)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
+from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
 from ..runtime import Runtime
 from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
 from .settings import follow_model
@@ -22,6 +23,9 @@ HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
 def build_page(runtime: Runtime) -> gr.Blocks:
     """The whole page. Loads no model: what it offers is known from the runtime's choices."""
     cache.choose_folder()
+    # Gradio makes a table of so many past events after each one, which nobody looks at.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with gr.Blocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
@@ -53,10 +57,12 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
         "max_file_size": MAX_PICTURE_BYTES,
         "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a run that waits blocks one now and then
+        "state_session_capacity": SESSIONS,  # Gradio keeps a copy of the page's configuration for each
         "allowed_paths": [],
         "ssr_mode": False,
         "run_history": False,
         "show_error": False,
+        "enable_monitoring": False,
     }
 
 
