@@ -23,6 +23,7 @@ from ..images import digest
 from ..links import png_info
 from ..recipe import Recipe
 from ..runtime import Finished, Runtime, Waiting, Working
+from ..turns import forget_frames
 from . import cache
 from .settings import AT_ONCE, Panel
 
@@ -311,6 +312,7 @@ def explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError) or "outofmemory" in str(error).lower().replace(" ", ""):
         log.error("out of memory", exc_info=error)
+        forget_frames(error)
         return OUT_OF_MEMORY
     if isinstance(error, gr.Error):  # of `spaces`, about the visitor's time on a shared GPU
         return str(error.message)
