@@ -60,6 +60,7 @@ MAX_CONFIG_BYTES = 1_000_000
 MAX_TOKENIZER_BYTES = 16_000_000
 MAX_HEADER_BYTES = 16_000_000
 MAX_PARAMETERS = 5_000_000_000
+BYTES_AT_ONCE = 100_000_000
 MAX_WIDTH = 65_536
 MAX_TOKENS_A_SIDE = 256
 MAX_OF = {  # where MAX_WIDTH would be absurd
@@ -452,12 +453,20 @@ def read_weights(
                     raise CheckpointError(f"{file}: {key} is of the type {stored.get_dtype()}, not floating point.")
                 if stored.get_shape() != list(tensor.shape):
                     raise CheckpointError(f"{file}: {key} is {stored.get_shape()}, not {list(tensor.shape)}.")
-            for key in expected if wanted is None else wanted:
-                # A copy, as tensors that still lie in the file would change or crash with it.
-                tensor = weights.get_tensor(key).to(device, dtype, copy=True)
-                if not is_finite(tensor):
-                    raise CheckpointError(f"{file}: {key} holds a value that is not a finite number in {dtype}.")
-                state[key] = tensor
+        keys = list(expected if wanted is None else wanted)
+        while keys:
+            # Opened anew now and then: what has been read of a file counts as memory until it is closed.
+            with safe_open(path, framework="pt", device="cpu") as weights:
+                size = 0
+                while keys and size < BYTES_AT_ONCE:
+                    key = keys.pop(0)
+                    stored = weights.get_tensor(key)
+                    size += stored.nbytes
+                    # A copy, as tensors that still lie in the file would change or crash with it.
+                    state[key] = stored.to(device, dtype, copy=True)
+                    if not is_finite(state[key]):
+                        raise CheckpointError(f"{file}: {key} holds a value that is not a finite number in {dtype}.")
+                    del stored
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file, download or copy it again.") from error
     except OSError as error:

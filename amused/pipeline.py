@@ -7,9 +7,11 @@ through the checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +47,7 @@ from amused.sampling import guide, mask_at_random, mask_counts, mask_ratios, rev
 CACHED_PROMPTS = 8
 CACHED_PICTURES = 8
 CACHED_RESULTS = 1024  # of some 2 to 8 kB
+LARGE = ("transformer", "decoder")
 QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
 
 
@@ -124,7 +127,7 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self._lock = threading.Lock()
-        self._parts: dict[str, Any] = {}
+        self._parts: dict[str, Future] = {}
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
         self._encoded: OrderedDict[str, Tensor] = OrderedDict()
         self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
@@ -132,7 +135,8 @@ class Amused:
 
     def read_weights(self, everything: bool = False) -> None:
         """Read now what every picture needs, not at the first one; or `everything`, as that of image tasks, too."""
-        for name in ("tokenizer", "text_encoder", "transformer", "decoder", *(["encoder"] if everything else [])):
+        self._read_ahead()
+        for name in ("tokenizer", "text_encoder", *LARGE, *(["encoder"] if everything else [])):
             self._part(name)
 
     @property
@@ -223,6 +227,7 @@ class Amused:
         The iterator can be closed between any two events; what has been yielded stays valid.
         """
         given = self._read_inputs(recipe, image, mask)
+        self._read_ahead()
         prompts = self._read_prompts(recipe, given.width, given.height)
         conditioning = concatenate([prompt.conditioning for prompt in prompts])
         if given.picture is not None:
@@ -513,11 +518,29 @@ class Amused:
         return self._part("decoder")
 
     def _part(self, name: str) -> Any:
-        """A component, read when it is first asked for."""
+        """A component, read when it is first asked for, by whoever asks first; a failure is not remembered."""
         with self._lock:
-            if name not in self._parts:
-                self._parts[name] = self._read(name)
-            return self._parts[name]
+            mine = name not in self._parts
+            part = self._parts.setdefault(name, Future())
+        if mine:
+            try:
+                part.set_result(self._read(name))
+            except BaseException as error:
+                with self._lock:
+                    del self._parts[name]
+                part.set_exception(error)
+        return part.result()
+
+    def _read_ahead(self) -> None:
+        """Begin to read the large components, while importing transformers and encoding a prompt takes its time."""
+
+        def read() -> None:
+            for name in LARGE:
+                with contextlib.suppress(Exception):  # whoever needs it will meet the error again
+                    self._part(name)
+
+        if LARGE[0] not in self._parts:
+            threading.Thread(target=read, name="read ahead", daemon=True).start()
 
     def _read(self, name: str) -> Any:
         if name == "transformer":
