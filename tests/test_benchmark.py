@@ -22,7 +22,7 @@ FOUND = {"seconds": 2.0, "peak": 10**9, "reference_seconds": 3.0, "reference_pea
 def test_both_sides_take_turns(tmp_path: Path) -> None:
     model = str(tiny_checkpoint(tmp_path / "model"))
     with Side("amused", model, "float32", "cpu") as ours, Side("diffusers", model, "float32", "cpu") as other:
-        for task in ("text_to_image", "image_to_image", "inpaint"):
+        for task in ("text_to_image", "image_to_image"):  # diffusers inpaints no grid of less than 16 tokens
             found = take_turns([ours, other], Row("", task=task, pictures=2, steps=3).requests(), repeats=1)
             assert found["ratio"] == pytest.approx(found["reference_seconds"] / found["seconds"], rel=0.2)
             assert found["peak"] > 10**8
