@@ -15,21 +15,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from amused.catalog import BUNDLED
 from amused.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE = 30_000  # milliseconds: a busy machine with two cores
-
-MODELS = [
-    "fake",
-    pytest.param(
-        "nouns",
-        marks=pytest.mark.skipif(not (BUNDLED / "nouns" / "model_index.json").is_file(), reason="no checkpoint yet"),
-    ),
-]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_api import Turnstile
 from test_browser import (
-    MODELS,
     browser,  # noqa: F401
     expect_done,
     open_page,
@@ -44,9 +43,9 @@ def turnstile() -> Turnstile:
     return Turnstile()
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def runtime(request: pytest.FixtureRequest, turnstile: Turnstile) -> Runtime:
-    return fake_runtime(before_step=turnstile) if request.param == "fake" else Runtime(default="nouns")
+@pytest.fixture(scope="module")
+def runtime(turnstile: Turnstile) -> Runtime:
+    return fake_runtime(before_step=turnstile)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +336,6 @@ def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
 # Runs
 
 
-@pytest.mark.parametrize("runtime", ["fake"], indirect=True)
 def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turnstile: Turnstile) -> None:
     turnstile.open.clear()
     try:
@@ -357,7 +355,6 @@ def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turn
     expect(tiles(page, TEXT)).to_have_count(1)
 
 
-@pytest.mark.parametrize("runtime", ["fake"], indirect=True)
 def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 2)
     pick(page, TEXT, 0)
