@@ -19,7 +19,7 @@ from PIL import Image
 from test_image_tools import HOSTILE, odd_pictures, saved
 
 from amused.images import digest
-from amused.links import from_png_file
+from amused.links import from_png_file, from_query, to_query
 from amused.recipe import TEXT_TO_IMAGE, Recipe
 from amused.ui.page import build_page, launch_options
 
@@ -242,11 +242,14 @@ NO_TEXT = {"a number": 5, "true": True, "a list": ["a"], "an object": {"a": 1}}
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_comes_back_as_it_was_in_the_picture_s_recipe(server: Server, field: str, name: str) -> None:
+def test_a_prompt_comes_back_as_it_was_in_the_picture_s_recipe_and_in_its_link(
+    server: Server, field: str, name: str
+) -> None:
     event, answer = server.ask("text_to_image", **{field: PROMPTS[name]})
     assert event == "complete"
     recipe = from_png_file(server.picture(answer)).recipe
     assert getattr(recipe, field) == PROMPTS[name]
+    assert from_query(to_query(recipe)).recipe == recipe
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])

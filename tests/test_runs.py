@@ -48,6 +48,23 @@ def test_a_second_run_waits_for_the_first_and_adds_to_its_pictures() -> None:
     assert [shot.seed for shot in finish(start(runtime, desk, 30)).shots] == [30]
 
 
+def test_another_visitor_is_told_how_many_are_before_them_and_takes_turns() -> None:
+    runtime = fake_runtime()
+    sweep = start(runtime, Desk(), 100, 64)
+    for _ in range(3):
+        next(sweep)
+    single = start(runtime, Desk(), 1)
+    told = [next(single)[0] for _ in range(2)]
+    assert "Starting" in told[0] and "Waiting, 1 before you" in told[1]
+    while "Waiting, 1 before you" not in str(next(sweep)[0]):
+        pass  # until its first picture is done
+    assert finish(single).made == 1
+    sweep.close()
+    assert (
+        runtime.numbers()["amused_pictures_total"] <= 1 + 2
+    )  # of the sweep's 64 the first, and the next if it was quick
+
+
 def test_stop_ends_the_run_at_work_alone() -> None:
     runtime, desk = fake_runtime(), Desk()
     first, second = start(runtime, desk, 10, 64), start(runtime, desk, 20)
