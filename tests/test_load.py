@@ -34,7 +34,8 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
         page = build_page(runtime)
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        options = {**launch_options(), "state_session_capacity": 20}  # each takes 0.6 MB: reached within a second
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **options)
         yield url
         page.close()
 

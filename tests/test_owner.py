@@ -108,6 +108,12 @@ def test_the_cache_is_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytest.Mo
     choose_folder()
     chosen = Path(os.environ["GRADIO_TEMP_DIR"])
     assert chosen.parent == tmp_path and chosen.stat().st_mode & 0o077 == 0
+    chosen.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    chosen.symlink_to(tmp_path / "elsewhere")  # by somebody who would like to see the pictures
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    choose_folder()
+    assert Path(os.environ["GRADIO_TEMP_DIR"]).resolve() not in (chosen, tmp_path / "elsewhere")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
     choose_folder()
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "mine")

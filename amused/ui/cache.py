@@ -10,6 +10,7 @@ import getpass
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -32,7 +33,11 @@ def choose_folder() -> None:
     """Use a folder of our own, unless the owner names one: other programs' pictures are not ours to sweep."""
     if not os.environ.get("GRADIO_TEMP_DIR"):
         folder = Path(tempfile.gettempdir()).resolve() / f"amused-{getpass.getuser()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != getattr(os, "getuid", lambda: found.st_uid)():
+            folder = Path(tempfile.mkdtemp(prefix="amused-"))  # somebody else has made that one
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
 
@@ -78,8 +83,8 @@ def sweep(folder: Path, keep: Collection[str], seconds: float, size: int, now: f
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_file() or str(path) in keep:
             continue
-        stat = path.stat()
-        found.append((stat.st_mtime, stat.st_size, path))
+        details = path.stat()
+        found.append((details.st_mtime, details.st_size, path))
     found.sort()
     total, removed = sum(bytes_ for _, bytes_, _ in found), 0
     for changed, bytes_, path in found:
