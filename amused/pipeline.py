@@ -147,11 +147,6 @@ class Amused:
             dtype = f"{dtype} {self.quantize}"
         return f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
 
-    def compile(self) -> None:
-        """Compile the transformer's layers, all by the same code, at the next step; steps then take less overhead."""
-        for layer in self._network.transformer_layers:
-            layer.compile()
-
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
         """One step of a recipe's network without the sampling, to be measured: its logits for a random picture."""
         prompts = self._read_prompts(recipe, self.size, self.size)

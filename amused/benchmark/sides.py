@@ -21,11 +21,9 @@ class Side:
         dtype: str,
         device: str,
         quantize: str | None = None,
-        compiled: bool = False,
     ) -> None:
         command = [sys.executable, "-m", "amused.benchmark.worker", library, model, dtype, "--device", device]
         command += ["--quantize", quantize] if quantize else []
-        command += ["--compile"] if compiled else []
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """One side of a comparison, in a process of its own: requests as lines of JSON in, times as lines of JSON out.
 
-`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compile]`
+`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8]`
 
 Knows the two libraries and nothing of what is compared. diffusers is imported only where it is asked for.
 """
@@ -25,7 +25,6 @@ def main() -> None:
     parser.add_argument("dtype")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quantize")
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     make = ours(options) if options.side == "amused" else reference(options)
     print(json.dumps({"ready": True}), flush=True)
@@ -71,8 +70,6 @@ def ours(options: argparse.Namespace) -> Make:
     import amused
 
     model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
-    if options.compile:
-        model.compile()
 
     def make(request: dict[str, Any]) -> None:
         recipe = {"seeds": range(request["pictures"]), "steps": request["steps"]}
@@ -99,8 +96,6 @@ def reference(options: argparse.Namespace) -> Make:
     dtype = getattr(torch, options.dtype)
     first = kinds["text_to_image"].from_pretrained(options.model, variant="fp16", torch_dtype=dtype)
     first.to(options.device)
-    if options.compile:
-        first.transformer = torch.compile(first.transformer, mode="reduce-overhead", fullgraph=True)
     pipelines = {task: kind(**first.components) for task, kind in kinds.items()}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
