@@ -30,6 +30,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     progress: Progress | None = None,
     quantize: str | None = None,
+    adapters: str | Path | None = None,
 ) -> Amused:
     """A model, ready at once: its configurations are checked now, its weights are read at first use.
 
@@ -40,16 +41,19 @@ def load(
         progress: called with (file, bytes so far, bytes in all) during a download.
         quantize: "int8" computes the transformer's large products in 8-bit integers, faster on a CPU that has VNNI
             units; the pictures are others than without.
+        adapters: a folder of fine-tuned adapters, which the methods then take by name as `adapter`.
 
     Raises:
         UserError: there is no such model, it cannot be downloaded, or the device cannot do what is asked for.
         CheckpointError: its configurations are unusable; names the file and the key.
     """
+    from pathlib import Path
+
     from amused.hub import locate
     from amused.pipeline import Amused
     from amused.placement import place
 
-    return Amused(locate(name_or_path, progress), place(device, dtype, quantize))
+    return Amused(locate(name_or_path, progress), place(device, dtype, quantize), Path(adapters) if adapters else None)
 
 
 def __getattr__(name: str) -> Any:

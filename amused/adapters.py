@@ -1,35 +1,37 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) in peft's layout: finding, reading and merging them into a network.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in peft's layout: reading them, and networks that have one merged.
 
-An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`; what it changes of the text encoder
-lies in a folder of that name within. Files are taken for hostile: only safetensors are read, every matrix must fit a
-linear layer of the network, and nothing is merged before all of it has been checked. Knows neither peft nor training.
+Files are taken for hostile: only safetensors are read, every matrix must fit a linear layer of the network, and nothing
+is merged before all of it has been checked. Knows neither peft nor training.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import check_header, is_finite, read_json, shown
+from .adapter_folder import (
+    CONFIG,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    WEIGHTS,
+    base_of,
+    digest_of,
+    find_adapter,
+    read_config,
+)
+from .checkpoint import check_header, is_finite, shown
 from .errors import CheckpointError, UserError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-TRANSFORMER, TEXT_ENCODER = PARTS = ("transformer", "text_encoder")
-FINISHED = "adapter"  # where fine-tuning leaves one within its output folder
-
-MAX_ADAPTERS = 200
-MAX_BYTES = 2_000_000_000
 MAX_RANK = 4096
-NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 KEY = re.compile(r"base_model\.model\.(?P<layer>[\w.]{1,200})\.lora_(?P<side>[AB])\.weight", re.ASCII)
+Network = TypeVar("Network", bound=nn.Module)
 PLAIN = {  # settings of peft that change what is computed, and their only value that is supported
     "use_dora": False,
     "fan_in_fan_out": False,
@@ -63,53 +65,6 @@ class Adapter:
     base: str | None = None
 
 
-@dataclass(frozen=True)
-class Listed:
-    """An adapter that can be chosen."""
-
-    name: str
-    digest: str
-    base: str | None
-
-
-def list_adapters(folder: Path | None) -> list[Listed]:
-    """The usable adapters of a folder, by name: its folders that hold one, or a finished run of fine-tuning."""
-    if folder is None or not folder.is_dir():
-        return []
-    found = []
-    for path in sorted(folder.iterdir())[:MAX_ADAPTERS]:
-        try:
-            place = find_adapter(folder, path.name)
-            found.append(Listed(path.name, digest_of(place), base_of(read_json(place, CONFIG))))
-        except (UserError, CheckpointError, OSError):
-            continue
-    return found
-
-
-def find_adapter(folder: Path | None, name: str) -> Path:
-    if folder is not None and NAME.fullmatch(name):
-        for place in (folder / name, folder / name / FINISHED):
-            if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():
-                return place
-    raise UserError("There is no adapter of that name here: choose one that is listed.")
-
-
-def digest_of(place: Path) -> str:
-    """16 hexadecimal digits that change with anything that the adapter does."""
-    digest = hashlib.sha256()
-    for part in (place, place / TEXT_ENCODER):
-        for file in (part / CONFIG, part / WEIGHTS):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def base_of(config: dict[str, Any]) -> str | None:
-    base = config.get("base_model_name_or_path")
-    return base if isinstance(base, str) and len(base) <= 100 else None
-
-
 def read_adapter(folder: Path | None, name: str) -> Adapter:
     """Read an adapter of a folder by its name.
 
@@ -121,18 +76,16 @@ def read_adapter(folder: Path | None, name: str) -> Adapter:
     parts = {TRANSFORMER: read_part(place)}
     if (place / TEXT_ENCODER / CONFIG).is_file():
         parts[TEXT_ENCODER] = read_part(place / TEXT_ENCODER)
-    return Adapter(name, digest_of(place), parts, base_of(read_json(place, CONFIG)))
+    return Adapter(name, digest_of(place), parts, base_of(read_config(place)))
 
 
 def read_part(place: Path) -> dict[str, LowRank]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(place, CONFIG)
+    config = read_config(place)
     alpha = read_alpha(config)
     path = place / WEIGHTS
-    if path.stat().st_size > MAX_BYTES:
-        raise CheckpointError(f"{WEIGHTS} is larger than {MAX_BYTES // 1_000_000_000} GB.")
     check_header(path, WEIGHTS)
     try:
         tensors = load_file(path)
@@ -183,19 +136,12 @@ def check_fits(adapter: Adapter, part: str, network: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def merge(network: nn.Module, layers: dict[str, LowRank], strength: float) -> dict[str, Tensor]:
-    """Add the changes to the network's weights, in place; gives the weights as they were, for `restore`."""
-    before = {}
+def merged(network: Network, layers: dict[str, LowRank], strength: float) -> Network:
+    """The network with the changes added: a copy that shares all other weights with it."""
+    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     for name, change in layers.items():
         weight = network.get_submodule(name).weight
-        before[name] = weight.detach().clone()
         down, up = (side.to(weight.device) for side in (change.down, change.up))
-        weight.detach().copy_(weight.float() + strength * change.scale * (up @ down))
-    return before
-
-
-@torch.inference_mode()
-def restore(network: nn.Module, before: dict[str, Tensor]) -> None:
-    """Put the weights back as `merge` found them, bit for bit."""
-    for name, weight in before.items():
-        network.get_submodule(name).weight.detach().copy_(weight)
+        changed = weight.float() + strength * change.scale * (up @ down)
+        shared[id(weight)] = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+    return copy.deepcopy(network, shared)

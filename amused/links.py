@@ -47,6 +47,9 @@ NAMES = {
     "mask": "mask",
     "share": "share",
     "cells": "cells",
+    "adapter": "adapter",
+    "adapter_digest": "adapter_digest",
+    "adapter_strength": "adapter_strength",
     "parent": "from",
 }
 """The fields of a recipe and their names in a link."""
@@ -146,7 +149,7 @@ def read(field: str, text: str) -> object:
         return {"yes": True, "no": False}.get(text, text)
     if field in ("steps", "width", "height", "feather"):
         return int(text)
-    if field in ("guidance_scale", "strength", "aesthetic_score", "share"):
+    if field in ("guidance_scale", "strength", "aesthetic_score", "share", "adapter_strength"):
         return float(text)
     return text
 

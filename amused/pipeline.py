@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 import amused
+from amused.adapter_folder import TEXT_ENCODER, TRANSFORMER, with_digests
+from amused.adapters import check_fits, merged, read_adapter
 from amused.checkpoint import Checkpoint
 from amused.errors import UserError
 from amused.images import (
@@ -46,6 +49,7 @@ from amused.sampling import guide, mask_at_random, mask_counts, mask_ratios, rev
 
 CACHED_PROMPTS = 8
 CACHED_PICTURES = 8
+CACHED_ADAPTERS = 2  # merged into networks, which share all weights that the adapter leaves alone
 CACHED_RESULTS = 1024  # of some 2 to 8 kB
 LARGE = ("transformer", "decoder")
 QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
@@ -96,6 +100,15 @@ class Prompt:
     blank: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What makes the pictures of a recipe: those of the checkpoint, or with an adapter merged."""
+
+    transformer: UViT
+    text_encoder: Any
+    key: tuple[str, float] | None = None
+
+
 @dataclass
 class Inputs:
     """What a recipe works on, checked and fitted: `tokens` and `repainted` are (height, width) in tokens."""
@@ -119,17 +132,19 @@ class Amused:
         device, dtype, dtype_reason: where and in what precision it runs, and why.
     """
 
-    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
         self.checkpoint = checkpoint
         self.name = checkpoint.name
         self.size = checkpoint.size
         self.traits = checkpoint.traits
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
+        self.adapters = adapters
         self._lock = threading.Lock()
         self._parts: dict[str, Future] = {}
         self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
         self._encoded: OrderedDict[str, Tensor] = OrderedDict()
+        self._adapted: OrderedDict[tuple[str, float], Networks] = OrderedDict()
         self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
         self._colours: Tensor | None = None
 
@@ -149,11 +164,12 @@ class Amused:
 
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
         """One step of a recipe's network without the sampling, to be measured: its logits for a random picture."""
-        prompts = self._read_prompts(recipe, self.size, self.size)
+        networks = self._networks(recipe)
+        prompts = self._read_prompts(networks, recipe, self.size, self.size)
         conditioning = concatenate([prompt.conditioning for prompt in prompts])
         side, codes = self.checkpoint.transformer.sample_size, self.checkpoint.transformer.codebook_size
         tokens = torch.randint(codes, (len(prompts), side, side), device=self.device)
-        return torch.inference_mode()(lambda: self._network(tokens, conditioning))
+        return torch.inference_mode()(lambda: networks.transformer(tokens, conditioning))
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
@@ -169,7 +185,7 @@ class Amused:
             prompt: what to draw.
             seeds: integers in [0, 2**32), one picture each.
             options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `aesthetic_score`, `crop`, `width`,
-                `height`: see `Recipe` for their meaning, ranges and defaults.
+                `height`, `adapter`, `adapter_strength`: see `Recipe` for their meaning, ranges and defaults.
 
         Raises:
             UserError: a value is out of its range.
@@ -221,9 +237,12 @@ class Amused:
 
         The iterator can be closed between any two events; what has been yielded stays valid.
         """
+        recipe = with_digests(self.adapters, recipe)
         given = self._read_inputs(recipe, image, mask)
         self._read_ahead()
-        prompts = self._read_prompts(recipe, given.width, given.height)
+        networks = self._networks(recipe)
+        network = networks.transformer
+        prompts = self._read_prompts(networks, recipe, given.width, given.height)
         conditioning = concatenate([prompt.conditioning for prompt in prompts])
         if given.picture is not None:
             given.tokens = self._encode(given.picture)
@@ -236,10 +255,11 @@ class Amused:
                 rows = self._rows(tokens)
                 logits = shared_logits if first_of_all else None
                 if logits is None and recipe.task == TEXT_TO_IMAGE and first_of_all:
-                    features = torch.cat([self._blank(prompt, tokens) for prompt in prompts])
-                    logits = self._logits(features, rows, recipe.guidance_scale)
+                    features = torch.cat([self._blank(network, prompt, tokens) for prompt in prompts])
+                    logits = self._logits(network, features, rows, recipe.guidance_scale)
                 elif logits is None:
-                    logits = self._logits(self._features(tokens, conditioning), rows, recipe.guidance_scale)
+                    features = self._features(network, tokens, conditioning)
+                    logits = self._logits(network, features, rows, recipe.guidance_scale)
                 if first_of_all:
                     shared_logits = logits
                 tokens = self._reveal(logits, tokens, *reveal_step, generator, rows)
@@ -406,15 +426,15 @@ class Amused:
         return zip(counts, temperatures(*recipe.temperature, recipe.steps, self.device)[recipe.start :])
 
     @torch.inference_mode()
-    def _features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def _features(self, network: UViT, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         batch = conditioning[0][0].shape[0]
-        return self._network.features(tokens.expand(batch, -1, -1), conditioning)
+        return network.features(tokens.expand(batch, -1, -1), conditioning)
 
     @torch.inference_mode()
-    def _blank(self, prompt: Prompt, tokens: Tensor) -> Tensor:
+    def _blank(self, network: UViT, prompt: Prompt, tokens: Tensor) -> Tensor:
         """The features of tokens that are all masked, computed once a prompt."""
         if prompt.blank is None:
-            prompt.blank = self._features(tokens, prompt.conditioning)
+            prompt.blank = self._features(network, tokens, prompt.conditioning)
         return prompt.blank
 
     def _rows(self, tokens: Tensor) -> Tensor | None:
@@ -424,9 +444,9 @@ class Amused:
         return (tokens.flatten() == self.checkpoint.mask_token_id).nonzero()[:, 0]
 
     @torch.inference_mode()
-    def _logits(self, features: Tensor, rows: Tensor | None, guidance_scale: float) -> Tensor:
+    def _logits(self, network: UViT, features: Tensor, rows: Tensor | None, guidance_scale: float) -> Tensor:
         """(rows, codebook_size), guided if there are features of two prompts."""
-        logits = self._network.mlm_layer(features if rows is None else features[:, rows])
+        logits = network.mlm_layer(features if rows is None else features[:, rows])
         return guide(logits[0], logits[1], guidance_scale) if len(logits) == 2 else logits[0]
 
     @torch.inference_mode()
@@ -442,20 +462,43 @@ class Amused:
         mask_id = self.checkpoint.mask_token_id
         return reveal(logits, tokens.flatten(), mask_id, stay_masked, temperature, generator, rows).view_as(tokens)
 
-    def _read_prompts(self, recipe: Recipe, width: int, height: int) -> list[Prompt]:
+    @torch.inference_mode()
+    def _networks(self, recipe: Recipe) -> Networks:
+        if recipe.adapter is None or recipe.adapter_strength == 0:
+            return Networks(self._network, self._part("text_encoder"))
+        if self.quantize:
+            raise UserError(f"There are no adapters with {self.quantize} weights: start without, or choose none.")
+        recipe = with_digests(self.adapters, recipe)
+        key = (recipe.adapter_digest, recipe.adapter_strength)
+        with self._lock:
+            if key in self._adapted:
+                self._adapted.move_to_end(key)
+                return self._adapted[key]
+        adapter = read_adapter(self.adapters, recipe.adapter)
+        parts = {TRANSFORMER: self._network, TEXT_ENCODER: self._part("text_encoder")}
+        for name in adapter.parts:
+            check_fits(adapter, name, parts[name])
+        for name, layers in adapter.parts.items():
+            parts[name] = merged(parts[name], layers, recipe.adapter_strength)
+        networks = Networks(parts[TRANSFORMER], parts[TEXT_ENCODER], key)
+        with self._lock:
+            remember(self._adapted, key, networks, CACHED_ADAPTERS)
+        return networks
+
+    def _read_prompts(self, networks: Networks, recipe: Recipe, width: int, height: int) -> list[Prompt]:
         """The prompt, after the negative prompt where there is guidance."""
         micro = (width, height, *recipe.crop, recipe.aesthetic_score)
         prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
-        return [self._read_prompt(prompt, micro) for prompt in prompts]
+        return [self._read_prompt(networks, prompt, micro) for prompt in prompts]
 
     @torch.inference_mode()
-    def _read_prompt(self, prompt: str, micro: tuple[float, ...]) -> Prompt:
-        key = (prompt, micro)
+    def _read_prompt(self, networks: Networks, prompt: str, micro: tuple[float, ...]) -> Prompt:
+        key = (prompt, micro, networks.key)
         with self._lock:
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 return self._prompts[key]
-        tokenizer, encoder = self._part("tokenizer"), self._part("text_encoder")
+        tokenizer = self._part("tokenizer")
         ids = tokenizer(
             [prompt],
             return_tensors="pt",
@@ -463,9 +506,9 @@ class Amused:
             truncation=True,
             max_length=tokenizer.model_max_length,
         ).input_ids
-        text = encoder(ids.to(self.device), output_hidden_states=True)
+        text = networks.text_encoder(ids.to(self.device), output_hidden_states=True)
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
-        read = Prompt(self._network.condition(text.hidden_states[-2], text.text_embeds, conditions))
+        read = Prompt(networks.transformer.condition(text.hidden_states[-2], text.text_embeds, conditions))
         with self._lock:
             remember(self._prompts, key, read, CACHED_PROMPTS)
         return read

@@ -40,6 +40,8 @@ FITS = ("crop", "pad", "stretch")
 MAX_FEATHER = 64
 MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
+MAX_ADAPTER_STRENGTH = 2.0
+ADAPTER_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Recipe:
             keeps its size and sharpness.
         image, mask: digests (`images.digest`) of the pictures that an image task was given; None asks for no check.
         parent: the recipe, of one seed, whose tokens are varied or touched up.
+        adapter: the name of a fine-tuned adapter of the model, or None; "" is None.
+        adapter_digest: of that adapter's files, 16 hexadecimal digits; None asks for no check.
+        adapter_strength: how much of its change is made, 0 to 2.
         share: of the parent's tokens that is masked again at random to vary it, above 0 to 1.
         cells: of the parent's token grid, row by row from 0, that are touched up.
 
@@ -95,6 +100,9 @@ class Recipe:
     parent: Recipe | None = None
     share: float | None = None
     cells: tuple[int, ...] | None = None
+    adapter: str | None = None
+    adapter_digest: str | None = None
+    adapter_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -131,11 +139,24 @@ class Recipe:
             raise UserError("Only inpainting has a mask to feather or to work within.")
         if self.only_masked and (not self.composite or self.width or self.height):
             raise UserError("Working on the masked part alone keeps the picture's size: give no width and height.")
-        for name in ("image", "mask"):
+        self._check_adapter()
+        for name in ("image", "mask", "adapter_digest"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value)):
-                raise UserError(f"The digest of the {name} must be 16 hexadecimal digits.")
+                called = name.removesuffix("_digest")
+                raise UserError(f"The digest of the {called} must be 16 hexadecimal digits.")
         self._check_parent()
+
+    def _check_adapter(self) -> None:
+        """Its name is one of a folder within the owner's; without one neither digest nor strength mean anything."""
+        strength = number("adapter's strength", self.adapter_strength, 0, MAX_ADAPTER_STRENGTH)
+        name = text("adapter", self.adapter) if self.adapter is not None else ""
+        if name and not ADAPTER_NAME.fullmatch(name):
+            raise UserError("There is no adapter of that name here: choose one that is listed.")
+        object.__setattr__(self, "adapter", name or None)
+        object.__setattr__(self, "adapter_strength", strength if name else 1.0)
+        if not name:
+            object.__setattr__(self, "adapter_digest", None)
 
     def _check_parent(self) -> None:
         """A task on tokens has a parent and what to change of it; the others have neither."""

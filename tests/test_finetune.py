@@ -26,6 +26,7 @@ from tiny import tiny_checkpoint
 from transformers import CLIPTextModelWithProjection
 
 import amused
+from amused.adapters import merged, read_adapter
 from amused.errors import UserError
 from amused.hub import locate
 from amused.model.vqgan import VQGAN
@@ -247,10 +248,8 @@ def test_an_adapter_is_read_by_peft_on_diffusers_model(model, pictures, tmp_path
     with torch.no_grad():
         plain = network(tokens, hidden, pooled, micro)
         theirs = PeftModel.from_pretrained(network, place)(tokens, hidden, pooled, micro)
-        ours = amused.load(model, device="cpu", dtype="float32")._transformer
-        from amused.adapters import merge, read_adapter
-
-        merge(ours, read_adapter(tmp_path, "out").parts["transformer"], 1.0)
+        first = locate(model).load_transformer("cpu", torch.float32)
+        ours = merged(first, read_adapter(tmp_path, "out").parts["transformer"], 1.0)
         logits = ours(tokens, ours.condition(hidden, pooled, micro)).mT.view_as(theirs)
     assert (theirs - plain).abs().max() > 0.05
     assert torch.allclose(logits, theirs, atol=1e-4)
@@ -268,7 +267,7 @@ def test_a_whole_model_is_in_the_published_layout(model, pictures, tmp_path) -> 
         assert all(same) != changed and (not changed or not any(same[:1])), part
     reference = AmusedPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float32)
     for name, tensor in reference.transformer.state_dict().items():
-        assert torch.equal(tensor, tuned._transformer.state_dict()[name])
+        assert torch.equal(tensor, tuned._part("transformer").state_dict()[name])
     assert len(tuned.text_to_image("a red cat", seeds=[1], steps=2)) == 1
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     ["errors"],
     ["limits", "turns", "catalog"],
     ["recipe"],
-    ["links", "axes", "sheets", "images", "sampling", "placement"],
+    ["links", "adapter_folder", "axes", "sheets", "images", "sampling", "placement"],
     ["counters"],
     ["model"],
     ["checkpoint"],

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from ..adapters import FINISHED
+from ..adapter_folder import FINISHED
 from ..catalog import PUBLISHED, Published
 from ..checkpoint import Checkpoint, read_json
 from ..errors import UserError

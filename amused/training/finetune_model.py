@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..adapters import TEXT_ENCODER, WEIGHTS, LowRank, merge
+from ..adapter_folder import TEXT_ENCODER, WEIGHTS
+from ..adapters import LowRank, merged
 from ..checkpoint import Checkpoint, is_finite
 from ..errors import UserError
 from ..model.transformer import UViT
@@ -237,9 +238,7 @@ def whole(network: Network | None, load: Callable[[str, torch.dtype], Network]) 
     if network is not None and not hasattr(network, "peft_config"):
         return network
     first = load("cpu", torch.float32)
-    if network is not None:
-        merge(first, changes(network), strength=1.0)
-    return first
+    return first if network is None else merged(first, changes(network), strength=1.0)
 
 
 def changes(network: nn.Module) -> dict[str, LowRank]:
