@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 from amused.errors import UserError
 from amused.limits import switched_on
@@ -18,7 +19,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Make pictures with aMUSEd in a browser.",
         epilog="Each flag can also be given as an environment variable: AMUSED_HOST, AMUSED_PORT, AMUSED_SHARE=1, "
-        "AMUSED_MODEL. Limits and what only the owner sees: see the README.",
+        "AMUSED_MODEL, AMUSED_ADAPTERS. Limits and what only the owner sees: see the README.",
     )
     parser.add_argument(
         "--host", default=os.environ.get("AMUSED_HOST"), help="address to listen on (default: this machine only)"
@@ -43,6 +44,12 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.environ.get("AMUSED_QUANTIZE"),
         help='"int8" is faster on a CPU that has the units for it; the pictures are others than without',
     )
+    parser.add_argument(
+        "--adapters",
+        type=Path,
+        default=os.environ.get("AMUSED_ADAPTERS") or None,
+        help="folder of fine-tuned adapters that the page offers",
+    )
     return parser.parse_args(arguments)
 
 
@@ -50,7 +57,10 @@ def main() -> None:
     flags = parse_flags()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    runtime = Runtime(load=partial(load_model, quantize=flags.quantize or None), default=flags.model or None)
+    if flags.adapters is not None and not flags.adapters.is_dir():
+        sys.exit("There is no folder of adapters of that name: give one that exists as --adapters.")
+    load = partial(load_model, quantize=flags.quantize or None, adapters=flags.adapters)
+    runtime = Runtime(load=load, default=flags.model or None, adapters=flags.adapters)
     try:
         options = launch_options(runtime)
     except UserError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .adapter_folder import list_adapters, with_digests
 from .catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names
 from .counters import DONE, FAILED, LEFT, REFUSED, STOPPED, Counters
 from .errors import UserError
@@ -110,7 +111,7 @@ def choices() -> list[Choice]:
     return found
 
 
-def load_model(name: str, progress: Progress, quantize: str | None = None) -> Any:
+def load_model(name: str, progress: Progress, quantize: str | None = None, adapters: Path | None = None) -> Any:
     """A model whose files are all on this machine; nothing of it is in memory before `read_weights`."""
     import amused
 
@@ -118,7 +119,7 @@ def load_model(name: str, progress: Progress, quantize: str | None = None) -> An
         part = f" of {total / 1e6:.0f}" if total else ""
         progress(done / total if total else None, f"Downloading {name}: {file}, {done / 1e6:.0f}{part} MB")
 
-    model = amused.load(name, progress=tell, quantize=quantize)
+    model = amused.load(name, progress=tell, quantize=quantize, adapters=adapters)
     model.checkpoint.fetch_weights()
     return model
 
@@ -133,7 +134,8 @@ def read_model(model: Any) -> None:
 class Runtime:
     """Holds at most one model. Every sampling goes through a visit, so that nobody loads a second one beside it.
 
-    `load` gives the model of a name with its files in place; its `read_weights` then brings it into memory.
+    `load` gives the model of a name with its files in place; its `read_weights` then brings it into memory. `adapters`
+    is the folder of adapters that the owner offers, None for none.
     """
 
     def __init__(
@@ -143,8 +145,10 @@ class Runtime:
         default: str | None = None,
         at_once: int = RUNS_AT_ONCE,
         queue: int = QUEUE_LENGTH,
+        adapters: Path | None = None,
     ) -> None:
         self.models = choices() if models is None else models
+        self.adapters = adapters
         self.counters = Counters()
         self._load = load
         self._turns = Turns(load, read_model, at_once, queue)
@@ -160,6 +164,14 @@ class Runtime:
             if choice.name == name:
                 return choice
         raise UserError(f"There is no model of that name here; choose one of {', '.join(c.name for c in self.models)}.")
+
+    def adapters_for(self, model: str) -> list[str]:
+        """The names of the adapters that can be chosen with a model."""
+        return [adapter.name for adapter in list_adapters(self.adapters) if adapter.fits(model)]
+
+    def named(self, recipe: Recipe) -> Recipe:
+        """The recipe with the digests of its adapters; raises UserError if one is not here, or another one."""
+        return with_digests(self.adapters, recipe)
 
     def is_loaded(self, name: str) -> bool:
         return self._turns.name == name

@@ -128,9 +128,7 @@ def trait_shares(
     for kind, names in choices.items():
         right = 0
         for noun, look in zip(asked, looks):
-            errors = {
-                name: ((style(nouns.render(replace(noun, **{kind: name}))) - look) ** 2).mean() for name in names
-            }
+            errors = {name: ((style(nouns.render(replace(noun, **{kind: name}))) - look) ** 2).mean() for name in names}
             right += errors[getattr(noun, kind)] <= min(errors.values()) + 1e-6
         shares[kind] = round(right / len(asked), 3)
     return shares

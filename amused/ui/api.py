@@ -56,6 +56,8 @@ def build(runtime: Runtime) -> None:
         first_temperature: float,
         last_temperature: float,
         model: str,
+        adapter: str = "",
+        adapter_strength: float = 1.0,
     ) -> Iterator[Tiles]:
         """Make pictures from a prompt.
 
@@ -68,11 +70,14 @@ def build(runtime: Runtime) -> None:
             first_temperature: variety at the first step, 0 to 20.
             last_temperature: variety at the last step, 0 to 20.
             model: one of those that the page offers.
+            adapter: one of those that the page offers for the model; "" for none.
+            adapter_strength: how much of the adapter's change is made, 0 to 2.
 
         Returns:
             PNG files in the order of the seeds. Each carries its recipe.
         """
-        settings = (seeds, negative_prompt, steps, guidance_scale, first_temperature, last_temperature, model)
+        temperature = (first_temperature, last_temperature)
+        settings = (seeds, negative_prompt, steps, guidance_scale, *temperature, model, adapter, adapter_strength)
         yield from stream(lambda: (recipe_of(TEXT_TO_IMAGE, prompt, None, *settings), None, None))
 
     def image_to_image(
@@ -86,6 +91,8 @@ def build(runtime: Runtime) -> None:
         first_temperature: float,
         last_temperature: float,
         model: str,
+        adapter: str = "",
+        adapter_strength: float = 1.0,
     ) -> Iterator[Tiles]:
         """Redraw a picture after a prompt.
 
@@ -100,11 +107,14 @@ def build(runtime: Runtime) -> None:
             first_temperature: variety at the first step, 0 to 20.
             last_temperature: variety at the last step, 0 to 20.
             model: one of those that the page offers.
+            adapter: one of those that the page offers for the model; "" for none.
+            adapter_strength: how much of the adapter's change is made, 0 to 2.
 
         Returns:
             PNG files in the order of the seeds. Each carries its recipe.
         """
-        settings = (seeds, negative_prompt, steps, guidance_scale, first_temperature, last_temperature, model)
+        temperature = (first_temperature, last_temperature)
+        settings = (seeds, negative_prompt, steps, guidance_scale, *temperature, model, adapter, adapter_strength)
         yield from stream(lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_picture(image), None))
 
     def inpaint(
@@ -119,6 +129,8 @@ def build(runtime: Runtime) -> None:
         first_temperature: float,
         last_temperature: float,
         model: str,
+        adapter: str = "",
+        adapter_strength: float = 1.0,
     ) -> Iterator[Tiles]:
         """Redraw a part of a picture; outside the mask it stays, bit by bit.
 
@@ -134,6 +146,8 @@ def build(runtime: Runtime) -> None:
             first_temperature: variety at the first step, 0 to 20.
             last_temperature: variety at the last step, 0 to 20.
             model: one of those that the page offers.
+            adapter: one of those that the page offers for the model; "" for none.
+            adapter_strength: how much of the adapter's change is made, 0 to 2.
 
         Returns:
             PNG files in the order of the seeds. Each carries its recipe.
@@ -142,7 +156,7 @@ def build(runtime: Runtime) -> None:
         def read() -> Request:
             recipe = recipe_of(
                 INPAINT, prompt, strength, seeds, negative_prompt, steps, guidance_scale, first_temperature,
-                last_temperature, model,
+                last_temperature, model, adapter, adapter_strength,
             )  # fmt: skip
             picture = open_picture(image)
             if mask is None:
@@ -195,6 +209,8 @@ def build(runtime: Runtime) -> None:
             gr.Number(value=first, label="first_temperature"),
             gr.Number(value=last, label="last_temperature"),
             NameInput([choice.name for choice in runtime.models], value=runtime.default, label="model"),
+            gr.Textbox(value="", label="adapter"),
+            gr.Number(value=Recipe.adapter_strength, label="adapter_strength"),
         ]
         pictures = gr.Gallery(format="png", label="pictures")
         source = gr.Textbox(label="recipe")
@@ -229,6 +245,8 @@ def recipe_of(
     first_temperature: float,
     last_temperature: float,
     model: str,
+    adapter: str,
+    adapter_strength: float,
 ) -> Recipe:
     return Recipe(
         task=task,
@@ -240,6 +258,8 @@ def recipe_of(
         guidance_scale=guidance_scale,
         temperature=(first_temperature, last_temperature),
         strength=strength,
+        adapter=adapter,
+        adapter_strength=adapter_strength,
     )
 
 

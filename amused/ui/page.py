@@ -12,7 +12,7 @@ import gradio as gr
 from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
 from ..runtime import Runtime
 from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
-from .settings import follow_model
+from .settings import follow_adapters, follow_model
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all that is not a run
@@ -32,6 +32,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         with gr.Tabs() as tabs:
             panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         follow_model(runtime, panels)
+        follow_adapters(runtime, panels, page)
         kept = picks.build(runtime, tabs, panels)
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)

@@ -274,7 +274,8 @@ def summary(run: Run, stopped: bool, seconds: float, cut: bool) -> str:
 
 
 def completed(runtime: Runtime, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
-    """The recipe with all that it takes to replay it: the size, and the digests of what it was given."""
+    """The recipe with all that it takes to replay it: its size, and digests of its adapter and what it was given."""
+    recipe = runtime.named(recipe)
     if recipe.parent is not None or image is None:
         return recipe
     recipe = runtime.sized(recipe, image)

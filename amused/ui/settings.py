@@ -15,9 +15,19 @@ from typing import Any
 import gradio as gr
 
 from ..links import join_ranges
-from ..recipe import MAX_GUIDANCE_SCALE, MAX_SEEDS, MAX_STEPS, STRENGTHS, Recipe, parse_seeds, whole
+from ..recipe import (
+    MAX_ADAPTER_STRENGTH,
+    MAX_GUIDANCE_SCALE,
+    MAX_SEEDS,
+    MAX_STEPS,
+    STRENGTHS,
+    Recipe,
+    parse_seeds,
+    whole,
+)
 from ..runtime import Runtime
 from . import prompts
+from .inputs import NameInput
 
 # Of events that only change the page: they never wait behind a picture that is being made.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -43,6 +53,8 @@ class Settings:
     last_temperature: gr.Slider
     strength: gr.Slider
     model: gr.Dropdown
+    adapter: gr.Dropdown
+    adapter_strength: gr.Slider
 
     def inputs(self) -> list[Any]:
         return [getattr(self, part.name) for part in fields(self)]
@@ -50,11 +62,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Hints:
-    """The components that offer a model's words. They follow the choice of the model."""
+    """The components that offer a model's words, and its adapters. They follow the choice of the model."""
 
     examples: gr.Dataset
     words: gr.Accordion
     parts: list[gr.Dropdown]
+    adapting: gr.Row
 
     def outputs(self) -> list[Any]:
         return [self.examples, self.words, *self.parts]
@@ -91,6 +104,8 @@ def read_recipe(
     last_temperature: float,
     strength: float | None,
     model: str,
+    adapter: str | None,
+    adapter_strength: float,
 ) -> Recipe:
     return Recipe(
         task=task,
@@ -102,11 +117,13 @@ def read_recipe(
         temperature=(first_temperature, last_temperature),
         strength=None if task == "text_to_image" else strength,
         model=model,
+        adapter=adapter,
+        adapter_strength=adapter_strength,
     )
 
 
 def fill(recipe: Recipe) -> list[Any]:
-    """Updates for `Settings.inputs()` that make them say what the recipe says. Its model must be one that is listed."""
+    """Updates for `Settings.inputs()` that make them say what the recipe says. Its model and adapter must be listed."""
     seeds, strength = recipe.seeds, inherited(recipe, "strength")
     in_a_row = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
     return [
@@ -120,6 +137,8 @@ def fill(recipe: Recipe) -> list[Any]:
         *(slide(value, 0.0, MAX_SLIDER_TEMPERATURE) for value in recipe.temperature),
         gr.skip() if strength is None else slide(strength, MIN_SLIDER_STRENGTH, 1.0),
         recipe.model,
+        recipe.adapter or "",
+        recipe.adapter_strength,
     ]
 
 
@@ -207,6 +226,18 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
             info=model_note(runtime, runtime.default),
             elem_id=f"{task}-model",
         )
+        adapters = adapter_choices(runtime, runtime.default)
+        with gr.Row(visible=len(adapters) > 1) as adapting:
+            adapter = NameInput(adapters, value="", label="Adapter", elem_id=f"{task}-adapter")
+            adapter_strength = gr.Slider(
+                0.0,
+                MAX_ADAPTER_STRENGTH,
+                value=Recipe.adapter_strength,
+                step=0.05,
+                label="Adapter's strength",
+                info="0 is the model alone",
+                elem_id=f"{task}-adapter-strength",
+            )
         negative_prompt = gr.Textbox(
             value=Recipe.negative_prompt,
             label="Negative prompt",
@@ -264,8 +295,10 @@ def build_panel(task: str, runtime: Runtime) -> Panel:
         last_temperature=last_temperature,
         strength=strength,
         model=model,
+        adapter=adapter,
+        adapter_strength=adapter_strength,
     )
-    return Panel(task, settings, Hints(examples, words, parts), run, stop)
+    return Panel(task, settings, Hints(examples, words, parts, adapting), run, stop)
 
 
 def part_dropdown(task: str, part: str, traits: dict[str, Any] | None) -> gr.Dropdown:
@@ -285,6 +318,27 @@ def traits_of(runtime: Runtime, model: str) -> dict[str, Any] | None:
 def model_note(runtime: Runtime, model: str) -> str:
     download = runtime.choice(model).download
     return f"Downloads {download} the first time it is used" if download else "Ready, nothing to download"
+
+
+def adapter_choices(runtime: Runtime, model: str) -> list[tuple[str, str]]:
+    return [("none", ""), *((name, name) for name in runtime.adapters_for(model))]
+
+
+def follow_adapters(runtime: Runtime, panels: list[Panel], page: gr.Blocks) -> None:
+    """The adapters that fit the chosen model, as the folder is when the page is opened or the model changes."""
+
+    def offer(model: str) -> list[Any]:
+        choices = adapter_choices(runtime, model)
+        return [gr.Row(visible=len(choices) > 1), gr.Dropdown(choices=choices)]
+
+    def drop(model: str, chosen: str | None) -> Any:
+        return gr.skip() if chosen in ("", *runtime.adapters_for(model)) else ""
+
+    for panel in panels if runtime.adapters is not None else ():
+        settings = panel.settings
+        shown = [panel.hints.adapting, settings.adapter]
+        gr.on([page.load, settings.model.change], offer, settings.model, shown, **AT_ONCE)
+        settings.model.input(drop, [settings.model, settings.adapter], settings.adapter, **AT_ONCE)
 
 
 def follow_model(runtime: Runtime, panels: list[Panel]) -> None:

@@ -233,6 +233,7 @@ def wire(
             if shared is None:
                 return [gr.skip() for _ in filled]
             runtime.choice(shared.recipe.model)
+            runtime.named(shared.recipe)
         except Exception as error:
             hidden = [gr.Button(visible=False) for _ in card.replays]
             said = paragraphs(f"This was not used. {explain(error)}")
@@ -343,6 +344,8 @@ def put_back(
     last_temperature: float,
     strength: float | None,
     model: str,
+    adapter: str | None,
+    adapter_strength: float,
 ) -> list[Any]:
     if not isinstance(seeds, str) or not isinstance(random_seeds, bool):
         raise UserError("The settings are damaged.")
@@ -353,7 +356,8 @@ def put_back(
     runtime.choice(model)
     recipe = read_recipe(
         task, prompt, negative_prompt, seeds, count, random_seeds, steps, guidance_scale, first_temperature,
-        last_temperature, strength, model,
+        last_temperature, strength, model, adapter if adapter in runtime.adapters_for(model) else None,
+        adapter_strength,
     )  # fmt: skip
     updates = fill(recipe)
     updates[2:5] = [gr.Textbox(value=seeds, interactive=not random_seeds), count, random_seeds]
