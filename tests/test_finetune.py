@@ -538,6 +538,40 @@ def test_eight_bits_need_a_library(model, pictures, tmp_path, monkeypatch) -> No
         train(model, pictures, tmp_path / "out", "--use_8bit_adam")
 
 
+NOUNS = (
+    "--train_batch_size 1 --gradient_accumulation_steps 8 --learning_rate 1e-4 --instance_data_dataset m1guelpf/nouns "
+    "--image_key image --prompt_key text --resolution 256 --mixed_precision fp16 --lr_scheduler constant "
+    "--max_train_steps 10000 --checkpointing_steps 500 --validation_steps 250 --gradient_checkpointing"
+)
+LINES = {
+    "full": NOUNS,
+    "LoRA": f"{NOUNS} --use_lora",
+    "StyleDrop": "--mixed_precision fp16 --report_to wandb --use_lora --train_batch_size 1 --lr_scheduler constant "
+    "--learning_rate 4e-4 --max_train_steps 10000 --checkpointing_steps 500 --validation_steps 100 --resolution 256",
+}
+if importlib.util.find_spec("bitsandbytes"):
+    LINES["full, 8-bit Adam"] = f"{NOUNS} --use_8bit_adam"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_published_command_lines_run(model, pictures, tmp_path, monkeypatch, line) -> None:
+    """As diffusers' examples/amused gives them, at a smaller size and for two steps."""
+    AcceleratorState._reset_state()
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, split: Table()))
+    small = {"--resolution 256": "--resolution 64", "steps 10000": "steps 2", "_steps 250": "_steps 2"}
+    given = LINES[line]
+    for published, here in {**small, "_steps 100": "_steps 2"}.items():
+        given = given.replace(published, here)
+    style = pictures / "A mushroom in [V] style.png"
+    (pictures / "hat.png").rename(style)
+    where = ["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    where += ["--validation_prompts", "a red cat", "hat"]
+    picked = ["--instance_data_image", str(style)] if line == "StyleDrop" else []
+    finetune.train(arguments([*given.split(), *where, *picked]))
+    assert len(losses(tmp_path / "out")) == 2 and len(list((tmp_path / "out").rglob("validation/*/*.png"))) == 2
+    assert (tmp_path / "out" / ("model" if "full" in line else "adapter")).is_dir()
+
+
 def test_no_tracker_is_needed(model, pictures, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     train(model, pictures, tmp_path / "out", "--use_lora", report_to="no_such_tracker", max_train_steps=1)

@@ -226,11 +226,13 @@ class Texts:
         self.files = [safe_open(folder / f"{i:05}.safetensors", framework="pt") for i in range(count)]
 
     def read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Hidden states (batch, length, width) and pooled embeddings (batch, width)."""
+        """Hidden states (batch, length, width) and pooled embeddings (batch, width), in single precision."""
         rows = []
         for text in texts:
             file, row = self.places[text]
-            rows.append([self.files[file].get_slice(part)[row : row + 1].clone() for part in ("hidden", "pooled")])
+            rows.append(
+                [self.files[file].get_slice(part)[row : row + 1].clone().float() for part in ("hidden", "pooled")]
+            )
         hidden, pooled = zip(*rows)
         return torch.cat(hidden), torch.cat(pooled)
 
