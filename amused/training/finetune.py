@@ -149,6 +149,9 @@ def train(options: argparse.Namespace) -> None:
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
     bar.close()
+    # The wrapper goes before the process group: as the last to hold it, it would wait for threads that wait for Python.
+    del prepared, stepper
+    accelerator.free_memory()
     run.finish()
 
 
