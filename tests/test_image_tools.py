@@ -28,6 +28,7 @@ from amused.ui.page import build_page, launch_options
 __all__ = ["browser"]  # a fixture
 
 SETTINGS = ("a fox", "", "0", 1, False, 12, 10.0, 2.0, 0.0)  # up to strength and model
+MODEL = ("nouns", None, 1.0)  # and no adapter
 NO_BOX = (0, 0, 0, 0)
 
 
@@ -182,7 +183,7 @@ def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(
 def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
     picture, file = pictures / "square.png", pictures / "mask.png"
     recipe, image, mask = inpaint_tab.read(
-        Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, "nouns"
+        Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, *MODEL
     )
     assert (recipe.image, recipe.mask) == (digest(load_picture(picture)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
@@ -291,7 +292,7 @@ def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
 def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
     runtime = fake_runtime()
     picture = png(Image.new("RGB", size, "teal"))
-    recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, "nouns")
+    recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
     assert image.size == size and recipe.image == digest(image)
     sized = runtime.sized(recipe, image)
     assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
@@ -447,10 +448,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", list(odd_pictures()))
 def test_odd_pictures_are_accepted_by_both_tabs(name: str) -> None:
     content = odd_pictures()[name]
-    _, image, _ = image_tab.read(fake_runtime(), content, image_tab.OWN_SHAPE, "pad", *SETTINGS, 0.5, "nouns")
+    _, image, _ = image_tab.read(fake_runtime(), content, image_tab.OWN_SHAPE, "pad", *SETTINGS, 0.5, *MODEL)
     everything = (0, 0, 100, 100)
     own = (Drawing(content, ()), None, *everything, False, 0, False, None)
-    _, picture, mask = inpaint_tab.read(*own, *SETTINGS, 1.0, "nouns")
+    _, picture, mask = inpaint_tab.read(*own, *SETTINGS, 1.0, *MODEL)
     assert image.mode == picture.mode == "RGB" and image.size == picture.size == mask.size
     assert image.size == ((4, 8) if name == "turned" else (8, 8))
 
@@ -460,13 +461,13 @@ def test_files_that_are_no_picture_are_refused_in_a_sentence(name: str, tmp_path
     file = tmp_path / "picture.png"
     file.write_bytes(HOSTILE[name])
     with pytest.raises(UserError) as refused:
-        image_tab.read(fake_runtime(), file, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, "nouns")
+        image_tab.read(fake_runtime(), file, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
     assert str(tmp_path) not in str(refused.value)
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
     with pytest.raises(UserError):
-        inpaint_tab.read(Drawing(file, ()), None, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, "nouns")
+        inpaint_tab.read(Drawing(file, ()), None, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, *MODEL)
     with pytest.raises(UserError):
-        inpaint_tab.read(good, file, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, "nouns")
+        inpaint_tab.read(good, file, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, *MODEL)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e308, "12", None, [], 65])
@@ -474,4 +475,4 @@ def test_a_feather_that_is_none_is_refused(value: object) -> None:
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
     own = (good, None, 0, 0, 50, 50, False, value, False, None)
     with pytest.raises(UserError, match="feather"):
-        inpaint_tab.read(*own, *SETTINGS, 1.0, "nouns")
+        inpaint_tab.read(*own, *SETTINGS, 1.0, *MODEL)
