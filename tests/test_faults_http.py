@@ -89,20 +89,20 @@ def test_no_file_of_the_server_is_taken_for_an_upload(
     for given in ({"path": path}, {"path": path, "url": path}, {"path": None, "url": path}):
         picture = {**given, "meta": {"_type": "gradio.FileData"}}
         data = {
-            "image_to_image": ["a", picture, 0.5, "0", "", 12, 10, 2, 0, "nouns"],
-            "inpaint": ["a", picture, picture, 0.5, "0", "", 12, 10, 2, 0, "nouns"],
-            "recipe": ["task=image_to_image&prompt=a&seeds=0&model=nouns", picture, None],
+            "image_to_image": {"prompt": "a", "image": picture},
+            "inpaint": {"prompt": "a", "image": picture, "mask": picture},
+            "recipe": {"recipe": "task=image_to_image&prompt=a&seeds=0&model=nouns", "image": picture},
         }[endpoint]
         answer = call(address, endpoint, data)
         assert "complete" not in answer and "Traceback" not in answer and SECRET not in answer
     assert len(steps) == before
 
 
-def call(address: str, endpoint: str, data: list) -> str:
-    joined = httpx.post(f"{address}gradio_api/call/{endpoint}", json={"data": data})
+def call(address: str, endpoint: str, data: dict) -> str:
+    joined = httpx.post(f"{address}gradio_api/call/v2/{endpoint}", json=data)
     if joined.status_code >= 400:
         return joined.text
-    return httpx.get(f"{address}gradio_api/call/{endpoint}/{joined.json()['event_id']}", timeout=60).text
+    return httpx.get(f"{address}gradio_api/call/v2/{endpoint}/{joined.json()['event_id']}", timeout=60).text
 
 
 def test_an_upload_that_is_too_large_is_refused_and_leaves_no_file(address: str, tmp_path: Path) -> None:
@@ -148,5 +148,5 @@ def test_the_page_s_own_handlers_give_nothing_away_to_whoever_calls_them(address
 
 
 def test_a_good_request_still_gives_its_picture_after_all_that(address: str) -> None:
-    answer = call(address, "text_to_image", ["a fox", "7", "", 12, 10, 2, 0, "nouns"])
+    answer = call(address, "text_to_image", {"prompt": "a fox", "seeds": "7"})
     assert "event: complete" in answer and "seed 7" in answer

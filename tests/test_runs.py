@@ -51,8 +51,8 @@ def test_a_second_run_waits_for_the_first_and_adds_to_its_pictures() -> None:
 def test_another_visitor_is_told_how_many_are_before_them_and_takes_turns() -> None:
     runtime = fake_runtime()
     sweep = start(runtime, Desk(), 100, 64)
-    for _ in range(3):
-        next(sweep)
+    while "step 1 of 2" not in str(next(sweep)[0]):
+        pass  # until it is at work
     single = start(runtime, Desk(), 1)
     told = [next(single)[0] for _ in range(2)]
     assert "Starting" in told[0] and "Waiting, 1 before you" in told[1]
