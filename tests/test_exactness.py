@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import tiny_checkpoint
 
 import amused
+from amused import sampling
 from amused.errors import UserError
 from amused.model.quantized import Int8Linear
 
@@ -161,6 +162,20 @@ def test_a_picture_is_the_same_bytes_alone_and_in_any_sweep(both) -> None:
             assert alone.image.tobytes() == result.image.tobytes()
             assert torch.equal(alone.tokens, result.tokens)
         assert len({result.image.tobytes() for result in sweep}) > 1
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+@pytest.mark.parametrize("length, rows", [(1, [0]), (64, None), (100, [0, 31, 32, 99]), (100, [40]), (70, range(70))])
+def test_draws_are_those_of_multinomial(length, rows, quickly, monkeypatch) -> None:
+    """Of the positions asked for; the generator is left where it would be after all of them."""
+    if not quickly:
+        monkeypatch.setattr(sampling, "clocks_are_logarithms", lambda: False)
+    probabilities = torch.randn(length, 1000).softmax(dim=-1)
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    wanted = list(range(length) if rows is None else rows)
+    drawn = sampling.draw(probabilities[wanted], length, ours, None if rows is None else torch.tensor(wanted))
+    assert torch.equal(drawn, torch.multinomial(probabilities, 1, generator=theirs)[wanted, 0])
+    assert torch.equal(ours.get_state(), theirs.get_state())
 
 
 def test_vqgan_agrees(both) -> None:
