@@ -11,6 +11,7 @@ from pathlib import Path
 
 from amused.errors import UserError
 from amused.limits import switched_on
+from amused.memory import keep_freed_memory
 from amused.runtime import ON_ZERO_GPU, Runtime, load_model
 from amused.ui.page import build_page, launch_options
 
@@ -54,6 +55,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    keep_freed_memory()
     flags = parse_flags()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)

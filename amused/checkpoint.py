@@ -136,14 +136,20 @@ class Checkpoint:
         return self._fill(network, "transformer", device, dtype)
 
     def load_vqgan(self, device: torch.device | str, dtype: torch.dtype, half: str | None = None) -> VQGAN:
-        """The whole, or the half of it that encodes or decodes (`vqgan.HALVES`); the file is checked as a whole."""
+        """The whole, or for work the half of it that encodes or decodes (`vqgan.HALVES`), which cannot be saved.
+
+        The file is checked as a whole in any case.
+        """
         with torch.device("meta"):
             network = VQGAN(self.vqgan)
         names = dict(network.state_dict())
         if half is not None:
             network.keep(half)
+        self._fill(network, "vqvae", device, dtype, names)
+        if half is not None and torch.device(device).type == "cpu":
+            network.join()
         # Convolutions on a processor are quicker with the channels last.
-        return self._fill(network, "vqvae", device, dtype, names).to(memory_format=torch.channels_last)
+        return network.to(memory_format=torch.channels_last)
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection

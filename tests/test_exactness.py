@@ -188,7 +188,11 @@ def test_vqgan_agrees(both) -> None:
         assert torch.equal(vqgan.encode(pixels), tokens)
         assert (vqgan.quant_conv(vqgan.encoder(pixels)) - latents).abs().max() < 1e-4
         decoded = other.decode(tokens, force_not_quantize=True, shape=(2, 4, 6, latents.shape[1])).sample
-        assert (vqgan.decode(tokens) - decoded).abs().max() < 1e-4
+        for one in (
+            vqgan,
+            model.checkpoint.load_vqgan("cpu", torch.float32, "decoder"),
+        ):
+            assert (one.decode(tokens) - decoded).abs().max() < 1e-4
 
 
 def test_pictures_agree(both) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    ["errors"],
+    ["errors", "memory"],
     ["limits", "turns", "catalog"],
     ["recipe"],
     ["links", "adapter_folder", "axes", "sheets", "images", "sampling", "placement"],

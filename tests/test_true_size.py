@@ -82,11 +82,12 @@ def test_tokens_are_the_reference_s(size, folder) -> None:
     expected = reference.tokens("inpaint", 0, image=image, mask_image=mask, num_inference_steps=4, strength=0.5)
     assert torch.equal(tokens, expected)
 
-    vqgan, other = model.checkpoint.load_vqgan("cpu", torch.float32), reference.text_to_image.vqvae
+    encoder, decoder = (model.checkpoint.load_vqgan("cpu", torch.float32, half) for half in ("encoder", "decoder"))
+    other = reference.text_to_image.vqvae
     with torch.no_grad():
         pixels = torch.rand(1, 3, 64, 96)
         latents = other.encode(pixels).latents
-        assert torch.equal(vqgan.encode(pixels), other.quantize(latents)[2][2].view(1, 4, 6))
+        assert torch.equal(encoder.encode(pixels), other.quantize(latents)[2][2].view(1, 4, 6))
         tokens = torch.randint(8192, (1, 4, 6))
         decoded = other.decode(tokens, force_not_quantize=True, shape=(1, 4, 6, 64)).sample
-        assert (vqgan.decode(tokens) - decoded).abs().max() < 1e-4
+        assert (decoder.decode(tokens) - decoded).abs().max() < 1e-4

@@ -68,6 +68,9 @@ def mask(size: int) -> Any:
 
 def ours(options: argparse.Namespace) -> Make:
     import amused
+    from amused.memory import keep_freed_memory
+
+    keep_freed_memory()  # as app.py does
 
     model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
 
