@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .transformer import UViT
 
 LARGEST = 127  # of a symmetric signed byte
+OFFSET = 128  # what the processor's units multiply is an unsigned byte by a signed one
 
 
 class Int8Linear(nn.Module):
@@ -20,16 +21,20 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", None)
-        self.register_buffer("scale", None)
-        self.bias = linear.bias
         integers, scale = to_int8(linear.weight.detach())  # out in, out 1
-        self.weight, self.scale = integers.T, scale.T  # in out, 1 out
+        self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(integers, None))
+        self.register_buffer("scale", scale[:, 0].contiguous())
+        self.register_buffer("zero", torch.zeros(len(integers), dtype=torch.int64))
+        self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         integers, scale = to_int8(x.flatten(0, -2))  # tokens in, tokens 1
-        product = torch._int_mm(integers, self.weight).float()  # tokens out
-        x = product.mul_(self.scale).mul_(scale).to(x.dtype).unflatten(0, x.shape[:-1])
+        product = torch.ops.onednn.qlinear_pointwise(
+            *(integers.view(torch.uint8).bitwise_xor_(OFFSET), 1.0, OFFSET),
+            *(self.weight, self.scale, self.zero),
+            *(None, 1.0, 0, x.dtype, "none", [], ""),
+        )  # tokens out
+        x = product.mul_(scale.to(x.dtype)).unflatten(0, x.shape[:-1])
         return x if self.bias is None else x + self.bias
 
 

@@ -36,10 +36,11 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs=2, default=(2.0, 0.0))
     parser.add_argument("--strength", type=float, default=0.7, help="of image to image")
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--quantize")
     parser.add_argument("--sheet", type=Path, help="save the first pictures as one")
     options = parser.parse_args()
 
-    model = amused.load(options.model, dtype=options.dtype)
+    model = amused.load(options.model, dtype=options.dtype, quantize=options.quantize)
     if model.traits is None:
         parser.error("this checkpoint has no traits.json to score")
     nouns = Nouns(fetch_assets(options.cache))
