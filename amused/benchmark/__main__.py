@@ -68,7 +68,8 @@ def measure(row: Row, options: argparse.Namespace, device: str, best: str) -> di
         return products(checkpoint(options, row.size), best)
     if row.size is None:
         with Side("amused", "nouns", best, device) as side:
-            return take_turns([side], row.requests(), options.repeats)
+            found = take_turns([side], row.requests(), options.repeats)
+        return {**found, "seconds": round(found["seconds"] * row.pictures, 3)}
     model = str(checkpoint(options, row.size))
     dtypes = row.dtype or best, row.reference_dtype or best
     if row.kind == "cold":
