@@ -16,9 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from amused.errors import UserError
-from amused.recipe import MAX_CELLS, MAX_DEPTH, Recipe, parse_seeds
+from amused.recipe import INPAINT, MAX_CELLS, MAX_DEPTH, Recipe, parse_seeds
 
-VERSION = 1
+VERSION = 2
+"""Of version 1 a varied or touched up picture does not keep what its inpainted parent kept: it says so when read."""
 PNG_KEY = "amused"
 MAX_QUERY = 20_000
 MAX_METADATA = 100_000
@@ -128,8 +129,7 @@ def from_query(query: str) -> Shared | None:
                 found[fields[name]] = read(fields[name], text)
             except (ValueError, UserError):
                 ignored.append(name)
-    check_version(version)
-    return assemble(found, digest, ignored, made)
+    return assemble(found, digest, ignored, made, read_version(version))
 
 
 def read(field: str, text: str) -> object:
@@ -172,7 +172,7 @@ def from_json(data: object) -> Shared:
     """
     if not isinstance(data, Mapping):
         raise UserError("This holds no recipe of aMUSEd.")
-    check_version(data.get("version"))
+    version = read_version(data.get("version"))
     found = {key: value for key, value in data.items() if key in NAMES}
     ignored = [str(key)[:40] for key in data if key not in NAMES and key not in ("version", "digest", "made")]
     if found.get("parent") is not None:
@@ -181,10 +181,12 @@ def from_json(data: object) -> Shared:
         if isinstance(value, list):
             found[key] = tuple(value)
     digest, made = data.get("digest"), data.get("made")
-    return assemble(found, digest if is_digest(digest) else None, ignored, made if is_made(made) else None)
+    return assemble(found, digest if is_digest(digest) else None, ignored, made if is_made(made) else None, version)
 
 
-def assemble(found: dict[str, object], digest: str | None, ignored: list[str], made: str | None) -> Shared:
+def assemble(
+    found: dict[str, object], digest: str | None, ignored: list[str], made: str | None, version: int
+) -> Shared:
     """A recipe of the fields found; a field that is out of its range is passed over."""
     if "task" not in found or "prompt" not in found:
         raise UserError("The recipe is damaged: its task or its prompt is missing.")
@@ -197,7 +199,10 @@ def assemble(found: dict[str, object], digest: str | None, ignored: list[str], m
             ignored.append(field)
     # Not the picture of what is left of the recipe, unless all that was passed over means nothing here.
     changed = any(name in NAMES or name in NAMES.values() for name in ignored)
-    return Shared(Recipe(**found), None if changed else digest, tuple(ignored), made)
+    recipe = Recipe(**found)
+    if version == 1 and recipe.parent is not None and recipe.first.task == INPAINT:
+        recipe = dataclasses.replace(recipe, composite=False)
+    return Shared(recipe, None if changed else digest, tuple(ignored), made)
 
 
 def needed(found: Mapping[str, object]) -> dict[str, object]:
@@ -209,9 +214,11 @@ def needed(found: Mapping[str, object]) -> dict[str, object]:
     return least
 
 
-def check_version(version: object) -> None:
-    if str(version) != str(VERSION):
+def read_version(version: object) -> int:
+    """Raises UserError: it is not among those known here."""
+    if str(version) not in {str(known) for known in range(1, VERSION + 1)}:
         raise UserError("The recipe was made by another version of this program: update it and try again.")
+    return int(str(version))
 
 
 def is_digest(value: object) -> bool:

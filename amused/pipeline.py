@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 import amused
@@ -83,13 +83,20 @@ class Picture:
     tokens: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Frame:
     """The whole picture and mask around the part, `box`, that is worked on."""
 
     picture: Image.Image
     mask: Image.Image
     box: tuple[int, int, int, int]
+
+    def around(self, part: Image.Image, onto: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        """A picture as the whole is, with a part that was worked on set into its place."""
+        left, top, right, bottom = self.box
+        whole = onto.copy()
+        whole.paste(part.resize((right - left, bottom - top), resampling), (left, top))
+        return whole
 
 
 @dataclass
@@ -111,7 +118,10 @@ class Networks:
 
 @dataclass
 class Inputs:
-    """What a recipe works on, checked and fitted: `tokens` and `repainted` are (height, width) in tokens."""
+    """What a recipe works on, checked and fitted: `tokens`, `repainted` and `open` are (height, width) in tokens.
+
+    `repainted` is what is masked at first, `open` where it may be at random: everywhere if None.
+    """
 
     width: int
     height: int
@@ -119,6 +129,7 @@ class Inputs:
     mask: Image.Image | None = None
     tokens: Tensor | None = None
     repainted: Tensor | None = None
+    open: Tensor | None = None
     frame: Frame | None = None
 
 
@@ -244,7 +255,7 @@ class Amused:
         network = networks.transformer
         prompts = self._read_prompts(networks, recipe, given.width, given.height)
         conditioning = concatenate([prompt.conditioning for prompt in prompts])
-        if given.picture is not None:
+        if given.tokens is None and given.picture is not None:
             given.tokens = self._encode(given.picture)
         shared_logits = None  # of the first step, where all seeds start from the same tokens
         for index, seed in enumerate(recipe.seeds):
@@ -305,9 +316,7 @@ class Amused:
     def _read_inputs(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
         """Check and fit what the recipe works on, before any network is needed but for a parent's."""
         if recipe.parent is not None:
-            tokens = self._parent_tokens(recipe.parent, image, mask)
-            height, width = (side * self.checkpoint.vqgan.scale_factor for side in tokens.shape)
-            return Inputs(width, height, tokens=tokens, repainted=self._cells(recipe, tokens))
+            return self._go_on(recipe, image, mask)
         if recipe.task == TEXT_TO_IMAGE:
             given = Inputs(recipe.width or self.size, recipe.height or self.size)
             self._check_size(given.width, given.height)
@@ -335,6 +344,26 @@ class Amused:
         given.frame = Frame(picture, mask, box)
         return given
 
+    def _go_on(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
+        """From the tokens of an earlier result. What inpainting left as it was stays so, but for cells asked for."""
+        tokens, scale = self._parent_tokens(recipe.parent, image, mask), self.checkpoint.vqgan.scale_factor
+        cells, first = self._cells(recipe, tokens), recipe.first
+        if first.task != INPAINT or not (first.composite and recipe.composite):
+            return Inputs(tokens.shape[1] * scale, tokens.shape[0] * scale, tokens=tokens, repainted=cells)
+        given = self._read_inputs(first, image, mask)
+        whole = given.frame or given
+        whole.mask = feather(whole.mask, first.feather)
+        while recipe.parent is not None:
+            touched = self._cells(recipe, tokens)
+            if touched is not None:
+                painted = to_mask(touched, scale)
+                if given.frame is not None:
+                    nothing = Image.new("L", given.frame.mask.size)
+                    painted = given.frame.around(painted, nothing, Image.Resampling.NEAREST)
+                whole.mask = ImageChops.lighter(whole.mask, painted)
+            recipe = recipe.parent
+        return replace(given, tokens=tokens, repainted=cells, open=given.repainted)
+
     def _fit_inputs(self, recipe: Recipe, picture: Image.Image, mask: Image.Image | None = None) -> Inputs:
         width, height = self._fitting_size(recipe, picture)
         # A picture that keeps its size loses less than a token, and is stretched as the reference does it.
@@ -354,9 +383,7 @@ class Amused:
         frame = given.frame
         if frame is None:
             return composite(given.picture, result, feather(given.mask, recipe.feather))
-        left, top, right, bottom = frame.box
-        whole = frame.picture.copy()
-        whole.paste(result.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        whole = frame.around(result, frame.picture, Image.Resampling.LANCZOS)
         return composite(frame.picture, whole, feather(frame.mask, recipe.feather))
 
     def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
@@ -412,7 +439,8 @@ class Amused:
         ratio = recipe.share
         if ratio is None:
             ratio = mask_ratios(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
-        return mask_at_random(given.tokens, ratio, mask_id, generator)
+        tokens = mask_at_random(given.tokens, ratio, mask_id, generator)
+        return tokens if given.open is None else torch.where(given.open, tokens, given.tokens)
 
     def _plan(self, recipe: Recipe, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
         """For each step that is run: how many tokens stay masked, and the temperature."""
@@ -524,12 +552,12 @@ class Amused:
     def _encode(self, picture: Image.Image) -> Tensor:
         """Tokens (height, width), kept: the same picture is often tried again with other settings."""
         key = digest(picture)
-        if key not in self._encoded:
+        tokens = self._encoded.get(key)
+        if tokens is None:
             tokens = self._part("encoder").encode(to_tensor(picture).to(self.device))[0]
             with self._lock:
                 remember(self._encoded, key, tokens, CACHED_PICTURES)
-            return tokens
-        return self._encoded[key]
+        return tokens
 
     def _decodes_quickly(self) -> bool:
         if self.device.type != "cpu":
@@ -591,6 +619,11 @@ class Amused:
         # Pictures become tokens in full precision, where a rounding error is another token.
         in_full = name == "encoder" or (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast)
         return self.checkpoint.load_vqgan(self.device, torch.float32 if in_full else self.dtype, half=name)
+
+
+def to_mask(chosen: Tensor, scale: int) -> Image.Image:
+    """Tokens that are chosen (height, width), white on black in pixels."""
+    return Image.fromarray(cells(chosen[None], scale)[0].cpu().numpy().astype("uint8") * 255)
 
 
 def remember(cache: OrderedDict, key: object, value: object, most: int) -> None:

@@ -1,4 +1,4 @@
-"""The recipe: one validated request, behind the page, the API, the Python interface and (later) links and pictures.
+"""The recipe: one validated request, behind the page, the API, the Python interface, links and pictures.
 
 One rule for every number: a value that is not of its type, not finite or out of its range is refused with a sentence
 that names the field and the range; nothing is clamped silently. Knows no model: what depends on the loaded model (its
@@ -62,7 +62,8 @@ class Recipe:
         crop: micro-condition, pixels cut at the top and at the left, 0 to 4096.
         width, height: in pixels, multiples of 16; None for the model's own size, or the given picture's.
         fit: how a given picture is brought to `width` x `height`: "crop", "pad" or "stretch".
-        composite: inpainting gives pixels outside the mask back unchanged.
+        composite: inpainting, and tasks on the tokens of an inpainted picture, give pixels outside the mask back
+            unchanged.
         feather: pixels within the mask's edge over which the new blends into the old, 0 to 64.
         only_masked: inpaint a square around the mask at the model's own size and set it back into the picture, which
             keeps its size and sharpness.
@@ -135,7 +136,9 @@ class Recipe:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false.")
         set_(self, "feather", whole("feather", self.feather, 0, MAX_FEATHER))
-        if self.task != INPAINT and (self.feather or self.only_masked or not self.composite):
+        if self.task != INPAINT and (
+            self.feather or self.only_masked or not (self.composite or self.task in ON_TOKENS)
+        ):
             raise UserError("Only inpainting has a mask to feather or to work within.")
         if self.only_masked and (not self.composite or self.width or self.height):
             raise UserError("Working on the masked part alone keeps the picture's size: give no width and height.")
@@ -184,6 +187,11 @@ class Recipe:
             if not cells:
                 raise UserError("Nothing to touch up: paint over the part that should change.")
             object.__setattr__(self, "cells", tuple(sorted(cells)))
+
+    @property
+    def first(self) -> Recipe:
+        """The recipe that a chain of results began with."""
+        return self if self.parent is None else self.parent.first
 
     @property
     def depth(self) -> int:

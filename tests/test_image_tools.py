@@ -180,6 +180,51 @@ def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(
     assert not changed[:200].any() and not changed[:, :300].any()
 
 
+def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_out(
+    page: Page, pictures: Path, tmp_path: Path
+) -> None:
+    open_inpainting(page, pictures / "square.png")
+    paint(page)
+    set_slider(page, INPAINT, "feather", 8)
+    expect(part(page, INPAINT, "cells")).to_contain_text("of 256 cells")
+    set_seeds(page, INPAINT, "3", 1)
+    run(page, INPAINT)
+    expect_done(page, INPAINT, 1)
+    before = np.asarray(Image.open(pictures / "square.png"))
+    tiles(page, INPAINT).first.click()
+    with page.expect_download() as download:
+        part(page, INPAINT, "mask-file").click()
+    download.value.save_as(tmp_path / "mask.png")
+    outside = np.asarray(Image.open(tmp_path / "mask.png")) == 0
+    assert 0.9 < outside.mean() < 1
+
+    part(page, INPAINT, "more").click()
+    part(page, INPAINT, "vary").click()
+    expect(tiles(page, INPAINT)).to_have_count(5)
+    expect(part(page, INPAINT, "status")).to_contain_text("4 pictures in")
+    for made in pixels(page, INPAINT).values():
+        assert np.array_equal(made[outside], before[outside])
+    tiles(page, INPAINT).nth(1).click()
+    expect(part(page, INPAINT, "facts")).to_contain_text("From seed 3")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    part(page, INPAINT, "copy-link").click()
+    expect(part(page, INPAINT, "copy-link")).to_have_text("Link copied")
+
+    page.goto(page.evaluate("navigator.clipboard.readText()"))
+    page.locator("#shared").wait_for()
+    expect(part(page, INPAINT, "feather").get_by_role("spinbutton")).to_have_value("8")
+    choose(page, INPAINT, "drawing", pictures / "square.png")
+    unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "mask", tmp_path / "mask.png")
+    part(page, INPAINT, "replay").click()
+    expect(part(page, INPAINT, "status")).to_contain_text("The same picture, bit for bit.")
+
+
+def test_a_link_sets_shape_and_fit() -> None:
+    recipe = Recipe(IMAGE_TO_IMAGE, "a fox", (3,), width=256, height=192, fit="pad")
+    assert image_tab.shape_of(Runtime(default="nouns"), recipe) == ["Landscape 4:3", "pad"]
+
+
 def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
     picture, file = pictures / "square.png", pictures / "mask.png"
     recipe, image, mask = inpaint_tab.read(

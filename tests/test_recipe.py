@@ -45,7 +45,7 @@ def test_round_trips(recipe: Recipe) -> None:
 
 def test_a_link_is_short_and_readable() -> None:
     recipe = Recipe("text_to_image", "a red cat", (8, 9, 10, 20))
-    assert to_query(recipe) == "v=1&task=text_to_image&prompt=a+red+cat&seeds=8-10%2C20"
+    assert to_query(recipe) == "v=2&task=text_to_image&prompt=a+red+cat&seeds=8-10%2C20"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.task)
@@ -166,7 +166,7 @@ def test_a_link_fills_valid_fields_only(extra: str, ignored: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     "query",
     [
-        "v=2&task=text_to_image&prompt=a&seeds=3",
+        "v=3&task=text_to_image&prompt=a&seeds=3",
         "v=1&task=text_to_image&seeds=3",
         "v=1&prompt=a",
         "v=1&task=vary&prompt=a&share=0.5",

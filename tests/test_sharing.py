@@ -78,7 +78,7 @@ def test_a_link_gives_a_valid_recipe_or_is_refused(name: str, value: str) -> Non
         "task=text_to_image&prompt=%ff%fe",
         "task=text_to_image&prompt=a%00b",
         "task=../../etc/passwd&prompt=a",
-        "v=2&task=text_to_image&prompt=a",
+        "v=3&task=text_to_image&prompt=a",
         "task=vary&prompt=a&share=0.5&from=" + quote("task=vary&prompt=a"),
         "task=touch_up&prompt=a&from=task%3Dtext_to_image%26prompt%3Da&cells=0-99999999",
         "&".join(f"prompt={number}" for number in range(1000)),
@@ -148,7 +148,7 @@ def test_a_hostile_picture_is_refused_in_a_sentence(data: bytes) -> None:
 )
 def test_a_link_is_the_pages_address_with_nothing_but_the_recipe(base: str) -> None:
     address = link(base, PLAIN, "a" * 16)
-    assert address.startswith(base.partition("?")[0].partition("#")[0] + "?v=1&")
+    assert address.startswith(base.partition("?")[0].partition("#")[0] + "?v=2&")
     assert "__" not in address
     assert from_text(address).recipe == PLAIN
 
@@ -248,7 +248,7 @@ def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address:
     part(page, "text_to_image", "copy-link").click()
     expect(part(page, "text_to_image", "copy-link")).to_have_text("Link copied")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied.startswith(address + "?v=1&task=text_to_image&prompt=a+pixel+art+character&seeds=8&steps=4&digest=")
+    assert copied.startswith(address + "?v=2&task=text_to_image&prompt=a+pixel+art+character&seeds=8&steps=4&digest=")
     assert set(parse_qs(urlsplit(copied).query)) == {"v", "task", "prompt", "seeds", "steps", "digest", "made"}
 
     page.goto("about:blank")

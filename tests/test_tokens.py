@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from test_exactness import grid_mask, picture
 from tiny import tiny_checkpoint
 
 import amused
 from amused.images import digest
+from amused.links import from_query, to_query
 
 PARENT = amused.Recipe("text_to_image", "a red cat", (8,), steps=4, model="tokens", width=128, height=64)
 
@@ -70,8 +73,10 @@ def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
     parent = amused.Recipe("inpaint", "a cat", (5,), model="tokens", image=digest(image), mask=digest(mask))
     child = amused.Recipe("vary", "a cat", (5,), model="tokens", parent=parent, share=0.5)
     (first,) = run(model, child, image, mask)
-    (again,) = run(model, child)  # the parent's tokens are remembered
+    (again,) = run(model, child, image, mask)  # the parent's tokens are remembered
     assert digest(first.image) == digest(again.image)
+    with pytest.raises(amused.UserError, match="Give a picture"):
+        run(model, child)
     with pytest.raises(amused.UserError, match="not the picture"):
         run(model, parent, picture(64, 2), mask)
     with pytest.raises(amused.UserError, match="not the mask"):
@@ -81,6 +86,43 @@ def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
 def blank(mask: Image.Image, image: Image.Image) -> bytes:
     """What lies outside a mask."""
     return Image.composite(Image.new("RGB", image.size), image, mask.point(lambda value: 255 if value else 0)).tobytes()
+
+
+@pytest.mark.parametrize("size, options", [(64, {}), (64, {"feather": 8}), (300, {"only_masked": True})], ids=str)
+def test_going_on_from_an_inpainted_picture_keeps_what_lies_outside_the_mask(model, size, options) -> None:
+    image, mask = picture(size, 1), grid_mask(size, (0, 0, 32, 32))
+    parent = amused.Recipe("inpaint", "a cat", (5,), model="tokens", **options)
+    child = amused.Recipe("vary", "a dog", (7,), model="tokens", parent=parent, share=1.0)
+    (before,), (after,) = run(model, parent, image, mask), run(model, child, image, mask)
+    assert after.image.size == image.size and blank(mask, after.image) == blank(mask, image)
+    assert after.image.tobytes() != before.image.tobytes()
+
+
+def test_a_cell_outside_the_mask_is_drawn_anew_where_asked_for_and_stays_so(model) -> None:
+    image, mask = picture(64, 1), grid_mask(64, (0, 0, 32, 32))
+    parent = amused.Recipe("inpaint", "a cat", (5,), model="tokens")
+    touched = amused.Recipe("touch_up", "a hat", (8,), model="tokens", parent=parent, cells=(15,))
+    varied = amused.Recipe("vary", "a dog", (9,), model="tokens", parent=touched, share=1.0)
+    (first,), (last,) = run(model, touched, image, mask), run(model, varied, image, mask)
+    corner = (48, 48, 64, 64)
+    both = ImageChops.lighter(mask, grid_mask(64, corner))
+    for result in (first, last):
+        assert blank(both, result.image) == blank(both, image)
+        assert result.image.crop(corner).tobytes() != image.crop(corner).tobytes()
+    assert last.tokens[3, 3] == first.tokens[3, 3]
+    assert (last.tokens[:2, :2] != first.tokens[:2, :2]).any()
+
+
+def test_a_link_of_the_first_version_gives_its_own_picture(model) -> None:
+    """Where tasks on tokens decoded all of an inpainted picture anew."""
+    image, mask = picture(64, 1), grid_mask(64, (0, 0, 32, 32))
+    parent = amused.Recipe("inpaint", "a cat", (5,), model="tokens")
+    child = amused.Recipe("vary", "a dog", (7,), model="tokens", parent=parent, share=1.0)
+    recipe = from_query(to_query(child).replace("v=2", "v=1").replace("v%3D2", "v%3D1")).recipe
+    assert recipe == replace(child, composite=False) == from_query(to_query(recipe)).recipe
+    (old,), (encoded,) = run(model, recipe, image, mask), run(model, parent, image, mask)
+    assert old.image.tobytes() == model.decode(old.tokens).tobytes()
+    assert (old.tokens != encoded.tokens)[2:].any()
 
 
 @pytest.mark.parametrize("feather", [0, 8])

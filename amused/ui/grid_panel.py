@@ -159,7 +159,7 @@ def make(
             yield from ([*update, gr.skip()] for update in told(visit.wait(recipe.model), desk))
             shots: tuple[Shot, ...] = former.shots if waited else ()
             pictures: list[Image.Image] = []
-            source = save_source(image), save_source(mask)
+            source = save_source(image), save_source(mask, "mask.png")
             recipes = [completed(runtime, point, image, mask) for point in table.recipes]
             total, done, cut = len(shots) + len(recipes), 0, False
             began = time.monotonic()

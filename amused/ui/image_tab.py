@@ -88,7 +88,8 @@ def build(runtime: Runtime) -> Panel:
     both = [comparing, slider]
     result.run.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
     result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)
-    return replace(panel, media=[picture], own=own, read=reading)
+    told = partial(shape_of, runtime)
+    return replace(panel, media=[picture], own=own, read=reading, shaping=[shape, fitting], shape=told)
 
 
 def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *settings: Any) -> Request:
@@ -98,6 +99,12 @@ def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *setti
     image = load_picture(picture)
     width, height = sides(shape, *runtime.measures(recipe.model))
     return replace(recipe, width=width, height=height, fit=fitting, image=digest(image)), image, None
+
+
+def shape_of(runtime: Runtime, recipe: Recipe) -> list[Any]:
+    """Shape and fit as a recipe needs them; the picture's own shape where its sides are of none that is offered."""
+    wanted, measures = (recipe.width, recipe.height), runtime.measures(recipe.model)
+    return [next((shape for shape in SHAPES if sides(shape, *measures) == wanted), OWN_SHAPE), recipe.fit]
 
 
 def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:

@@ -97,7 +97,8 @@ def build(runtime: Runtime) -> Panel:
     changes = [part.change for part in shaping]
     with controls:
         follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
-    return replace(panel, media=[drawing, file], own=own, read=read)
+    told = [left, top, across, down, inverted, feather, only_masked]
+    return replace(panel, media=[drawing, file], own=own, read=read, shaping=told, shape=shape_of)
 
 
 def percent(name: str, label: str, value: float, info: str | None = None) -> gr.Slider:
@@ -111,6 +112,11 @@ def fill_example(picture: str | None, mask: str | None) -> list[Any]:
     if picture is None:
         return [gr.skip()] * 7
     return [{"background": picture, "layers": [], "composite": None}, mask, 0, 0, 0, 0, False]
+
+
+def shape_of(recipe: Recipe) -> list[Any]:
+    """The controls as a recipe needs them, whose mask is a file as it is."""
+    return [0, 0, 0, 0, False, recipe.feather, recipe.only_masked]
 
 
 def read(

@@ -17,7 +17,7 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import UserError
-from ..images import load_picture, token_mask
+from ..images import fit_mask, load_mask, load_picture, square_around, token_mask
 from ..links import png_info, to_json
 from ..recipe import (
     IMAGE_TO_IMAGE,
@@ -69,7 +69,6 @@ LABELS = {
 }
 ALWAYS = ("prompt", "seeds", "model", "steps", "guidance_scale", "temperature")
 
-MASKED_PART_ALONE = "Only a part of this picture has tokens, the masked one: send it to Inpaint instead."
 NOTHING_PICKED = "There is no picture to go on from: click one first."
 
 # Brings what a click opened into view; a gallery may be longer than the window.
@@ -137,9 +136,10 @@ class Picked:
     note: gr.HTML
     varying: gr.Column
     touching: gr.Column
+    mask: gr.DownloadButton
 
     def outputs(self) -> list[Any]:
-        return [self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching]
+        return [self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching, self.mask]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def build(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel]) -> TrayView:
 
     def open_again(tray: Tray) -> list[Any]:
         shot = tray.shots[tray.chosen[-1]]
-        home = first_of(shot.recipe).task
+        home = shot.recipe.first.task
         updates: list[Any] = [gr.Tabs(selected=home)]
         for panel, part in zip(panels, picked):
             updates += show_picked(shot) if panel.task == home else [gr.skip() for _ in part.outputs()]
@@ -239,9 +239,11 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
             shared = build_copy_link(task)
             to_image = gr.Button("To Image to image", size="sm", min_width=130, elem_id=f"{task}-to-image")
             to_inpaint = gr.Button("To Inpaint", size="sm", min_width=90, elem_id=f"{task}-to-inpaint")
+            # Whoever opens the link of an inpainted picture needs its mask, which was perhaps drawn by hand.
+            mask = gr.DownloadButton("Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file")
             close = gr.Button("Close", size="sm", min_width=70, elem_id=f"{task}-close")
         note = gr.HTML(padding=False, elem_id=f"{task}-note")
-    picked = Picked(result.place, shot, image, facts, note, varying, touching)
+    picked = Picked(result.place, shot, image, facts, note, varying, touching, mask)
     shot.change(
         lambda shot: link("", shot.recipe, shot.digest, shot.made) if shot else "", shot, shared.address, **AT_ONCE
     )
@@ -290,7 +292,10 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
         return onward(shot, VARY, count, share=share)
 
     def touched_up(shot: Shot, drawing: Drawing, wish: str, count: float) -> Request:
-        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot.size))
+        if shot is None:
+            raise UserError(NOTHING_PICKED)
+        size, _ = runtime.measures(shot.recipe.model)
+        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size))
 
     connect(panel, [vary.click], started(runtime, more_like), [shot, share, variants])
     connect(panel, [retouch.click], started(runtime, touched_up), [shot, drawing, wish, attempts])
@@ -305,7 +310,8 @@ def show_picked(shot: Shot) -> list[Any]:
     """Updates for `Picked.outputs()`."""
     image = gr.Image(value=shot.path, label=f"Seed {shot.seed}")
     folded = gr.Column(visible=False)
-    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded]
+    mask = gr.DownloadButton(value=shot.mask, visible=shot.mask is not None)
+    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded, mask]
 
 
 def send(button: gr.Button, shot: gr.State, tabs: gr.Tabs, panel: Panel) -> None:
@@ -329,8 +335,6 @@ def onward(shot: Shot | None, task: str, count: float, prompt: str | None = None
     if shot is None:
         raise UserError(NOTHING_PICKED)
     parent = shot.recipe
-    if parent.only_masked:
-        raise UserError(MASKED_PART_ALONE)
     first = secrets.randbelow(RANDOM_SEEDS)
     recipe = Recipe(
         task=task,
@@ -360,15 +364,14 @@ def open_file(path: str | None) -> Image.Image | None:
     return image
 
 
-def painted_cells(drawing: Drawing, size: tuple[int, int]) -> tuple[int, ...]:
-    """The cells of the token grid that any stroke touches, counted row by row."""
-    cells = token_mask(drawing.mask(size), SIDE_MULTIPLE).flatten()
+def painted_cells(drawing: Drawing, shot: Shot, size: int) -> tuple[int, ...]:
+    """The cells of the token grid that any stroke touches, counted row by row; `size` is the model's own."""
+    mask = drawing.mask(shot.size)
+    if shot.recipe.first.only_masked:
+        box = square_around(load_mask(open_file(shot.mask), shot.size), least=size // 2)
+        mask = fit_mask(mask.crop(box), size, size, "stretch")
+    cells = token_mask(mask, SIDE_MULTIPLE).flatten()
     return tuple(cells.nonzero().flatten().tolist())
-
-
-def first_of(recipe: Recipe) -> Recipe:
-    """The recipe that a chain began with."""
-    return recipe if recipe.parent is None else first_of(recipe.parent)
 
 
 # Words

@@ -232,7 +232,7 @@ def sample(
             shots: tuple[Shot, ...] = former.shots if append or waited else ()
             cut = False
             if not desk.stop:
-                source = save_source(image), save_source(mask)
+                source = save_source(image), save_source(mask, "mask.png")
                 recipe = completed(runtime, recipe, image, mask)
                 pace = Pace(len(recipe.seeds))
                 total = len(shots) + len(recipe.seeds)
@@ -345,9 +345,9 @@ def save_picture(picture: Finished, info: PngInfo | None = None) -> str:
     return save_file(png_bytes(bare(picture.image), info), f"amused-seed-{picture.seed}.png")
 
 
-def save_source(image: Image.Image | None) -> str | None:
+def save_source(image: Image.Image | None, name: str = "given.png") -> str | None:
     """A picture or mask that was given, for those that want to go on from a result of it."""
-    return None if image is None else save_file(png_bytes(image, compress_level=1), "given.png")
+    return None if image is None else save_file(png_bytes(image, compress_level=1), name)
 
 
 def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -> bytes:

@@ -77,7 +77,8 @@ class Hints:
 class Panel:
     """A tab: `media` are its own picture inputs, first the picture; `result` is what a run fills (run.Result).
 
-    `read(*own, *settings)` gives what its button would run.
+    `read(*own, *settings)` gives what its button would run; `shape(recipe)` are values for `shaping`, those of its own
+    controls that a recipe tells.
     """
 
     task: str
@@ -89,6 +90,8 @@ class Panel:
     result: Any = None
     own: list[Any] = field(default_factory=list)
     read: Callable[..., Any] | None = None
+    shaping: list[Any] = field(default_factory=list)
+    shape: Callable[[Recipe], list[Any]] = lambda recipe: []
 
 
 def read_recipe(

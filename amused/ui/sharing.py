@@ -103,11 +103,6 @@ def from_file(path: str) -> Shared:
     return shared
 
 
-def root(recipe: Recipe) -> Recipe:
-    """The recipe of the first picture that this one goes back to."""
-    return recipe if recipe.parent is None else root(recipe.parent)
-
-
 # What is shown of it
 
 
@@ -139,7 +134,7 @@ def build_card() -> Card:
 
 def describe(runtime: Runtime, shared: Shared) -> list[str]:
     """In plain sentences: what the recipe makes, what it needs, what was passed over."""
-    recipe, first = shared.recipe, root(shared.recipe)
+    recipe, first = shared.recipe, shared.recipe.first
     pictures = "one picture" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} pictures"
     changed = ", then varied or touched up" if recipe.parent is not None else ""
     said = [f"A recipe of {pictures} with {recipe.model}: {TITLES[first.task].lower()}{changed}. Its settings are set."]
@@ -223,11 +218,12 @@ def wire(
     remembered = gr.BrowserState([], storage_key="amused-settings", secret=SECRET)
     recents = gr.BrowserState([], storage_key="amused-recent", secret=SECRET)
     kept = gr.BrowserState([], storage_key="amused-kept", secret=SECRET)
-    filled = [*card.outputs(), tabs, *settings]
+    shaping = [part for panel in panels for part in panel.shaping]
+    filled = [*card.outputs(), tabs, *shaping, *settings]
 
     def put(read: Callable[[], Shared | None]) -> list[Any]:
         """A recipe from outside into the page, or the reason why not into the card."""
-        skips = [gr.skip() for _ in settings]
+        skips = [gr.skip() for _ in [*shaping, *settings]]
         try:
             shared = read()
             if shared is None:
@@ -238,14 +234,16 @@ def wire(
             hidden = [gr.Button(visible=False) for _ in card.replays]
             said = paragraphs(f"This was not used. {explain(error)}")
             return [gr.Column(visible=True), said, *hidden, None, gr.skip(), *skips]
-        task = root(shared.recipe).task
+        task = shared.recipe.first.task
+        shapes: list[Any] = []
         values: list[Any] = []
         for panel in panels:
+            shapes += panel.shape(shared.recipe.first) if panel.task == task else [gr.skip() for _ in panel.shaping]
             ours = fill(shared.recipe)
             values += ours if panel.task == task else [gr.skip() for _ in ours[:-1]] + ours[-1:]
         replays = [gr.Button(visible=name == task) for name in card.replays]
         said = paragraphs(*describe(runtime, shared))
-        return [gr.Column(visible=True), said, *replays, shared, gr.Tabs(selected=task), *values]
+        return [gr.Column(visible=True), said, *replays, shared, gr.Tabs(selected=task), *shapes, *values]
 
     def arrive(request: gr.Request, former: Any, recent: Any, kept: Any) -> list[Any]:
         """A reload, or a link: the link wins over what the browser remembers."""
@@ -306,7 +304,7 @@ def replay(
 
 def checked(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Request:
     """The recipe with the pictures for it, if they are those that it names."""
-    given = root(recipe)
+    given = recipe.first
     for name, wanted, picture in (("picture", given.image, image), ("mask", given.mask, mask)):
         if wanted is not None and (picture is None or digest(picture) != wanted):
             raise UserError(f"This is not the {name} that the recipe was made with: choose that one.")
