@@ -205,13 +205,14 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
     return Image.fromarray(inside.round().astype(np.uint8))
 
 
-def square_around(mask: Image.Image, least: int) -> tuple[int, int, int, int]:
-    """A square box (left, top, right, bottom) around what a mask paints, half as large again and `least` pixels wide.
+def square_around(mask: Image.Image, size: int) -> tuple[int, int, int, int]:
+    """A square box (left, top, right, bottom) around what a mask paints, half as large again.
 
+    It is at least half as wide as `size`, the side in pixels at which it will be worked on.
     It stays within the picture, whose shorter side bounds it; a mask that is longer than that gets the longer side too.
     """
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
-    wanted = max(math.ceil(1.5 * max(right - left, bottom - top)), least)
+    wanted = max(math.ceil(1.5 * max(right - left, bottom - top)), size // 2)
     width, height = min(wanted, mask.width), min(wanted, mask.height)
     x = min(max((left + right - width) // 2, 0), mask.width - width)
     y = min(max((top + bottom - height) // 2, 0), mask.height - height)

@@ -335,7 +335,7 @@ class Amused:
             raise UserError("This is not the mask that the recipe was made with: choose that one.")
         if not recipe.only_masked:
             return self._fit_inputs(recipe, picture, mask)
-        box = square_around(mask, least=self.size // 2)
+        box = square_around(mask, self.size)
         given = self._fit_inputs(
             replace(recipe, only_masked=False, width=self.size, height=self.size, fit="stretch"),
             picture.crop(box),

@@ -164,7 +164,8 @@ def test_what_is_no_picture_is_refused_whatever_its_name(
 def test_raw_json_numbers_are_checked_on_the_server(address: str, number: str) -> None:
     """Python's JSON, which Gradio uses in places, lets in what no client would send."""
     answer = post_raw(address, "text_to_image", '{"prompt": "' + PROMPT + '", "steps": ' + number + "}")
-    assert "The number of steps must be a whole number from 1 to 100." in answer
+    assert "event: error" in answer and "The number of steps must be a whole number from 1 to 100." in answer
+    assert "Traceback" not in answer and 'File "' not in answer
 
 
 def test_files_of_the_server_are_not_pictures(address: str) -> None:

@@ -30,9 +30,19 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         integers, scale = to_int8(x.flatten(0, -2))  # tokens in, tokens 1
         product = torch.ops.onednn.qlinear_pointwise(
-            *(integers.view(torch.uint8).bitwise_xor_(OFFSET), 1.0, OFFSET),
-            *(self.weight, self.scale, self.zero),
-            *(None, 1.0, 0, x.dtype, "none", [], ""),
+            qx=integers.view(torch.uint8).bitwise_xor_(OFFSET),
+            x_scale=1.0,
+            x_zero_point=OFFSET,
+            qw=self.weight,
+            w_scale=self.scale,
+            w_zero_point=self.zero,
+            bias=None,
+            output_scale=1.0,
+            output_zero_point=0,
+            output_dtype=x.dtype,
+            post_op_name="none",
+            post_op_args=[],
+            post_op_algorithm="",
         )  # tokens out
         x = product.mul_(scale.to(x.dtype)).unflatten(0, x.shape[:-1])
         return x if self.bias is None else x + self.bias

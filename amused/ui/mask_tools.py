@@ -61,7 +61,7 @@ def preview(recipe: Recipe, picture: Image.Image, mask: Image.Image, size: int) 
     `size` is that of the model; the recipe is one with its width and height (`Runtime.sized`).
     """
     if recipe.only_masked:
-        box = square_around(mask, least=size // 2)
+        box = square_around(mask, size)
         cells = token_mask(fit_mask(mask.crop(box), size, size, "stretch"), SIDE_MULTIPLE)
     else:
         picture = fit(picture, recipe.width, recipe.height, recipe.fit)

@@ -368,7 +368,7 @@ def painted_cells(drawing: Drawing, shot: Shot, size: int) -> tuple[int, ...]:
     """The cells of the token grid that any stroke touches, counted row by row; `size` is the model's own."""
     mask = drawing.mask(shot.size)
     if shot.recipe.first.only_masked:
-        box = square_around(load_mask(open_file(shot.mask), shot.size), least=size // 2)
+        box = square_around(load_mask(open_file(shot.mask), shot.size), size)
         mask = fit_mask(mask.crop(box), size, size, "stretch")
     cells = token_mask(mask, SIDE_MULTIPLE).flatten()
     return tuple(cells.nonzero().flatten().tolist())
