@@ -28,6 +28,7 @@ from .adapter_folder import (
 )
 from .checkpoint import check_header, is_finite, shown
 from .errors import CheckpointError, UserError
+from .model.packed import packed, unpacked
 
 MAX_RANK = 4096
 KEY = re.compile(r"base_model\.model\.(?P<layer>[\w.]{1,200})\.lora_(?P<side>[AB])\.weight", re.ASCII)
@@ -142,6 +143,6 @@ def merged(network: Network, layers: dict[str, LowRank], strength: float) -> Net
     for name, change in layers.items():
         weight = network.get_submodule(name).weight
         down, up = (side.to(weight.device) for side in (change.down, change.up))
-        changed = weight.float() + strength * change.scale * (up @ down)
-        shared[id(weight)] = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+        changed = (unpacked(weight).float() + strength * change.scale * (up @ down)).to(weight.dtype)
+        shared[id(weight)] = packed(changed) if weight.is_mkldnn else nn.Parameter(changed, requires_grad=False)
     return copy.deepcopy(network, shared)

@@ -40,6 +40,7 @@ from amused.images import (
     to_tensor,
     token_mask,
 )
+from amused.model.packed import can_pack, pack
 from amused.model.quantized import quantize
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
@@ -611,7 +612,9 @@ class Amused:
     def _read(self, name: str) -> Any:
         if name == "transformer":
             transformer = self.checkpoint.load_transformer(self.device, self.dtype)
-            return quantize(transformer) if self.quantize else transformer
+            if self.quantize:
+                return quantize(transformer)
+            return pack(transformer) if can_pack(self.device, self.dtype) else transformer
         if name == "text_encoder":
             return self.checkpoint.load_text_encoder(self.device, self.dtype)
         if name == "tokenizer":

@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake import fake_runtime
+from gradio.components.image_editor import AcceptBlobs, EditorData
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
 from amused.images import digest, load_mask, load_picture
+from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.runtime import Choice, Runtime
-from amused.ui import image_tab, inpaint_tab, mask_tools, prompts
-from amused.ui.inputs import Drawing
+from amused.ui import grid_panel, image_tab, inpaint_tab, mask_tools, prompts
+from amused.ui.inputs import Carried, Drawing, DrawingInput, Sent
 from amused.ui.page import build_page, launch_options
 
 __all__ = ["browser"]  # a fixture
@@ -82,6 +84,9 @@ def set_slider(page: Page, task: str, name: str, value: int) -> None:
     box = part(page, task, name).get_by_role("spinbutton")
     box.fill(str(value))
     box.press("Tab")
+
+
+PICTURE_SENT = re.compile("/gradio_api/(upload|component_server)")
 
 
 def paint(page: Page) -> None:
@@ -144,9 +149,14 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
     for inverted in (False, True):
         part(page, INPAINT, "inverted").get_by_role("checkbox").set_checked(inverted)
         expect(cells).to_contain_text(f"Will be repainted: {252 if inverted else 4} of 256 cells")
+        sent: list[str] = []
+        page.on(
+            "request", lambda request, sent=sent: sent.append(request.url) if PICTURE_SENT.search(request.url) else 0
+        )
         run(page, INPAINT)
         expect(part(page, INPAINT, "stop")).to_be_visible()
         expect_done(page, INPAINT, 1)
+        assert len(sent) <= 4  # background, layer and composite, not again at each news of the run
         changed = (pixels(page, INPAINT)["seed 3"] != before).any(-1)
         repainted = ~inside if inverted else inside
         assert changed[repainted].mean() > 0.9
@@ -154,8 +164,10 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
 
 
 def test_a_box_for_those_who_cannot_draw(page: Page, pictures: Path) -> None:
-    open_inpainting(page, pictures / "square.png")
+    open_tab(page, "Inpaint")
+    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
     unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "drawing", pictures / "square.png")  # takes longer than the sliders, which have just come
     for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
         set_slider(page, INPAINT, name, value)
     expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 32 of 256 cells")
@@ -346,11 +358,24 @@ def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
 # Grid
 
 
+def open_grid(page: Page, task: str, across: str) -> Locator:
+    """Unfold it and choose an axis; gives the axis's values, once those that it offers are there.
+
+    Before, fields that have just come may still put their first value back over what is typed (Gradio 6.31).
+    """
+    unfold(page, task, "grid")
+    part(page, task, "across").get_by_role("combobox").click()
+    page.get_by_role("option", name=across, exact=True).click()
+    values = part(page, task, "across-values").get_by_role("textbox")
+    expect(values).to_have_value(grid_panel.PLACEHOLDERS[across])
+    return values
+
+
 def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
-    unfold(page, TEXT_TO_IMAGE, "grid")
     told = part(page, TEXT_TO_IMAGE, "grid-told")
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
     expect(told).to_contain_text("9 pictures")
-    part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox").fill("2, 4, 6")
+    values.fill("2, 4, 6")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
     expect(told).to_contain_text("6 pictures")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
@@ -365,20 +390,17 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: 
 
 
 def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
-    unfold(page, TEXT_TO_IMAGE, "grid")
-    values = part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox")
-    values.clear()
-    values.press_sequentially("four")  # a field that has just come may miss its first change
-    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("Give the values of steps as numbers")
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("four")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("Give the values of guidance as numbers")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of steps as numbers")
+    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of guidance as numbers")
     expect(part(page, TEXT_TO_IMAGE, "stop")).to_be_hidden()
     expect(values).to_have_value("four")
 
 
 def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
-    unfold(page, TEXT_TO_IMAGE, "grid")
-    part(page, TEXT_TO_IMAGE, "across-values").get_by_role("textbox").fill("8, 9, 10, 11")
+    open_grid(page, TEXT_TO_IMAGE, "guidance").fill("8, 9, 10, 11")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("0-15")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     status = part(page, TEXT_TO_IMAGE, "status")
@@ -394,12 +416,7 @@ def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
 def test_a_grid_of_strengths_in_image_to_image(page: Page, pictures: Path) -> None:
     open_tab(page, "Image to image")
     choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
-    unfold(page, IMAGE_TO_IMAGE, "grid")
-    part(page, IMAGE_TO_IMAGE, "across").get_by_role("combobox").click()
-    page.get_by_role("option", name="strength", exact=True).click()
-    values = part(page, IMAGE_TO_IMAGE, "across-values").get_by_role("textbox")
-    expect(values).to_have_value("0.3, 0.5, 0.7, 0.9")
-    values.fill("0.3, 0.9")
+    open_grid(page, IMAGE_TO_IMAGE, "strength").fill("0.3, 0.9")
     part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
     expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
     part(page, IMAGE_TO_IMAGE, "grid-make").click()
@@ -489,6 +506,55 @@ HOSTILE = {
     "HTML": b"<html></html>",
     "PDF": b"%PDF-1.7\n",
 }
+
+
+def send_blob(editor: DrawingInput, name: str, kind: str, index: object, content: bytes) -> None:
+    """As the editor in the browser does after a change."""
+    piece = {"id": name, "type": kind, "index": index}
+    editor.accept_blobs(AcceptBlobs.model_construct(data=piece, files=[("file", content)]))
+
+
+def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    picture, stroke = png(Image.new("RGB", (8, 8), "teal")), Image.new("RGBA", (8, 8))
+    stroke.putpixel((3, 2), (255, 0, 0, 255))
+    send_blob(editor, "one", "layer", "0", png(stroke))
+    send_blob(editor, "one", "background", "null", picture)
+    send_blob(editor, "one", "composite", "null", b"nobody looks at this")
+    for component in (editor, Carried(editor), DrawingInput()):  # every tab has a copy of its own
+        drawing = component.preprocess(EditorData(id="one"))
+        assert drawing.picture().getpixel((0, 0)) == (0, 128, 128)
+        assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "index", "content"),
+    [
+        ("n" * 41, "background", "null", b"x"),
+        ("much", "background", "null", bytes(MAX_PICTURE_BYTES + 1)),
+        ("deep", "layer", "1000000000", b"x"),
+        ("odd", "layer", "-1", b"x"),
+        ("odd", "layer", None, b"x"),
+        ("odd", "../etc", "0", b"x"),
+    ],
+)
+def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    send_blob(editor, name, kind, index, content)
+    assert not list(tmp_path.rglob("*.png"))
+    with pytest.raises(UserError, match="upload one first"):
+        Carried(editor).preprocess(EditorData(id=name)).picture()
+
+
+def test_old_drawings_are_forgotten(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    for number in range(Sent.MOST + 1):
+        send_blob(editor, f"drawing {number}", "background", "null", b"x")
+    first, *_, last = (editor.preprocess(EditorData(id=f"drawing {n}")) for n in range(Sent.MOST + 1))
+    assert first.background is None and last.background is not None
 
 
 @pytest.mark.parametrize("name", list(odd_pictures()))

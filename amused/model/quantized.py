@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .packed import run_at_every_step
 from .transformer import UViT
 
 LARGEST = 127  # of a symmetric signed byte
@@ -56,23 +57,7 @@ def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantize(network: UViT) -> UViT:
-    """Make 8-bit what runs at every step, in place. What runs once a prompt, and the logits, stay as they are."""
-    for block in (*network.down_block.res_blocks, *network.up_block.res_blocks):
-        replace(block, "channelwise_linear_1", "channelwise_linear_2")
-    for layer in network.transformer_layers:
-        replace(layer.attn1, "to_q", "to_k", "to_v")
-        replace(layer.attn2, "to_q")
-        replace(layer.attn1.to_out, "0")
-        replace(layer.attn2.to_out, "0")
-        replace(layer.ff.net, "2")
-        replace(layer.ff.net[0], "proj")
-    for block in (*network.down_block.attention_blocks, *network.up_block.attention_blocks):
-        for attention in (block.attn1, block.attn2):
-            replace(attention, "to_q")
-            replace(attention.to_out, "0")
-    return network
-
-
-def replace(module: nn.Module, *names: str) -> None:
-    for name in names:
+    """Make 8-bit, in place, what runs at every step."""
+    for module, name in run_at_every_step(network):
         setattr(module, name, Int8Linear(getattr(module, name)))
+    return network

@@ -17,8 +17,8 @@ from ..images import digest, load_picture
 from ..recipe import INPAINT, MAX_FEATHER, Recipe
 from ..runtime import Runtime
 from . import examples, mask_tools
-from .following import follow
-from .inputs import Drawing, DrawingInput, PictureInput, Raw
+from .following import carry, follow
+from .inputs import Carried, Drawing, DrawingInput, PictureInput, Raw
 from .run import Request, build_result, png_bytes, save_file, wire
 from .settings import AT_ONCE, Panel, build_panel, read_recipe
 
@@ -88,14 +88,16 @@ def build(runtime: Runtime) -> Panel:
             panel = build_panel(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(INPAINT, "Upload a picture and paint over what should change")
+            carried = Carried(drawing)
+            carry([drawing.change], carried)
         original = gr.State(None)
-        own = [drawing, file, left, top, across, down, inverted, feather, only_masked, original]
-        panel = wire(runtime, panel, result, own, read)
+        own = [carried, file, left, top, across, down, inverted, feather, only_masked, original]
+        panel = wire(runtime, panel, result, own, read, partial(carry, carried=carried))
     examples.offer(runtime, panel, [drawing, file, left, top, across, down, inverted], fill_example)
-    drawing.upload(make_handy, drawing, [drawing, original], **AT_ONCE)
-    shaping = [drawing, file, left, top, across, down, inverted, only_masked, panel.settings.model]
+    shaping = [carried, file, left, top, across, down, inverted, only_masked, panel.settings.model]
     changes = [part.change for part in shaping]
     with controls:
+        carry([drawing.upload], carried).then(make_handy, carried, [drawing, original], **AT_ONCE)
         follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
     told = [left, top, across, down, inverted, feather, only_masked]
     return replace(panel, media=[drawing, file], own=own, read=read, shaping=told, shape=shape_of)

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import FileData, ImageData
+from gradio.components.base import server
+from gradio.components.image_editor import EditorData
+from gradio.data_classes import ImageData
 from PIL import Image, ImageChops
 
 from ..errors import UserError
 from ..images import load_mask, load_picture, upright
+from ..limits import MAX_PICTURE_BYTES
+from . import cache
 
 Raw = Path | bytes
 
@@ -75,23 +81,75 @@ class Drawing:
         return mask
 
 
+class Sent:
+    """Drawings that editors send by themselves after a change, picture by picture, under a name that they make up.
+
+    Gradio would keep them in memory, as many as anybody sends, until an event asks for them; once.
+    """
+
+    MOST, LAYERS, NAME = 1000, 8, 40
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._drawings: OrderedDict[str, dict[int, Path]] = OrderedDict()  # by layer, the background as -1
+
+    def put(self, name: str, layer: int, content: bytes) -> None:
+        path = Path(cache.save(content, "drawn.png"))
+        with self._lock:
+            self._drawings.setdefault(name, {})[layer] = path
+            self._drawings.move_to_end(name)
+            while len(self._drawings) > self.MOST:
+                self._drawings.popitem(last=False)
+
+    def get(self, name: str) -> Drawing:
+        with self._lock:
+            pictures = dict(self._drawings.get(name, {}))
+        background = pictures.pop(-1, None)
+        return Drawing(background, tuple(path for _, path in sorted(pictures.items())))
+
+
+SENT = Sent()
+
+
 class DrawingInput(gr.ImageEditor):
     """An image editor whose value is a Drawing."""
 
     is_template = True
 
-    def convert_and_format_image(  # type: ignore[override]
-        self, file: FileData | bytes | None, flatten_on_white: bool = False
-    ) -> Raw | None:
-        if file is None:
-            return None
-        if isinstance(file, FileData):
-            return Path(file.path)
-        return bytes(file)
+    @server
+    def accept_blobs(self, data: Any) -> None:
+        name, kind, index = (str(data.data.get(key)) for key in ("id", "type", "index"))
+        content = data.files[0][1]
+        layer = -1 if kind == "background" else int(index) if kind == "layer" and index.isdecimal() else None
+        if layer is None or layer >= Sent.LAYERS or len(name) > Sent.NAME or len(content) > MAX_PICTURE_BYTES:
+            return  # a composite, which nobody needs, or nothing that an editor sends
+        SENT.put(name, layer, content)
 
-    def preprocess(self, payload: Any) -> Drawing:  # type: ignore[override]
-        value = super().preprocess(payload) or {}
-        return Drawing(value.get("background"), tuple(value.get("layers") or ()))
+    def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
+        return to_drawing(payload)
+
+
+def to_drawing(payload: EditorData | None) -> Drawing:
+    if payload is None:
+        return Drawing(None, ())
+    if payload.id is not None:
+        return SENT.get(payload.id)
+    background = None if payload.background is None else Path(payload.background.path)
+    return Drawing(background, tuple(Path(layer.path) for layer in payload.layers))
+
+
+class Carried(gr.JSON):
+    """What a drawing was when `following.carry` last asked for it: stands for it as the input of events."""
+
+    is_template = True
+    data_model = EditorData
+
+    def __init__(self, drawing: DrawingInput) -> None:
+        super().__init__(visible="hidden")
+        self.drawing = drawing
+
+    def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
+        return to_drawing(payload)
 
 
 def from_data_address(address: str) -> bytes:

@@ -12,6 +12,7 @@ import gradio as gr
 from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
 from ..runtime import Runtime
 from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
+from .following import keep_quiet
 from .settings import follow_adapters, follow_model
 
 HERE = Path(__file__).parent
@@ -36,6 +37,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         kept = picks.build(runtime, tabs, panels)
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
+    keep_quiet(page)
     cache.sweep_behind(page)
     # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)

@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -32,7 +33,8 @@ from ..recipe import (
 )
 from ..runtime import Runtime
 from ..sheets import bundle, sheet
-from .inputs import Drawing, DrawingInput
+from .following import carry
+from .inputs import Carried, Drawing, DrawingInput
 from .run import Desk, Request, Run, Shot, bare, columns_for, connect, png_bytes, sample, save_file
 from .settings import AT_ONCE, RANDOM_SEEDS, Panel
 from .sharing import build_copy_link, link
@@ -230,6 +232,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
                 buttons=[],
                 elem_id=f"{task}-strokes",
             )
+            carried = Carried(drawing)
             with gr.Row():
                 wish = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 attempts = count_slider(f"{task}-attempts")
@@ -298,7 +301,8 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
         return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size))
 
     connect(panel, [vary.click], started(runtime, more_like), [shot, share, variants])
-    connect(panel, [retouch.click], started(runtime, touched_up), [shot, drawing, wish, attempts])
+    bring = partial(carry, carried=carried)
+    connect(panel, [retouch.click], started(runtime, touched_up), [shot, carried, wish, attempts], bring=bring)
     return picked
 
 

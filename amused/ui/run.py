@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -126,17 +127,24 @@ def build_result(task: str, hint: str) -> Result:
     return Result(status, gallery, place, gr.State(Run()), gr.State(Desk()), gr.State(True))
 
 
-def wire(runtime: Runtime, panel: Panel, result: Result, media: list[Any], read: Callable[..., Request]) -> Panel:
+def wire(
+    runtime: Runtime,
+    panel: Panel,
+    result: Result,
+    media: list[Any],
+    read: Callable[..., Request],
+    bring: Callable[[list[Any]], Any] | None = None,
+) -> Panel:
     """Connect a tab: `read(*media, *settings)` gives the request, or raises UserError. Gives the whole panel."""
     inputs = [*media, *panel.settings.inputs()]
     chance = inputs.index(panel.settings.random_seeds)
-    panel = replace(panel, media=media, result=result, own=media, read=read)
+    panel = replace(panel, media=media, result=result, own=media, read=read, bring=bring)
 
     def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
         # Seeds that were written are left alone: the next ones may be being typed.
         yield from sample(runtime, former, desk, tag, lambda: read(*values), write=bool(values[chance]))
 
-    connect(panel, [panel.run.click, panel.settings.prompt.submit], run, inputs)
+    connect(panel, [panel.run.click, panel.settings.prompt.submit], run, inputs, bring=bring)
     panel.stop.click(ask_to_stop, result.desk, [result.status, panel.stop], **AT_ONCE)
     return panel
 
@@ -147,16 +155,18 @@ def connect(
     run: Callable[..., Iterator[list[Any]]],
     inputs: list[Any],
     also: Sequence[Any] = (),
+    bring: Callable[[list[Any]], Any] | None = None,
 ) -> None:
     """Start `run(former run, desk, tag, *inputs)` by any of these events; as often as wanted, one after the other.
 
-    What it yields is for the outputs of `page`, and for those in `also` after them.
+    What it yields is for the outputs of `page`, and for those in `also` after them. `bring(events)` connects what has
+    to be done before the inputs are read.
     """
     result: Result = panel.result
     gr.on(pressed, None, None, [result.status, panel.stop], js=WAITING_JS, show_progress="hidden")
     gr.on(pressed, lambda desk: desk.press(), result.desk, None, **AT_ONCE)
-    running = gr.on(
-        pressed,
+    start = partial(gr.on, pressed) if bring is None else bring(pressed).then
+    running = start(
         run,
         [result.run, result.desk, result.tag, *inputs],
         [result.status, result.gallery, result.run, panel.settings.seeds, panel.stop, *also],

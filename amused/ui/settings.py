@@ -77,7 +77,8 @@ class Hints:
 class Panel:
     """A tab: `media` are its own picture inputs, first the picture; `result` is what a run fills (run.Result).
 
-    `read(*own, *settings)` gives what its button would run; `shape(recipe)` are values for `shaping`, those of its own
+    `read(*own, *settings)` gives what its button would run, once what `bring(events)` connects has brought its inputs
+    up to date; `shape(recipe)` are values for `shaping`, those of its own
     controls that a recipe tells.
     """
 
@@ -90,6 +91,7 @@ class Panel:
     result: Any = None
     own: list[Any] = field(default_factory=list)
     read: Callable[..., Any] | None = None
+    bring: Callable[[list[Any]], Any] | None = None
     shaping: list[Any] = field(default_factory=list)
     shape: Callable[[Recipe], list[Any]] = lambda recipe: []
 

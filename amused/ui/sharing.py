@@ -269,7 +269,7 @@ def wire(
     for panel in panels:
         inputs = [] if panel.task == TEXT_TO_IMAGE else [*panel.own, *panel.settings.inputs()]
         replayed = partial(replay, runtime, panel)
-        connect(panel, [card.replays[panel.task].click], replayed, [card.shared, *inputs])
+        connect(panel, [card.replays[panel.task].click], replayed, [card.shared, *inputs], bring=panel.bring)
         panel.result.run.change(
             record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE
         )  # fmt: skip

@@ -1,0 +1,67 @@
+"""Linear layers whose weights are laid out once for a processor's bfloat16 units, not anew for each product.
+
+The products are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .transformer import UViT
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` whose weight only the processor reads as it lies; `unpacked` gives it back."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = packed(linear.weight), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def packed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight.detach()), requires_grad=False)
+
+
+def unpacked(weight: Tensor) -> Tensor:
+    """A layer's weight (out, in) in the common layout, whichever it has."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this machine has the units, and a weight of this kind would be read by them."""
+    on_processor = device.type == "cpu" and dtype == torch.bfloat16
+    return on_processor and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@torch.no_grad()
+def pack(network: UViT) -> UViT:
+    """Lay out, in place, the weights of what runs at every step."""
+    for module, name in run_at_every_step(network):
+        setattr(module, name, PackedLinear(getattr(module, name)))
+    return network
+
+
+def run_at_every_step(network: UViT) -> Iterator[tuple[nn.Module, str]]:
+    """The large linear layers, as a module and a name in it, without what runs once a prompt, and the logits."""
+    for block in (*network.down_block.res_blocks, *network.up_block.res_blocks):
+        yield block, "channelwise_linear_1"
+        yield block, "channelwise_linear_2"
+    for block in (*network.down_block.attention_blocks, *network.up_block.attention_blocks):
+        for attention in (block.attn1, block.attn2):
+            yield attention, "to_q"
+            yield attention.to_out, "0"
+    for layer in network.transformer_layers:
+        for name in ("to_q", "to_k", "to_v"):
+            yield layer.attn1, name
+        yield layer.attn2, "to_q"
+        for attention in (layer.attn1, layer.attn2):
+            yield attention.to_out, "0"
+        yield layer.ff.net[0], "proj"
+        yield layer.ff.net, "2"
