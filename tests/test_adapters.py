@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
 import amused
+from amused import pipeline
 from amused.adapter_folder import CONFIG, WEIGHTS, list_adapters
 from amused.adapters import read_adapter
 from amused.errors import UserError
@@ -90,6 +91,19 @@ def test_at_strength_0_it_is_the_model_alone(model, folder) -> None:
     assert made(shared, replace(PLAIN, adapter="dusk", adapter_strength=0)) == made(load(model, None), PLAIN)
     half, whole = (made(shared, replace(PLAIN, adapter="dusk", adapter_strength=s)) for s in (0.5, 1.0))
     assert half != whole
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_adapter_changes_weights_that_are_packed_as_others(model, folder, monkeypatch, warm) -> None:
+    recipe = replace(PLAIN, steps=12, adapter="dusk")
+    monkeypatch.setattr(pipeline, "can_pack", lambda device, dtype: False)
+    plain = amused.load(model, device="cpu", dtype="bfloat16", adapters=folder)
+    expected = made(plain, recipe)
+    monkeypatch.undo()
+    packed = amused.load(model, device="cpu", dtype="bfloat16", adapters=folder)
+    if warm:
+        made(packed, PLAIN)
+    assert made(packed, recipe) == expected != made(packed, replace(recipe, adapter=None))
 
 
 def test_a_picture_with_an_adapter_is_varied_without_it(model, folder) -> None:

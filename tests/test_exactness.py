@@ -13,8 +13,10 @@ from PIL import Image
 from tiny import tiny_checkpoint
 
 import amused
+import amused.pipeline
 from amused import sampling
 from amused.errors import UserError
+from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
 
 warnings.filterwarnings("ignore")
@@ -249,6 +251,17 @@ def test_pixels_outside_the_mask_come_back_identical(both) -> None:
     (whole,) = model.inpaint(PROMPT, image, mask, seeds=[4], composite=False)
     assert Image.composite(Image.new("RGB", image.size), whole, mask).tobytes() != outside.tobytes()
     assert result.crop((5, 9, 40, 30)).tobytes() == whole.crop((5, 9, 40, 30)).tobytes()
+
+
+def test_pictures_are_the_same_before_and_after_weights_are_packed(tmp_path, monkeypatch) -> None:
+    tiny_checkpoint(tmp_path / "model")
+    packed = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
+    first, second = (packed.text_to_image(PROMPT, seeds=[1, 2], steps=2) for _ in range(2))
+    weights = [parameter.is_mkldnn for parameter in packed._network.parameters()]
+    assert any(weights) == can_pack(packed.device, packed.dtype) and not all(weights)
+    monkeypatch.setattr(amused.pipeline, "can_pack", lambda device, dtype: False)
+    plain = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
+    assert first == second == plain.text_to_image(PROMPT, seeds=[1, 2], steps=2)
 
 
 def test_quantized_layers_are_near_what_they_stand_for() -> None:
