@@ -26,12 +26,12 @@ class PackedLinear(nn.Linear):
         self.weight, self.bias, self.uses = linear.weight, linear.bias, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.uses += 1
-        if self.uses == USES:
-            self.weight = packed(self.weight)
-        weight = self.weight  # another thread may replace it
+        weight = self.weight  # another thread may replace it meanwhile
         if weight.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        self.uses += 1
+        if self.uses >= USES:
+            self.weight = packed(weight)
         return F.linear(x, weight, self.bias)
 
 
