@@ -17,8 +17,6 @@ from .inputs import Carried
 from .settings import AT_ONCE
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
-
-
 CARRY_JS = """(change, drawing) => {
     const latest = (window.amusedCarried ||= {});
     if (change < (latest["%s"] || 0)) return { __type__: "update" };
