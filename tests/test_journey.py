@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 from test_browser import (  # noqa: F401
     PATIENCE,
@@ -55,8 +56,15 @@ class Person:
         self.clicks += 1
 
 
+def assert_accessible(page: Page) -> None:
+    """axe finds nothing serious on the page as it is."""
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
 def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Page) -> None:
     person = Person()
+    assert_accessible(page)
 
     set_pictures(page, TEXT, 16)
     person.click(part(page, TEXT, "run"))
@@ -76,6 +84,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     expect(part(page, TEXT, "facts")).to_contain_text("From seed")
     person.click(part(page, TEXT, "touch"))
     person.paint(page, part(page, TEXT, "strokes"))
+    assert_accessible(page)
     person.click(part(page, TEXT, "retouch"))
     expect(tiles(page, TEXT)).to_have_count(24)
     expect(part(page, TEXT, "status")).to_contain_text("4 pictures in")
@@ -85,6 +94,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     editor = part(page, INPAINT, "drawing")
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
     person.paint(page, editor)
+    assert_accessible(page)
     set_pictures(page, INPAINT, 1)
     person.click(part(page, INPAINT, "run"))
     expect_done(page, INPAINT, 1)
@@ -101,6 +111,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     page.goto(link)
     person.click(part(page, TEXT, "replay"))
     expect(part(page, TEXT, "status")).to_contain_text("The same picture, bit for bit.")
+    assert_accessible(page)
     assert np.ptp(next(iter(pixels(page, TEXT).values()))) > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert person.clicks <= MOST

@@ -145,7 +145,7 @@ class Carried(gr.JSON):
     data_model = EditorData
 
     def __init__(self, drawing: DrawingInput) -> None:
-        super().__init__(visible="hidden")
+        super().__init__(elem_classes="carried")  # which the style sheet hides: Gradio shows even a "hidden" one
         self.drawing = drawing
 
     def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
