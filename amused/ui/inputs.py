@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -87,13 +88,18 @@ class Sent:
     Gradio would keep them in memory, as many as anybody sends, until an event asks for them; once.
     """
 
-    MOST, LAYERS, NAME = 1000, 8, 40
+    MOST, NAME = 1000, 40
+    BACKGROUND, LAYER = "background", re.compile("layer [0-7]")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._drawings: OrderedDict[str, dict[int, Path]] = OrderedDict()  # by layer, the background as -1
+        self._drawings: OrderedDict[str, dict[str, Path]] = OrderedDict()
 
-    def put(self, name: str, layer: int, content: bytes) -> None:
+    def put(self, name: str, layer: str, content: bytes) -> None:
+        if not (layer == self.BACKGROUND or self.LAYER.fullmatch(layer)):
+            return  # a composite, which nobody needs
+        if len(name) > self.NAME or len(content) > MAX_PICTURE_BYTES:
+            return  # no editor sends it
         path = Path(cache.save(content, "drawn.png"))
         with self._lock:
             self._drawings.setdefault(name, {})[layer] = path
@@ -104,7 +110,7 @@ class Sent:
     def get(self, name: str) -> Drawing:
         with self._lock:
             pictures = dict(self._drawings.get(name, {}))
-        background = pictures.pop(-1, None)
+        background = pictures.pop(self.BACKGROUND, None)
         return Drawing(background, tuple(path for _, path in sorted(pictures.items())))
 
 
@@ -119,11 +125,7 @@ class DrawingInput(gr.ImageEditor):
     @server
     def accept_blobs(self, data: Any) -> None:
         name, kind, index = (str(data.data.get(key)) for key in ("id", "type", "index"))
-        content = data.files[0][1]
-        layer = -1 if kind == "background" else int(index) if kind == "layer" and index.isdecimal() else None
-        if layer is None or layer >= Sent.LAYERS or len(name) > Sent.NAME or len(content) > MAX_PICTURE_BYTES:
-            return  # a composite, which nobody needs, or nothing that an editor sends
-        SENT.put(name, layer, content)
+        SENT.put(name, f"layer {index}" if kind == "layer" else kind, data.files[0][1])
 
     def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
         return to_drawing(payload)
