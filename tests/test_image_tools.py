@@ -142,6 +142,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
     choose(page, INPAINT, "mask", pictures / "mask.png")
     cells = part(page, INPAINT, "cells")
     expect(cells).to_contain_text("Will be repainted: 4 of 256 cells")
+    expect(page.get_by_text("background.png").first).to_be_hidden()  # what is sent stays behind the page
     before = np.asarray(Image.open(pictures / "square.png")).astype(int)
     set_seeds(page, INPAINT, "3", 1)
     inside = np.zeros((256, 256), dtype=bool)
@@ -522,7 +523,7 @@ def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for
     send_blob(editor, "one", "layer", "0", png(stroke))
     send_blob(editor, "one", "background", "null", picture)
     send_blob(editor, "one", "composite", "null", b"nobody looks at this")
-    for component in (editor, Carried(editor), DrawingInput()):  # every tab has a copy of its own
+    for component in (editor, Carried.of(editor), DrawingInput()):  # every tab has a copy of its own
         drawing = component.preprocess(EditorData(id="one"))
         assert drawing.picture().getpixel((0, 0)) == (0, 128, 128)
         assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
@@ -545,7 +546,7 @@ def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, 
     send_blob(editor, name, kind, index, content)
     assert not list(tmp_path.rglob("*.png"))
     with pytest.raises(UserError, match="upload one first"):
-        Carried(editor).preprocess(EditorData(id=name)).picture()
+        Carried.of(editor).preprocess(EditorData(id=name)).picture()
 
 
 def test_old_drawings_are_forgotten(tmp_path, monkeypatch) -> None:

@@ -88,7 +88,7 @@ def build(runtime: Runtime) -> Panel:
             panel = build_panel(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = build_result(INPAINT, "Upload a picture and paint over what should change")
-            carried = Carried(drawing)
+            carried = Carried.of(drawing)
             carry([drawing.change], carried)
         original = gr.State(None)
         own = [carried, file, left, top, across, down, inverted, feather, only_masked, original]

@@ -145,10 +145,13 @@ class Carried(gr.JSON):
 
     is_template = True
     data_model = EditorData
+    drawing: DrawingInput
 
-    def __init__(self, drawing: DrawingInput) -> None:
-        super().__init__(elem_classes="carried")  # which the style sheet hides: Gradio shows even a "hidden" one
-        self.drawing = drawing
+    @classmethod
+    def of(cls, drawing: DrawingInput) -> Carried:
+        carried = cls(visible="hidden")  # no `__init__` of our own: what it did not name would not reach the browser
+        carried.drawing = drawing
+        return carried
 
     def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
         return to_drawing(payload)

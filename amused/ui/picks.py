@@ -232,7 +232,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
                 buttons=[],
                 elem_id=f"{task}-strokes",
             )
-            carried = Carried(drawing)
+            carried = Carried.of(drawing)
             with gr.Row():
                 wish = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 attempts = count_slider(f"{task}-attempts")
