@@ -40,7 +40,7 @@ from amused.images import (
     to_tensor,
     token_mask,
 )
-from amused.model.packed import can_pack, pack
+from amused.model.packed import can_pack, pack, pack_now
 from amused.model.quantized import quantize
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
@@ -504,6 +504,7 @@ class Amused:
                 self._adapted.move_to_end(key)
                 return self._adapted[key]
         adapter = read_adapter(self.adapters, recipe.adapter)
+        pack_now(self._network)
         parts = {TRANSFORMER: self._network, TEXT_ENCODER: self._part("text_encoder")}
         for name in adapter.parts:
             check_fits(adapter, name, parts[name])

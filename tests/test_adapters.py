@@ -104,6 +104,9 @@ def test_an_adapter_changes_weights_that_are_packed_as_others(model, folder, mon
     if warm:
         made(packed, PLAIN)
     assert made(packed, recipe) == expected != made(packed, replace(recipe, adapter=None))
+    own = {id(weight) for weight in packed._network.parameters()}
+    others = [weight for weight in packed._networks(recipe).transformer.parameters() if id(weight) not in own]
+    assert len(others) == 4  # those that it changes: a queries' and a values' weight in each of two layers
 
 
 def test_a_picture_with_an_adapter_is_varied_without_it(model, folder) -> None:

@@ -31,8 +31,13 @@ class PackedLinear(nn.Linear):
             return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         self.uses += 1
         if self.uses >= USES:
-            self.weight = packed(weight)
+            self.pack()
         return F.linear(x, weight, self.bias)
+
+    def pack(self) -> None:
+        weight = self.weight
+        if not weight.is_mkldnn:
+            self.weight = packed(weight)
 
 
 def packed(weight: Tensor) -> nn.Parameter:
@@ -56,6 +61,13 @@ def pack(network: UViT) -> UViT:
     for module, name in run_at_every_step(network):
         setattr(module, name, PackedLinear(getattr(module, name)))
     return network
+
+
+def pack_now(network: UViT) -> None:
+    """Before a copy shares the weights: each would lay out its own."""
+    for module in network.modules():
+        if isinstance(module, PackedLinear):
+            module.pack()
 
 
 def run_at_every_step(network: UViT) -> Iterator[tuple[nn.Module, str]]:
