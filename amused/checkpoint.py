@@ -16,18 +16,18 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .catalog import INDEX, TRAITS
 from .errors import CheckpointError
+from .model.text_encoder import TextConfig, TextEncoder
 from .model.transformer import UViT, UViTConfig
 from .model.vqgan import VQGAN, VQGANConfig
-
-if TYPE_CHECKING:
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from .tokenizer import Tokenizer
 
 Fetch = Callable[[str], bool]
 """Puts a file of this name into the checkpoint's folder; False where its source has none."""
@@ -86,29 +86,15 @@ Config = TypeVar("Config")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class TextConfig:
-    """`text_encoder/config.json`: the keys that decide what CLIP computes. The defaults are those of transformers."""
+class Unfilled(TorchFunctionMode):
+    """Networks that are built within get no random weights: torch imports its compiler to draw them on "meta"."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError("num_attention_heads must divide hidden_size")
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise ValueError("hidden_act must be quick_gelu or gelu")
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class Checkpoint:
         return self.transformer.sample_size * self.vqgan.scale_factor
 
     def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> UViT:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             network = UViT(self.transformer)
         return self._fill(network, "transformer", device, dtype)
 
@@ -140,7 +126,7 @@ class Checkpoint:
 
         The file is checked as a whole in any case.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             network = VQGAN(self.vqgan)
         names = dict(network.state_dict())
         if half is not None:
@@ -151,29 +137,21 @@ class Checkpoint:
         # Convolutions on a processor are quicker with the channels last.
         return network.to(memory_format=torch.channels_last)
 
-    def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
-        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-        with torch.device("meta"):
-            network = CLIPTextModelWithProjection(CLIPTextConfig(**dataclasses.asdict(self.text_encoder)))
-        # Not among the weights, so nothing else would bring it back from the meta device.
-        positions = torch.arange(self.text_encoder.max_position_embeddings, device=device)
-        network.text_model.embeddings.position_ids = positions[None]
+    def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+        with torch.device("meta"), Unfilled():
+            network = TextEncoder(self.text_encoder)
         return self._fill(network, "text_encoder", device, dtype)
 
-    def tokenizer(self) -> CLIPTokenizer:
-        from transformers import CLIPTokenizer
-
+    def tokenizer(self) -> Tokenizer:
         for file in TOKENIZER:
             if (self.folder / file).is_file() and (self.folder / file).stat().st_size > MAX_TOKENIZER_BYTES:
                 raise CheckpointError(f"{file} is larger than a tokenizer can be.")
         vocabulary = TOKENIZER[0]
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise what their parsers happen to raise
+            tokenizer = Tokenizer.read(self.folder / "tokenizer")
+        except Exception as error:  # the library raises what its parsers happen to raise
             raise CheckpointError(f"{vocabulary} and its neighbours are not a CLIP tokenizer.") from error
-        # Without its files transformers silently makes a tokenizer of three words.
-        if not 3 < len(tokenizer) <= self.text_encoder.vocab_size:
+        if len(tokenizer) > self.text_encoder.vocab_size:
             raise CheckpointError(
                 f"{vocabulary} has {len(tokenizer)} entries, "
                 f"{CONFIGS['text_encoder']} has vocab_size {self.text_encoder.vocab_size}."

@@ -42,6 +42,7 @@ from amused.images import (
 )
 from amused.model.packed import can_pack, pack, pack_now
 from amused.model.quantized import quantize
+from amused.model.text_encoder import TextEncoder
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.placement import Placement
@@ -113,7 +114,7 @@ class Networks:
     """What makes the pictures of a recipe: those of the checkpoint, or with an adapter merged."""
 
     transformer: UViT
-    text_encoder: Any
+    text_encoder: TextEncoder
     key: tuple[str, float] | None = None
 
 
@@ -185,8 +186,7 @@ class Amused:
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
-        tokenizer = self._part("tokenizer")
-        return len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > tokenizer.model_max_length
+        return self._part("tokenizer").is_cut(prompt)
 
     # The three tasks.
 
@@ -528,17 +528,9 @@ class Amused:
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 return self._prompts[key]
-        tokenizer = self._part("tokenizer")
-        ids = tokenizer(
-            [prompt],
-            return_tensors="pt",
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-        ).input_ids
-        text = networks.text_encoder(ids.to(self.device), output_hidden_states=True)
+        hidden, pooled = networks.text_encoder(self._part("tokenizer")([prompt]).to(self.device))
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
-        read = Prompt(networks.transformer.condition(text.hidden_states[-2], text.text_embeds, conditions))
+        read = Prompt(networks.transformer.condition(hidden, pooled, conditions))
         with self._lock:
             remember(self._prompts, key, read, CACHED_PROMPTS)
         return read
@@ -600,7 +592,7 @@ class Amused:
         return part.result()
 
     def _read_ahead(self) -> None:
-        """Begin to read the large components, while importing transformers and encoding a prompt takes its time."""
+        """Begin to read the large components, while encoding a prompt takes its time."""
 
         def read() -> None:
             for name in LARGE:

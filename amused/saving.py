@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,16 +22,14 @@ from .checkpoint import (
     SCHEDULES,
     TOKENIZER,
     WEIGHTS,
-    TextConfig,
     is_finite,
     read_checkpoint,
 )
 from .errors import CheckpointError, UserError
+from .model.text_encoder import TextEncoder
 from .model.transformer import UViT
 from .model.vqgan import VQGAN
-
-if TYPE_CHECKING:
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from .tokenizer import Tokenizer
 
 DIFFUSERS = "0.25.0"  # the first version that reads this layout
 
@@ -41,8 +39,8 @@ def save_checkpoint(
     *,
     transformer: UViT,
     vqgan: VQGAN,
-    text_encoder: CLIPTextModelWithProjection,
-    tokenizer: CLIPTokenizer | str | Path,
+    text_encoder: TextEncoder,
+    tokenizer: Tokenizer | str | Path,
     masking_schedule: str = "cosine",
     traits: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
@@ -71,11 +69,8 @@ def save_checkpoint(
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
             write_json(beside / CONFIGS[component], {**described, **dataclasses.asdict(config)})
-        text_config = {field.name: getattr(text_encoder.config, field.name) for field in dataclasses.fields(TextConfig)}
-        write_json(
-            beside / CONFIGS["text_encoder"],
-            {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model", **text_config},
-        )
+        described = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
+        write_json(beside / CONFIGS["text_encoder"], {**described, **dataclasses.asdict(text_encoder.config)})
         write_tokenizer(beside / "tokenizer", tokenizer)
         write_json(
             beside / SCHEDULER,
@@ -121,27 +116,14 @@ def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch
     save_file(state, folder / file, metadata={"format": "pt"})
 
 
-def write_tokenizer(folder: Path, tokenizer: CLIPTokenizer | str | Path) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer | str | Path) -> None:
     if isinstance(tokenizer, (str, Path)):
         for file in TOKENIZER:
             source = Path(tokenizer) / Path(file).name
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
         return
-    # transformers 5 would save one tokenizer.json, which is not the published layout.
-    tokenizer.backend_tokenizer.model.save(str(folder))
-    special = {f"{role}_token": str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad", "unk")}
-    write_json(folder / "special_tokens_map.json", special)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_prefix_space": False,
-            "do_lower_case": True,
-            "model_max_length": tokenizer.model_max_length,
-            "tokenizer_class": "CLIPTokenizer",
-            **special,
-        },
-    )
+    tokenizer.write(folder)
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -107,21 +107,17 @@ def test_diffusers_reads_it_and_computes_the_same(tmp_path: Path, downsample: bo
     ours = locate(folder)
     assert theirs.scheduler.config.masking_schedule == ours.masking_schedule == "linear"
     assert theirs.scheduler.config.mask_token_id == ours.mask_token_id
-    settings = dict(padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-    prompt = "a red cat, ünïcode & 🐈 " + "hat " * 99
-    ids = ours.tokenizer()([prompt], **settings).input_ids
-    assert torch.equal(ids, theirs.tokenizer([prompt], **settings).input_ids)
+    ids = ours.tokenizer()(["a red cat, ünïcode & 🐈 " + "hat " * 99])
     with torch.no_grad():
-        text = ours.load_text_encoder(CPU, FLOAT)(ids, output_hidden_states=True)
+        hidden, pooled = ours.load_text_encoder(CPU, FLOAT)(ids)
         reference = theirs.text_encoder(ids, output_hidden_states=True)
-        assert torch.equal(text.text_embeds, reference.text_embeds)
-        assert torch.equal(text.hidden_states[-2], reference.hidden_states[-2])
+        assert torch.equal(hidden, reference.hidden_states[-2]) and torch.equal(pooled, reference.text_embeds)
         side = ours.transformer.sample_size
         tokens = torch.arange(side * side).view(1, side, side) % 64
         micro = torch.tensor([[64.0, 64.0, 0.0, 0.0, 6.0]])
         transformer = ours.load_transformer(CPU, FLOAT)
-        logits = transformer(tokens, transformer.condition(text.hidden_states[-2], text.text_embeds, micro))
-        wanted = theirs.transformer(tokens, text.hidden_states[-2], text.text_embeds, micro)
+        logits = transformer(tokens, transformer.condition(hidden, pooled, micro))
+        wanted = theirs.transformer(tokens, hidden, pooled, micro)
         torch.testing.assert_close(logits, wanted.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
         pixels = theirs.vqvae.decode(tokens, force_not_quantize=True, shape=(1, side, side, 8)).sample
         torch.testing.assert_close(ours.load_vqgan(CPU, FLOAT).decode(tokens), pixels, rtol=1e-4, atol=1e-4)
@@ -135,14 +131,14 @@ def test_reads_a_text_encoder_as_transformers_writes_it(folder: Path) -> None:
     (folder / TEXT).unlink()
     ids = torch.tensor([[523, 320, 524]])
     ours = locate(folder).load_text_encoder(CPU, FLOAT)
-    assert torch.equal(ours(ids).text_embeds, theirs.float()(ids).text_embeds)
+    assert torch.equal(ours(ids)[1], theirs.float()(ids).text_embeds)
 
 
 def test_tolerates_the_position_ids_of_older_text_encoders(folder: Path) -> None:
-    before = load(folder, TEXT)(torch.tensor([[523, 320, 524]])).text_embeds
+    _, before = load(folder, TEXT)(torch.tensor([[523, 320, 524]]))
     key = "text_model.embeddings.position_ids"
     edit_weights(folder / TEXT, lambda state: state.update({key: torch.arange(77)[None]}))
-    assert torch.equal(load(folder, TEXT)(torch.tensor([[523, 320, 524]])).text_embeds, before)
+    assert torch.equal(load(folder, TEXT)(torch.tensor([[523, 320, 524]]))[1], before)
 
 
 def test_the_fixture_is_not_degenerate(original: Path) -> None:
@@ -396,18 +392,38 @@ def test_passes_over_bookkeeping(folder: Path) -> None:
         lambda folder: (folder / "vocab.json").unlink(),
         lambda folder: [(folder / name).unlink() for name in ("vocab.json", "merges.txt")],
         lambda folder: (folder / "merges.txt").write_bytes(b"\xff\xfe\x00 x y z"),
+        lambda folder: (folder / "merges.txt").unlink(),
+        lambda folder: (folder / "vocab.json").write_text("{}"),
+        lambda folder: (folder / "vocab.json").write_text('{"a": -1}'),
+        lambda folder: (folder / "tokenizer.json").write_text("[" * 100_000),
+        lambda folder: (folder / "tokenizer.json").write_text("[1]"),
+        lambda folder: (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}, "merges": [["a", 7]]}}'),
+        lambda folder: edit(folder, "tokenizer_config.json", added_tokens_decoder={"x": {"content": "y"}}),
+        lambda folder: edit(folder, "tokenizer_config.json", added_tokens_decoder={"1": "y"}),
+        lambda folder: edit(folder, "tokenizer_config.json", eos_token={"content": []}),
+        lambda folder: edit(folder, "tokenizer_config.json", eos_token=""),
+        lambda folder: edit(folder, "tokenizer_config.json", unk_token="no word"),
     ],
-    ids=["broken", "no vocabulary", "no files", "merges"],
+    ids=[
+        *("broken", "no vocabulary", "no files", "merges", "no merges", "empty", "a negative id", "deep", "a list"),
+        *("a number", "no id", "not described", "badly described", "an empty token", "unknown"),
+    ],
 )
 def test_refuses_a_bad_tokenizer(folder: Path, spoil: Callable[[Path], object]) -> None:
+    edit(folder, "text_encoder/config.json", vocab_size=1000)  # not refused for its size
     spoil(folder / "tokenizer")
-    refused(locate(folder).tokenizer, "tokenizer/vocab.json")
+    refused(locate(folder).tokenizer, "tokenizer/vocab.json and its neighbours")
 
 
 def test_refuses_a_tokenizer_of_absurd_size(folder: Path) -> None:
     with (folder / "tokenizer/merges.txt").open("r+b") as stream:
         stream.truncate(16_000_001)
     refused(locate(folder).tokenizer, "tokenizer/merges.txt is larger")
+
+
+def test_refuses_an_id_that_the_text_encoder_does_not_know(folder: Path) -> None:
+    edit(folder, "tokenizer/vocab.json", cat=10**9)
+    refused(locate(folder).tokenizer, "tokenizer/vocab.json has 1000000001 entries")
 
 
 def test_refuses_a_tokenizer_of_more_words_than_the_text_encoder_knows(folder: Path) -> None:

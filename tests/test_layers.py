@@ -17,7 +17,7 @@ LAYERS = [
     ["recipe"],
     ["links", "adapter_folder", "axes", "sheets", "images", "sampling", "placement"],
     ["counters"],
-    ["model"],
+    ["model", "tokenizer"],
     ["checkpoint"],
     ["hub", "saving", "adapters"],
     ["pipeline"],
@@ -48,6 +48,7 @@ def test_imports_only_from_beneath(path: Path) -> None:
     for name in imports(path):
         parts = name.split(".")
         assert parts[0] != "diffusers" or own == "benchmark", "diffusers is what results are compared with"
+        assert parts[0] not in ("transformers", "peft", "accelerate") or own == "training", "they are slow to import"
         assert parts[0] != "gradio" or own == "ui", "only the page knows gradio"
         if parts[0] == "amused" and len(parts) > 1 and parts[1] in LEVEL:
             assert parts[1] == own or LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name}"
@@ -61,6 +62,15 @@ def test_every_module_has_its_layer() -> None:
 def test_importing_amused_is_light() -> None:
     code = "import sys, amused; print(sorted({'torch', 'gradio', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_picture_is_made_without_transformers() -> None:
+    """Importing it takes longer than the picture."""
+    code = (
+        "import sys, amused; amused.load('nouns', device='cpu').text_to_image('a red cat', steps=1); "
+        "print(sorted({'transformers', 'torch._dynamo', 'diffusers', 'gradio'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_the_page_comes_before_torch() -> None:

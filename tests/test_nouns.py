@@ -57,7 +57,8 @@ def test_each_word_of_a_caption_is_one_token(model, known) -> None:
     tokenizer = model.checkpoint.tokenizer()
     for noun in known.evaluation(50):
         words = caption(noun).replace("-", " - ").replace(",", " ,").split()
-        assert len(tokenizer(caption(noun)).input_ids) == len(words) + 2 <= tokenizer.model_max_length
+        ids = tokenizer([caption(noun)])[0].tolist()
+        assert ids.index(tokenizer.eos_id) == len(words) + 1 and not tokenizer.is_cut(caption(noun))
 
 
 def test_gives_the_background_that_was_asked_for(model, known) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from amused.benchmark.weights import WORDS, byte_tokenizer, scale_logits
+from amused.model.text_encoder import TextConfig, TextEncoder, initialize
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 from amused.saving import save_checkpoint
@@ -29,9 +30,9 @@ def tiny_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = byte_tokenizer(WORDS)
-        text_encoder = tiny_text_encoder(len(tokenizer), tokenizer.eos_token_id)
         transformer = tiny_transformer(downsample)
         vqgan = tiny_vqgan()
+        text_encoder = tiny_text_encoder(len(tokenizer), tokenizer.eos_id)
         scale_logits(transformer)
     save_checkpoint(
         folder,
@@ -95,10 +96,8 @@ def tiny_vqgan() -> VQGAN:
     return vqgan
 
 
-def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
+def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> TextEncoder:
+    config = TextConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
@@ -108,9 +107,8 @@ def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> nn.Module:
         bos_token_id=eos_token_id - 1,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
-        initializer_factor=2.0,  # different prompts have to look different
     )
-    return CLIPTextModelWithProjection(config).eval()
+    return initialize(TextEncoder(config), factor=2.0).eval()  # different prompts have to look different
 
 
 def roughen(module: nn.Module) -> nn.Module:

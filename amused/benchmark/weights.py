@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
+from amused.model.text_encoder import TextConfig, TextEncoder, initialize
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 from amused.saving import save_checkpoint
+from amused.tokenizer import END, START, WORD_END, Tokenizer
 
 LOGITS_STD = 2.0
 LEVELS = 5
@@ -30,24 +34,17 @@ SIZES = {
     256: UViTConfig(sample_size=16),
     512: UViTConfig(sample_size=32, downsample=True, upsample=True),
 }
+CLIP_L = TextConfig(
+    hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12, num_attention_heads=12
+)
 WORDS = ("a", "red", "blue", "cat", "dog", "hat")
 
 
 def random_checkpoint(folder: Path, size: int) -> None:
     """Write a checkpoint of the shapes of amused-256 or amused-512, 1.6 GB, its logits scaled to be of use."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
     torch.manual_seed(size)
     tokenizer = byte_tokenizer(WORDS)
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        projection_dim=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = replace(CLIP_L, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     with torch.device("meta"):
         transformer, vqgan = UViT(SIZES[size]), VQGAN(VQGAN_CONFIG)
     for network in (transformer, vqgan):
@@ -58,7 +55,7 @@ def random_checkpoint(folder: Path, size: int) -> None:
         folder,
         transformer=transformer,
         vqgan=vqgan,
-        text_encoder=CLIPTextModelWithProjection(text),
+        text_encoder=initialize(TextEncoder(text)),
         tokenizer=tokenizer,
     )
 
@@ -88,21 +85,17 @@ def scale_logits(transformer: UViT) -> None:
         transformer.mlm_layer.conv2.weight.mul_(LOGITS_STD / logits.std())
 
 
-def byte_tokenizer(words: Sequence[str]) -> object:
+def byte_tokenizer(words: Sequence[str]) -> Tokenizer:
     """CLIP's byte-level vocabulary with a handful of words merged to one token."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
-
     letters = sorted(ByteLevel.alphabet())
-    symbols = letters + [letter + "</w>" for letter in letters]
+    symbols = letters + [letter + WORD_END for letter in letters]
     merges: list[tuple[str, str]] = []
     for word in words:
-        parts = [*word[:-1], word[-1] + "</w>"]
+        parts = [*word[:-1], word[-1] + WORD_END]
         while len(parts) > 1:
             if (parts[0], parts[1]) not in merges:
                 merges.append((parts[0], parts[1]))
                 symbols.append(parts[0] + parts[1])
             parts[:2] = [parts[0] + parts[1]]
-    symbols += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    symbols += [START, END]
+    return Tokenizer({symbol: i for i, symbol in enumerate(symbols)}, merges, max_length=77)

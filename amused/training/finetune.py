@@ -42,7 +42,6 @@ from .finetune_data import (
     encode_pictures,
     encode_texts,
     read_examples,
-    token_ids,
 )
 from .finetune_model import Average, Trainee, build, check_finite, new_optimizer, write_adapter, write_model
 from .finetune_options import arguments
@@ -173,7 +172,7 @@ class Words:
         """What `Trainee.forward` takes as its texts."""
         captions = [draw.caption for draw in draws]
         if self.tokenizer is not None:
-            return (token_ids(self.tokenizer, captions).to(self.device),)
+            return (self.tokenizer(captions).to(self.device),)
         return self.read(self.captions, captions)
 
     def read(self, texts: Texts, wanted: list[str]) -> tuple[Tensor, ...]:
@@ -182,7 +181,7 @@ class Words:
     def validation(self, prompts: list[str], trainee: Trainee) -> tuple[Tensor, ...]:
         if self.tokenizer is None:
             return self.read(self.others, prompts)
-        return trainee.embed(token_ids(self.tokenizer, prompts).to(self.device))
+        return trainee.text_encoder(self.tokenizer(prompts).to(self.device))
 
 
 class Run:

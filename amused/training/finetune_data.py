@@ -250,28 +250,13 @@ def encode_texts(
                 part = texts[start : start + CAPTIONS_A_FILE]
                 batches = [part[i : i + CAPTIONS_AT_A_TIME] for i in range(0, len(part), CAPTIONS_AT_A_TIME)]
                 with torch.inference_mode():
-                    rows = [embed(encoder, token_ids(tokenizer, batch).to(device)) for batch in batches]
+                    rows = [encoder(tokenizer(batch).to(device)) for batch in batches]
                 hidden, pooled = (torch.cat(parts).to("cpu", dtype) for parts in zip(*rows))
                 save_file(
                     {"hidden": hidden, "pooled": pooled}, beside_it / f"{start // CAPTIONS_A_FILE:05}.safetensors"
                 )
             write_json(beside_it / "texts.json", texts)
     return Texts(folder, texts)
-
-
-def token_ids(tokenizer: Callable, texts: Sequence[str]) -> Tensor:
-    return tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-    ).input_ids
-
-
-def embed(encoder: torch.nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-    text = encoder(ids, output_hidden_states=True)
-    return text.hidden_states[-2], text.text_embeds
 
 
 # Batches

@@ -22,14 +22,15 @@ from ..adapter_folder import TEXT_ENCODER, WEIGHTS
 from ..adapters import LowRank, merged
 from ..checkpoint import Checkpoint, is_finite
 from ..errors import UserError
-from ..model.transformer import UViT
+from ..model.text_encoder import EncoderLayer, TextEncoder
+from ..model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer, UViT
 from ..saving import save_checkpoint
-from .finetune_data import embed
 from .states import whole_folder
 
 NOT_DECAYED = ("bias", "layer_norm.weight", "mlm_ln.weight", "embeddings.weight")  # as published
 Network = TypeVar("Network", bound=nn.Module)
 
+LAYERS = (ConvNextBlock, CrossAttentionBlock, TransformerLayer, EncoderLayer)
 CLIP_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
 """Published targets, which the text encoder calls otherwise."""
 
@@ -37,7 +38,7 @@ CLIP_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": 
 class Trainee(nn.Module):
     """The networks of a training step, and its loss."""
 
-    def __init__(self, transformer: UViT, text_encoder: nn.Module | None) -> None:
+    def __init__(self, transformer: UViT, text_encoder: TextEncoder | None) -> None:
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
@@ -50,16 +51,12 @@ class Trainee(nn.Module):
             micro: (batch, 5).
             texts: hidden states and pooled embeddings, or token ids if the text encoder is trained.
         """
-        hidden, pooled = texts if self.text_encoder is None else self.embed(*texts)
+        hidden, pooled = texts if self.text_encoder is None else self.text_encoder(*texts)
         inputs = tokens.masked_fill(masked, self.transformer.config.vocab_size - 1)
         conditioning = self.transformer.condition(hidden, pooled, micro)
         features = self.transformer.features(inputs, conditioning)
         logits = self.transformer.mlm_layer(features[masked.flatten(1)])  # masked tokens, codebook size
         return F.cross_entropy(logits.float(), tokens[masked], reduction="sum")
-
-    def embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of token ids, by the text encoder that is trained."""
-        return embed(self.text_encoder, ids)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -85,7 +82,7 @@ def build(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.dev
     if options.gradient_checkpointing:
         recompute(transformer)
         if text_encoder is not None:
-            text_encoder.gradient_checkpointing_enable()
+            recompute(text_encoder)
     return Trainee(transformer, text_encoder).train()
 
 
@@ -136,11 +133,10 @@ def keep_half(network: nn.Module) -> None:
                 parameter.data = parameter.data.float()
 
 
-def recompute(transformer: UViT) -> None:
-    """Forget what is between two layers and compute it again on the way back."""
-    ends = (transformer.down_block, transformer.up_block)
-    for part in (transformer.transformer_layers, *(b for end in ends for b in (end.res_blocks, end.attention_blocks))):
-        for layer in part:
+def recompute(network: nn.Module) -> None:
+    """Forget what is within a layer and compute it again on the way back."""
+    for layer in network.modules():
+        if isinstance(layer, LAYERS):
             layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
 
 

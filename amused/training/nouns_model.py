@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from amused.model.text_encoder import TextEncoder
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
 from amused.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.tokenizer import Tokenizer
 from amused.training.nouns_data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
 from amused.training.nouns_text import WIDTH
 from amused.training.nouns_vqgan import CONFIG as VQGAN_CONFIG
@@ -51,7 +52,7 @@ LABEL_SMOOTHING = 0.02
 class TextToTokens(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection) -> None:
+    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -59,17 +60,10 @@ class TextToTokens(nn.Module):
         initialize(self.transformer)
 
     def condition(self, captions: list[str]) -> Conditioning:
-        ids = self.tokenizer(
-            captions,
-            return_tensors="pt",
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-        ).input_ids
-        text = self.text_encoder(ids, output_hidden_states=True)
+        hidden, pooled = self.text_encoder(self.tokenizer(captions))
         pixels = float(SIZE * SCALE)
         micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
-        return self.transformer.condition(text.hidden_states[-2], text.text_embeds, micro)
+        return self.transformer.condition(hidden, pooled, micro)
 
 
 def initialize(transformer: UViT) -> None:
