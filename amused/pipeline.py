@@ -456,8 +456,7 @@ class Amused:
 
     @torch.inference_mode()
     def _features(self, network: UViT, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        batch = conditioning[0][0].shape[0]
-        return network.features(tokens.expand(batch, -1, -1), conditioning)
+        return network.features(tokens[None], conditioning)
 
     @torch.inference_mode()
     def _blank(self, network: UViT, prompt: Prompt, tokens: Tensor) -> Tensor:

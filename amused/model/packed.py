@@ -80,7 +80,7 @@ def run_at_every_step(network: UViT) -> Iterator[tuple[nn.Module, str]]:
             yield attention, "to_q"
             yield attention.to_out, "0"
     for layer in network.transformer_layers:
-        for name in ("to_q", "to_k", "to_v"):
+        for name in ("to_q", "to_k", "to_v") if layer.attn1.to_qkv is None else ("to_qkv",):
             yield layer.attn1, name
         yield layer.attn2, "to_q"
         for attention in (layer.attn1, layer.attn2):
