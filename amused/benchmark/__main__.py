@@ -10,6 +10,7 @@ Rows are measured one by one and kept in `--results`; a table and a chart show a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -92,14 +93,15 @@ def checkpoint(options: argparse.Namespace, size: int) -> Path:
 
 def card(options: argparse.Namespace, device: str, best: str) -> str:
     """The published model card's table: seconds of a batch and peak memory, by size and batch."""
-    lines = ["| size | batch | by | seconds | peak memory |", "|---|---|---|---|---|"]
-    for size in SIZES:
-        for batch in (1, 8):
-            for library in ("amused", "diffusers"):
-                with Side(library, str(checkpoint(options, size)), best, device) as side:
-                    found = take_turns([side], ROWS["256"].requests(pictures=batch), options.repeats)
-                seconds, gigabytes = batch * found["seconds"], found["peak"] / 1e9
-                lines.append(f"| {size} | {batch} | {library} | {seconds:.2f} | {gigabytes:.2f} GB |")
+    lines = ["| size | batch | by | | seconds | peak memory |", "|---|---|---|---|---|---|"]
+    sides = itertools.product(SIZES, (1, 8), ("amused", "diffusers"), (False, True))
+    for size, batch, library, compiled in sides:
+        with Side(library, str(checkpoint(options, size)), best, device, compiled=compiled) as side:
+            requests = ROWS["256"].requests(pictures=batch)
+            found = take_turns([side], requests, options.repeats, warm_up={"steps": 2})  # compiles all that is needed
+        how, seconds, gigabytes = "compiled" if compiled else "eager", batch * found["seconds"], found["peak"] / 1e9
+        lines.append(f"| {size} | {batch} | {library} | {how} | {seconds:.2f} | {gigabytes:.2f} GB |")
+        print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
 

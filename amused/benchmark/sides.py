@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -21,9 +21,11 @@ class Side:
         dtype: str,
         device: str,
         quantize: str | None = None,
+        compiled: bool = False,
     ) -> None:
         command = [sys.executable, "-m", "amused.benchmark.worker", library, model, dtype, "--device", device]
         command += ["--quantize", quantize] if quantize else []
+        command += ["--compiled"] if compiled else []
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -52,13 +54,21 @@ class Side:
         return self.read()
 
 
-def take_turns(sides: Sequence[Side], requests: Iterator[list[dict[str, Any]]], repeats: int) -> dict[str, float]:
-    """Median seconds a picture of each side and their ratio, after one turn that is not counted."""
+WARM_UP = {"steps": 1, "pictures": 1}  # reads weights and allocates
+
+
+def take_turns(
+    sides: Sequence[Side],
+    requests: Iterator[list[dict[str, Any]]],
+    repeats: int,
+    warm_up: Mapping[str, int] = WARM_UP,
+) -> dict[str, float]:
+    """Median seconds a picture of each side and their ratio, after one turn, made short, that is not counted."""
     found: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(repeats + 1):
         request = next(requests)
-        if turn == 0:  # reads weights and allocates; as short as it can be
-            request = [{**part, "steps": 1, "pictures": 1} for part in request]
+        if turn == 0:
+            request = [{**part, **warm_up} for part in request]
         for side, part, answers in zip(sides, request, found):
             answer = side.make(part)
             if turn:

@@ -1,6 +1,6 @@
 """One side of a comparison, in a process of its own: requests as lines of JSON in, times as lines of JSON out.
 
-`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8]`
+`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compiled]`
 
 Knows the two libraries and nothing of what is compared. diffusers is imported only where it is asked for.
 """
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("dtype")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quantize")
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     make = ours(options) if options.side == "amused" else reference(options)
     print(json.dumps({"ready": True}), flush=True)
@@ -71,7 +72,8 @@ def ours(options: argparse.Namespace) -> Make:
     from amused.memory import keep_freed_memory
 
     keep_freed_memory()  # as app.py does
-
+    if options.compiled:
+        compile_layers()
     model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
 
     def make(request: dict[str, Any]) -> None:
@@ -84,6 +86,18 @@ def ours(options: argparse.Namespace) -> Make:
             model.inpaint(request["prompt"], picture(model.size), mask(model.size), **recipe)
 
     return make
+
+
+def compile_layers() -> None:
+    """Have torch compile the layers that repeat: each kind once, which takes seconds, and is kept on disk."""
+    import torch
+
+    from amused import pipeline
+    from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
+
+    pipeline.can_pack = lambda *_: False  # the compiler lays weights out itself
+    for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
+        kind.forward = torch.compile(kind.forward, dynamic=False)
 
 
 def reference(options: argparse.Namespace) -> Make:
@@ -99,6 +113,8 @@ def reference(options: argparse.Namespace) -> Make:
     dtype = getattr(torch, options.dtype)
     first = kinds["text_to_image"].from_pretrained(options.model, variant="fp16", torch_dtype=dtype)
     first.to(options.device)
+    if options.compiled:
+        first.transformer.compile(dynamic=False)
     pipelines = {task: kind(**first.components) for task, kind in kinds.items()}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
