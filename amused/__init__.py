@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amused.hub import Progress
     from amused.pipeline import Amused, Picture, Step
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["Amused", "CheckpointError", "Picture", "Recipe", "Step", "UserError", "load"]
 
 

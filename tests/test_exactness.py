@@ -18,6 +18,7 @@ from amused import sampling
 from amused.errors import UserError
 from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
+from amused.model.transformer import Attention, attend
 
 warnings.filterwarnings("ignore")
 
@@ -262,6 +263,22 @@ def test_pictures_are_the_same_before_and_after_weights_are_packed(tmp_path, mon
     monkeypatch.setattr(amused.pipeline, "can_pack", lambda device, dtype: False)
     plain = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
     assert first == second == plain.text_to_image(PROMPT, seeds=[1, 2], steps=2)
+
+
+@pytest.mark.parametrize("length", [1, 31, 64, 77])
+def test_attention_in_bfloat16_sees_every_key_and_nothing_else(length) -> None:
+    """Whatever length a processor likes best."""
+    given = [torch.randn(2, 3, n, 8).bfloat16() for n in (5, length, length)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(*(tensor.float() for tensor in given))
+    assert (attend(*given).float() - wanted).abs().max() < 0.03
+
+
+def test_joined_projections_are_those_that_they_join() -> None:
+    attention, x = Attention(16, 2, bias=True), torch.randn(2, 5, 16)
+    apart = attention.to_itself(x)
+    attention.join()
+    torch.testing.assert_close(attention.to_itself(x), apart)
+    assert len(list(attention.parameters())) == 4
 
 
 def test_quantized_layers_are_near_what_they_stand_for() -> None:
