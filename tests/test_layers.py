@@ -59,9 +59,16 @@ def test_every_module_has_its_layer() -> None:
     assert names <= set(LEVEL)
 
 
+def printed(code: str) -> str:
+    """What a fresh process prints."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
 def test_importing_amused_is_light() -> None:
     code = "import sys, amused; print(sorted({'torch', 'gradio', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_a_picture_is_made_without_transformers() -> None:
@@ -70,12 +77,12 @@ def test_a_picture_is_made_without_transformers() -> None:
         "import sys, amused; amused.load('nouns', device='cpu').text_to_image('a red cat', steps=1); "
         "print(sorted({'transformers', 'torch._dynamo', 'diffusers', 'gradio'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+    assert printed(code) == "[]"
 
 
 def test_the_page_comes_before_torch() -> None:
     code = "import sys, app; app.build_page(app.Runtime(default='nouns')); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+    assert printed(code) == "False"
 
 
 def test_no_pickles() -> None:
