@@ -97,6 +97,12 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def unfilled(kind: Callable[[Config], Network], config: Config) -> Network:
+    """A network whose weights are still to come."""
+    with torch.device("meta"), Unfilled():
+        return kind(config)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose configurations have been read and agree. Its weights are read by the `load_` methods."""
@@ -117,8 +123,7 @@ class Checkpoint:
         return self.transformer.sample_size * self.vqgan.scale_factor
 
     def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> UViT:
-        with torch.device("meta"), Unfilled():
-            network = UViT(self.transformer)
+        network = unfilled(UViT, self.transformer)
         return self._fill(network, "transformer", device, dtype)
 
     def load_vqgan(self, device: torch.device | str, dtype: torch.dtype, half: str | None = None) -> VQGAN:
@@ -126,8 +131,7 @@ class Checkpoint:
 
         The file is checked as a whole in any case.
         """
-        with torch.device("meta"), Unfilled():
-            network = VQGAN(self.vqgan)
+        network = unfilled(VQGAN, self.vqgan)
         names = dict(network.state_dict())
         if half is not None:
             network.keep(half)
@@ -138,8 +142,7 @@ class Checkpoint:
         return network.to(memory_format=torch.channels_last)
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-        with torch.device("meta"), Unfilled():
-            network = TextEncoder(self.text_encoder)
+        network = unfilled(TextEncoder, self.text_encoder)
         return self._fill(network, "text_encoder", device, dtype)
 
     def tokenizer(self) -> Tokenizer:
