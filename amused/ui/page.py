@@ -14,6 +14,7 @@ from ..runtime import Runtime
 from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
 from .following import keep_quiet
 from .settings import follow_adapters, follow_model
+from .uploads import GatedBlocks
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all that is not a run
@@ -27,7 +28,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     # Gradio makes a table of so many past events after each one, which nobody looks at.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    with gr.Blocks(title="aMUSEd", analytics_enabled=False) as page:
+    with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
         with gr.Tabs() as tabs:
