@@ -303,8 +303,12 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     keep(page, TEXT, 1)
     page.locator("#tray-discard").click()
     expect(page.locator("#tray-note")).to_contain_text("Nothing is kept")
+    for name in ("open", "compare", "discard", "single", "zip", "sheet"):
+        expect(page.locator(f"#tray-{name}")).to_be_hidden()
     page.locator("#tray-undo").click()
     expect(kept(page)).to_have_count(1)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
 
 
 def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:
