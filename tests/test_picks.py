@@ -237,11 +237,12 @@ def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: P
 # The seed, and the other tabs
 
 
-def test_the_seed_is_copied_and_stays(page: Page) -> None:
+def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     make(page, TEXT, "30-31", 2)
     pick(page, TEXT, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
-    part(page, TEXT, "copy-seed").click()
+    page.get_by_role("button", name="Use this seed", exact=True).click()
+    expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()

@@ -242,7 +242,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
                 attempts = count_slider(f"{task}-attempts")
             retouch = gr.Button("Draw the painted cells anew", elem_id=f"{task}-retouch")
         with gr.Row(elem_classes="deeds"):
-            copy = gr.Button("Copy seed", size="sm", min_width=90, elem_id=f"{task}-copy-seed")
+            use_seed = gr.Button("Use this seed", size="sm", min_width=110, elem_id=f"{task}-copy-seed")
             shared = build_copy_link(task)
             to_image = gr.Button("To Image to image", size="sm", min_width=130, elem_id=f"{task}-to-image")
             to_inpaint = gr.Button("To Inpaint", size="sm", min_width=90, elem_id=f"{task}-to-inpaint")
@@ -272,11 +272,11 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
         [*view.outputs(), note],
         **AT_ONCE,
     )
-    copy.click(
+    use_seed.click(
         lambda shot: [
             gr.Textbox(value=str(needed(shot).seed), interactive=True),
             False,
-            told(f"Seed {shot.seed} is the first seed now, and stays for the next runs"),
+            told(f"The next runs start from seed {shot.seed}"),
         ],
         shot,
         [panel.settings.seeds, panel.settings.random_seeds, note],
