@@ -237,11 +237,12 @@ def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: P
 # The seed, and the other tabs
 
 
-def test_the_seed_is_copied_and_stays(page: Page) -> None:
+def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     make(page, TEXT, "30-31", 2)
     pick(page, TEXT, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
-    part(page, TEXT, "copy-seed").click()
+    page.get_by_role("button", name="Use this seed", exact=True).click()
+    expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
@@ -303,8 +304,12 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     keep(page, TEXT, 1)
     page.locator("#tray-discard").click()
     expect(page.locator("#tray-note")).to_contain_text("Nothing is kept")
+    for name in ("open", "compare", "discard", "single", "zip", "sheet"):
+        expect(page.locator(f"#tray-{name}")).to_be_hidden()
     page.locator("#tray-undo").click()
     expect(kept(page)).to_have_count(1)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
 
 
 def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:

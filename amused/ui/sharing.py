@@ -7,7 +7,7 @@ was in it is shown as text only.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..links import MAX_METADATA, Shared, from_png_file, from_query, parse_json,
 from ..recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from ..runtime import Runtime
 from .run import Desk, Request, Run, connect, explain, sample
-from .settings import AT_ONCE, Panel, fill, read_recipe
+from .settings import AT_ONCE, Panel, fill, fill_model, read_recipe
 
 MAX_REMEMBERED = 30
 MAX_REMEMBERED_LENGTH = 4000  # of one recipe: the browser keeps a few megabytes in all
@@ -220,9 +220,14 @@ def wire(
     kept = gr.BrowserState([], storage_key="amused-kept", secret=SECRET)
     shaping = [part for panel in panels for part in panel.shaping]
     filled = [*card.outputs(), tabs, *shaping, *settings]
+    adapters = [panel.settings.adapter for panel in panels]
 
-    def put(read: Callable[[], Shared | None]) -> list[Any]:
-        """A recipe from outside into the page, or the reason why not into the card."""
+    def put(read: Callable[[], Shared | None], chosen: Sequence[Any]) -> list[Any]:
+        """A recipe from outside into the page, or the reason why not into the card.
+
+        It fills its own tab; the others take over its model, as only one is held in memory, and lose their adapter if
+        that does not fit. `chosen` are the tabs' adapters.
+        """
         skips = [gr.skip() for _ in [*shaping, *settings]]
         try:
             shared = read()
@@ -237,10 +242,13 @@ def wire(
         task = shared.recipe.first.task
         shapes: list[Any] = []
         values: list[Any] = []
-        for panel in panels:
-            shapes += panel.shape(shared.recipe.first) if panel.task == task else [gr.skip() for _ in panel.shaping]
-            ours = fill(shared.recipe)
-            values += ours if panel.task == task else [gr.skip() for _ in ours[:-1]] + ours[-1:]
+        for panel, adapter in zip(panels, chosen, strict=True):
+            if panel.task == task:
+                shapes += panel.shape(shared.recipe.first)
+                values += fill(shared.recipe)
+            else:
+                shapes += [gr.skip() for _ in panel.shaping]
+                values += fill_model(runtime, shared.recipe.model, adapter)
         replays = [gr.Button(visible=name == task) for name in card.replays]
         said = paragraphs(*describe(runtime, shared))
         return [gr.Column(visible=True), said, *replays, shared, gr.Tabs(selected=task), *shapes, *values]
@@ -248,7 +256,7 @@ def wire(
     def arrive(request: gr.Request, former: Any, recent: Any, kept: Any) -> list[Any]:
         """A reload, or a link: the link wins over what the browser remembers."""
         put_back = restored(runtime, panels, former)
-        from_link = put(lambda: from_request(request))
+        from_link = put(lambda: from_request(request), [put_back[settings.index(one)] for one in adapters])
         values = [mine if is_skip(theirs) else theirs for mine, theirs in zip(put_back, from_link[-len(settings) :])]
         return [*from_link[: -len(settings)], *values, choices(recent, kept)]
 
@@ -257,15 +265,22 @@ def wire(
     ).then(None, None, None, js=RESTORED_JS, **AT_ONCE)  # fmt: skip
     gr.on([part.change for part in settings], None, [remembered, *settings], remembered, js=REMEMBER_JS, **AT_ONCE)
 
-    restore.file.upload(lambda path: put(lambda: from_file(path)), restore.file, filled, **AT_ONCE)
+    restore.file.upload(
+        lambda path, *chosen: put(lambda: from_file(path), chosen), [restore.file, *adapters], filled, **AT_ONCE
+    )
     gr.on(
         [restore.button.click, restore.text.submit],
-        lambda text: put(lambda: from_text(text)),
-        restore.text,
+        lambda text, *chosen: put(lambda: from_text(text), chosen),
+        [restore.text, *adapters],
         filled,
         **AT_ONCE,
     )
-    restore.recent.input(lambda query: put(lambda: from_query(query or "")), restore.recent, filled, **AT_ONCE)
+    restore.recent.input(
+        lambda query, *chosen: put(lambda: from_query(query or ""), chosen),
+        [restore.recent, *adapters],
+        filled,
+        **AT_ONCE,
+    )
     for panel in panels:
         inputs = [] if panel.task == TEXT_TO_IMAGE else [*panel.own, *panel.settings.inputs()]
         replayed = partial(replay, runtime, panel)
