@@ -444,6 +444,21 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
     expect(prompt(page)).to_have_value("from a link")
 
 
+def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: str) -> None:
+    open_link(page, address, to_query(PLAIN))
+    before = page.evaluate("localStorage['amused-recent']")
+    GATE.open.clear()
+    try:
+        expect(replay(page)).to_contain_text("Starting")
+        page.get_by_role("tab", name="Inpaint").click()
+        part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+    finally:
+        GATE.open.set()
+    page.wait_for_function("before => localStorage['amused-recent'] !== before", arg=before)
+    open_restore(page)
+    assert [text.strip(" ✓\n") for text in remembered(page)] == ["a pixel art character · seed 8"]
+
+
 def test_what_the_browser_remembers_is_not_trusted(page: Page, address: str) -> None:
     for key in ("amused-settings", "amused-recent", "amused-kept"):
         page.add_init_script(f"localStorage.setItem('{key}', 'damaged')")

@@ -94,7 +94,7 @@ def build(runtime: Runtime, panel: Panel, sheet: gr.Image, own: list[Any], read:
     say = partial(say_before, runtime, task)
     told.value = say(*(part.value for part in [*axes, *asked]))
     inputs = [*axes, *asked]
-    follow([*(part.change for part in inputs), panel.result.run.change], say, inputs, [told])
+    follow([*(part.change for part in inputs), panel.result.ended.change], say, inputs, [told])
 
     def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
         yield from make(runtime, former, desk, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))

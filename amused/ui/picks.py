@@ -37,7 +37,7 @@ from .following import carry
 from .inputs import Carried, Drawing, DrawingInput
 from .run import Desk, Request, Run, Shot, bare, columns_for, connect, png_bytes, sample, save_file
 from .settings import AT_ONCE, RANDOM_SEEDS, Panel
-from .sharing import build_copy_link, link
+from .sharing import CopyLink, build_copy_link, link, offer_link
 
 TITLES = {
     TEXT_TO_IMAGE: "Text to image",
@@ -140,9 +140,13 @@ class Picked:
     varying: gr.Column
     touching: gr.Column
     mask: gr.DownloadButton
+    shared: CopyLink
 
     def outputs(self) -> list[Any]:
-        return [self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching, self.mask]
+        return [
+            self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching, self.mask,
+            *self.shared.outputs(),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -250,10 +254,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
             mask = gr.DownloadButton("Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file")
             close = gr.Button("Close", size="sm", min_width=70, elem_id=f"{task}-close")
         note = gr.HTML(padding=False, elem_id=f"{task}-note")
-    picked = Picked(result.place, shot, image, facts, note, varying, touching, mask)
-    shot.change(
-        lambda shot: link("", shot.recipe, shot.digest, shot.made) if shot else "", shot, shared.address, **AT_ONCE
-    )
+    picked = Picked(result.place, shot, image, facts, note, varying, touching, mask, shared)
 
     def pick(run: Run, event: gr.SelectData) -> list[Any]:
         shot = shot_at(run.shots, event.index)
@@ -337,7 +338,8 @@ def show_picked(shot: Shot) -> list[Any]:
     image = gr.Image(value=shot.path, label=f"Seed {shot.seed}")
     folded = gr.Column(visible=False)
     mask = gr.DownloadButton(value=shot.mask, visible=shot.mask is not None)
-    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded, mask]
+    copying = offer_link(link("", shot.recipe, shot.digest, shot.made))
+    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded, mask, *copying]
 
 
 def send(button: gr.Button, shot: gr.State, tabs: gr.Tabs, panel: Panel) -> None:

@@ -26,6 +26,7 @@ from ..recipe import Recipe
 from ..runtime import Finished, Runtime, Waiting, Working
 from ..turns import forget_frames
 from . import cache
+from .following import COUNT_JS
 from .settings import AT_ONCE, Panel
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,11 @@ class Desk:
 
 @dataclass(frozen=True)
 class Result:
-    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how."""
+    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how.
+
+    `ended` is a number that changes when a run has ended. It is for whatever follows a run: the change of a State is
+    not told to the browser by events with `queue=False` (Gradio 6.31), so nothing may wait for that of `run`.
+    """
 
     status: gr.HTML
     gallery: gr.Gallery
@@ -107,6 +112,7 @@ class Result:
     run: gr.State
     desk: gr.State
     tag: gr.State
+    ended: gr.Number
 
 
 def build_result(task: str, hint: str) -> Result:
@@ -124,7 +130,8 @@ def build_result(task: str, hint: str) -> Result:
         elem_classes="pictures",
     )
     place = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
-    return Result(status, gallery, place, gr.State(Run()), gr.State(Desk()), gr.State(True))
+    ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
+    return Result(status, gallery, place, gr.State(Run()), gr.State(Desk()), gr.State(True), ended)
 
 
 def wire(
@@ -178,6 +185,7 @@ def connect(
     # However a run ended, and even if it could not say so itself.
     for ended in (running.then, running.failure):
         ended(settle, [result.run, result.desk], [result.status, result.gallery, panel.stop], **AT_ONCE)
+        ended(None, None, result.ended, js=COUNT_JS, **AT_ONCE)
 
 
 Work = Callable[[Run, bool], Iterator[list[Any]]]

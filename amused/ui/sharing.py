@@ -29,6 +29,7 @@ MAX_REMEMBERED_LENGTH = 4000  # of one recipe: the browser keeps a few megabytes
 NO_RECIPE = "This holds no recipe: paste a link that was copied from this page."
 TITLES = {TEXT_TO_IMAGE: "Text to image", IMAGE_TO_IMAGE: "Image to image", INPAINT: "Inpaint"}
 
+COPY_LINK = "Copy link"
 COPY_JS = "(link) => window.amusedCopyLink(link)"
 # Settings are written down by the browser itself, and only after those of the last visit were put in place.
 REMEMBER_JS = "(former, ...values) => [window.amusedRestored ? values : former]"
@@ -60,19 +61,26 @@ def page_address(request: gr.Request) -> str:
 
 @dataclass(frozen=True)
 class CopyLink:
-    """A button, and the link it copies: whoever picks a picture sets `address` to `link(...)`."""
+    """A button, and the link it copies: the event that picks an image sets both by `offer_link`."""
 
     address: gr.Textbox
     button: gr.Button
 
+    def outputs(self) -> list[Any]:
+        return [self.address, self.button]
+
 
 def build_copy_link(elem_id: str, **look: Any) -> CopyLink:
     """A "Copy link" button. Where the browser forbids copying it shows the link instead, to be copied by hand."""
-    button = gr.Button("Copy link", elem_id=f"{elem_id}-copy-link", **{"size": "sm", "min_width": 110, **look})
+    button = gr.Button(COPY_LINK, elem_id=f"{elem_id}-copy-link", **{"size": "sm", "min_width": 110, **look})
     address = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link")
     button.click(None, address, [button, address], js=COPY_JS, **AT_ONCE)
-    address.change(None, None, button, js="() => ({ __type__: 'update', value: 'Copy link' })", **AT_ONCE)
     return CopyLink(address, button)
+
+
+def offer_link(address: str) -> list[Any]:
+    """Updates for `CopyLink.outputs()`."""
+    return [gr.Textbox(value=address, visible=False), gr.Button(COPY_LINK)]
 
 
 # Coming in
@@ -285,11 +293,9 @@ def wire(
         inputs = [] if panel.task == TEXT_TO_IMAGE else [*panel.own, *panel.settings.inputs()]
         replayed = partial(replay, runtime, panel)
         connect(panel, [card.replays[panel.task].click], replayed, [card.shared, *inputs], bring=panel.bring)
-        panel.result.run.change(
-            record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE
-        )  # fmt: skip
+        panel.result.ended.change(record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE)
         panel.result.status.change(None, panel.result.status, None, js=ANNOUNCE_JS, **AT_ONCE)
-    # By the gallery: the change of the tray itself reaches the page (Gradio 6.31) but starts nothing there.
+    # By the gallery: the browser does not hear that a State was changed by an event with `queue=False` (Gradio 6.31).
     kept_gallery.change(keep, [tray, recents, kept], [kept, restore.recent], **AT_ONCE)
 
 
