@@ -20,7 +20,7 @@ from surface import (
 import amused
 
 # The only names in this module that are not public: where a link's query and a PNG file's bytes are read and written.
-from amused.links import from_png_file, from_query, to_query
+from amused.recipe.links import from_png_file, from_query, to_query
 
 LINKS: dict[str, str] = fixture("links.json")
 SAVED: dict[str, Any] = fixture("recipes.json")

@@ -30,7 +30,10 @@ RECIPES: dict[str, tuple[amused.Recipe, list[str]]] = {
         [],
     ),
     "text, no guidance": (amused.Recipe("text_to_image", OWL, (15,), steps=3, guidance_scale=1.0), []),
-    "image": (amused.Recipe("image_to_image", FOX, (5, 6), steps=6, strength=0.7, width=128, height=128), ["robot.png"]),
+    "image": (
+        amused.Recipe("image_to_image", FOX, (5, 6), steps=6, strength=0.7, width=128, height=128),
+        ["robot.png"],
+    ),
     "image, padded": (
         amused.Recipe("image_to_image", BEAR, (2,), steps=5, strength=0.4, width=96, height=160, fit="pad"),
         ["rabbit.png"],

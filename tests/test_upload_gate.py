@@ -19,7 +19,7 @@ from fake import fake_runtime
 from PIL import Image
 
 from amused.errors import UserError
-from amused.images import read_bytes
+from amused.generation.images import read_bytes
 from amused.ui.page import build_page, launch_options
 from amused.ui.uploads import NOT_UPLOADED
 

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio import utils
 
-from ..errors import UserError
+from amused.errors import UserError
 
 NOT_UPLOADED = "This file was not uploaded to this page: upload it and try again."
 
