@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from amused.errors import CheckpointError, UserError
-from amused.recipe import Recipe
+from amused.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from amused.hub import Progress
-    from amused.pipeline import Amused, Picture, Step
+    from amused.checkpoints.hub import Progress
+    from amused.generation.pipeline import Amused, Picture, Step
 
 __version__ = "0.4.0"
 __all__ = ["Amused", "CheckpointError", "Picture", "Recipe", "Step", "UserError", "load"]
@@ -49,16 +49,16 @@ def load(
     """
     from pathlib import Path
 
-    from amused.hub import locate
-    from amused.pipeline import Amused
-    from amused.placement import place
+    from amused.checkpoints.hub import locate
+    from amused.generation.pipeline import Amused
+    from amused.generation.placement import place
 
     return Amused(locate(name_or_path, progress), place(device, dtype, quantize), Path(adapters) if adapters else None)
 
 
 def __getattr__(name: str) -> Any:
     if name in ("Amused", "Picture", "Step"):  # torch is imported only when something needs it
-        from amused import pipeline
+        from amused.generation import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

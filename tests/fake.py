@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from amused.pipeline import Picture, Step
-from amused.recipe import Recipe
-from amused.runtime import Choice, Finished, Runtime, Working
-from amused.turns import Progress, Waiting
+from amused.generation.pipeline import Picture, Step
+from amused.recipe.recipe import Recipe
+from amused.serving.runtime import Choice, Finished, Runtime, Working
+from amused.serving.scheduler import Progress, Waiting
 
 TRAITS = {
     "backgrounds": {"cool": "d5d7e1", "warm": "e1d7d5", "sky": "9cc8ee", "dark": "1f1d29"},

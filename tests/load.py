@@ -27,10 +27,10 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from amused.images import digest  # noqa: E402
-from amused.links import from_png_file  # noqa: E402
-from amused.recipe import IMAGE_TO_IMAGE, INPAINT, TASKS, TEXT_TO_IMAGE, Recipe  # noqa: E402
-from amused.turns import BUSY  # noqa: E402
+from amused.generation.images import digest  # noqa: E402
+from amused.recipe.links import from_png_file  # noqa: E402
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TASKS, TEXT_TO_IMAGE, Recipe  # noqa: E402
+from amused.serving.scheduler import BUSY  # noqa: E402
 
 PROMPT = "a pixel art character with square red glasses, a {}-shaped head on a {} background"
 HEADS, BACKGROUNDS = ("cow", "fox", "owl", "whale", "toaster", "cat", "rabbit"), ("blue", "warm", "cool", "grey")
@@ -171,7 +171,7 @@ def check(asked: list[Asked]) -> None:
 def check_alone(asked: list[Asked], model: str) -> int:
     """The pictures are those that a model alone gives; how many were compared."""
     import amused
-    from amused.pipeline import Picture
+    from amused.generation.pipeline import Picture
 
     alone = amused.load(model)
     texts = [one for one in asked if one.recipe.task == TEXT_TO_IMAGE]

@@ -75,8 +75,8 @@ def draw_picture(folder: Path, size: int) -> None:
 
 
 def ours(model: Path, options: argparse.Namespace, recipe: list[str]) -> float:
-    from amused.training.finetune import train
-    from amused.training.finetune_options import arguments
+    from amused.training.finetune.options import arguments
+    from amused.training.finetune.train import train
 
     output = options.work / "run"
     shutil.rmtree(output, ignore_errors=True)
@@ -99,7 +99,7 @@ def published(model: Path, options: argparse.Namespace, recipe: list[str]) -> fl
     from torch.utils.checkpoint import checkpoint
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-    from amused.images import to_tensor
+    from amused.generation.images import to_tensor
 
     part = {"variant": "fp16", "torch_dtype": torch.float32}
     text_encoder = CLIPTextModelWithProjection.from_pretrained(model, subfolder="text_encoder", **part)

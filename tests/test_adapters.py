@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
 import amused
-from amused import pipeline
-from amused.adapter_folder import CONFIG, WEIGHTS, list_adapters
-from amused.adapters import read_adapter
+from amused.checkpoints.adapters import CONFIG, WEIGHTS, list_adapters
+from amused.checkpoints.lora import read_adapter
 from amused.errors import UserError
-from amused.images import digest, load_picture
-from amused.links import from_json, from_query, to_json, to_query
-from amused.pipeline import Amused, Picture
-from amused.recipe import TEXT_TO_IMAGE, VARY, Recipe
-from amused.runtime import Choice, Runtime
+from amused.generation import pipeline
+from amused.generation.images import digest, load_picture
+from amused.generation.pipeline import Amused, Picture
+from amused.recipe.links import from_json, from_query, to_json, to_query
+from amused.recipe.recipe import TEXT_TO_IMAGE, VARY, Recipe
+from amused.serving.runtime import Choice, Runtime
 from amused.ui.page import build_page, launch_options
 from amused.ui.run import completed
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from amused.runtime import Runtime
+from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 
 CHROMIUM = "/usr/bin/chromium"

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint
 
-from amused import checkpoint as checkpoints
+from amused.checkpoints import checkpoint as checkpoints
+from amused.checkpoints.hub import locate
+from amused.checkpoints.save import save_checkpoint
 from amused.errors import CheckpointError, UserError
-from amused.hub import locate
 from amused.model.transformer import UViTConfig
-from amused.saving import save_checkpoint
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.fp16.safetensors"
 VQGAN = "vqvae/diffusion_pytorch_model.fp16.safetensors"

@@ -13,9 +13,9 @@ from PIL import Image
 from tiny import tiny_checkpoint
 
 import amused
-import amused.pipeline
-from amused import sampling
+import amused.generation.pipeline
 from amused.errors import UserError
+from amused.generation import sampling
 from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
 from amused.model.transformer import Attention, attend
@@ -260,7 +260,7 @@ def test_pictures_are_the_same_before_and_after_weights_are_packed(tmp_path, mon
     first, second = (packed.text_to_image(PROMPT, seeds=[1, 2], steps=2) for _ in range(2))
     weights = [parameter.is_mkldnn for parameter in packed._network.parameters()]
     assert any(weights) == can_pack(packed.device, packed.dtype) and not all(weights)
-    monkeypatch.setattr(amused.pipeline, "can_pack", lambda device, dtype: False)
+    monkeypatch.setattr(amused.generation.pipeline, "can_pack", lambda device, dtype: False)
     plain = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
     assert first == second == plain.text_to_image(PROMPT, seeds=[1, 2], steps=2)
 

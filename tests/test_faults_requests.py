@@ -18,9 +18,9 @@ from fake import fake_runtime, sampled
 from PIL import Image
 from test_image_tools import HOSTILE, odd_pictures, saved
 
-from amused.images import digest
-from amused.links import from_png_file, from_query, to_query
-from amused.recipe import TEXT_TO_IMAGE, Recipe
+from amused.generation.images import digest
+from amused.recipe.links import from_png_file, from_query, to_query
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.ui.page import build_page, launch_options
 
 GOOD = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))

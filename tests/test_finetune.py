@@ -26,14 +26,16 @@ from tiny import tiny_checkpoint
 from transformers import CLIPTextModelWithProjection
 
 import amused
-from amused.adapters import merged, read_adapter
+from amused.checkpoints.hub import locate
+from amused.checkpoints.lora import merged, read_adapter
 from amused.errors import UserError
-from amused.hub import locate
 from amused.model.vqgan import VQGAN
-from amused.training import finetune, finetune_data, finetune_model
-from amused.training.finetune_data import Batches, Pictures, read_dataset, read_folder
-from amused.training.finetune_model import Average, HalfLinear, Trainee, keep_half
-from amused.training.finetune_options import arguments
+from amused.training.finetune import data as finetune_data
+from amused.training.finetune import model as finetune_model
+from amused.training.finetune import train as finetune
+from amused.training.finetune.data import Batches, Pictures, read_dataset, read_folder
+from amused.training.finetune.model import Average, HalfLinear, Trainee, keep_half
+from amused.training.finetune.options import arguments
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red cat", "a blue dog", "hat"]

@@ -17,11 +17,11 @@ import torch
 from test_checkpoint import CPU, FLOAT, TRANSFORMER, VQGAN, load, refused
 from tiny import tiny_checkpoint
 
-from amused import hub as hubs
-from amused.catalog import PUBLISHED
-from amused.checkpoint import REQUIRED_FILES, WEIGHTS, weight_files
+from amused.checkpoints import hub as hubs
+from amused.checkpoints.catalog import PUBLISHED
+from amused.checkpoints.checkpoint import REQUIRED_FILES, WEIGHTS, weight_files
+from amused.checkpoints.hub import locate
 from amused.errors import UserError
-from amused.hub import locate
 
 
 @pytest.fixture(scope="module")

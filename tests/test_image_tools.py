@@ -19,13 +19,16 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
-from amused.images import digest, load_mask, load_picture
+from amused.generation.images import digest, load_mask, load_picture
 from amused.limits import MAX_PICTURE_BYTES
-from amused.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
-from amused.runtime import Choice, Runtime
-from amused.ui import grid_panel, image_tab, inpaint_tab, mask_tools, prompts
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
+from amused.serving.runtime import Choice, Runtime
+from amused.ui import mask_tools, prompts
 from amused.ui.inputs import Carried, Drawing, DrawingInput, Sent
 from amused.ui.page import build_page, launch_options
+from amused.ui.tabs import grid as grid_panel
+from amused.ui.tabs import image as image_tab
+from amused.ui.tabs import inpaint as inpaint_tab
 
 __all__ = ["browser"]  # a fixture
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from amused.errors import UserError
-from amused.images import composite, fit, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.generation.images import composite, fit, load_mask, load_picture, to_image, to_tensor, token_mask
 from amused.limits import MAX_PICTURE_BYTES
 
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from fake import fake_runtime, sampled
 
-from amused.images import digest
-from amused.recipe import TEXT_TO_IMAGE, Recipe
-from amused.runtime import Finished, Runtime, Visit
-from amused.turns import BUSY, Turn
+from amused.generation.images import digest
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
+from amused.serving.runtime import Finished, Runtime, Visit
+from amused.serving.scheduler import BUSY, Turn
 from amused.ui.page import build_page, launch_options
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from test_exactness import Reference, results
 
 import amused
-from amused.catalog import BUNDLED
-from amused.training.nouns_data import (
+from amused.checkpoints.catalog import BUNDLED
+from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
     Noun,

@@ -20,10 +20,10 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.limits import LIMITS
-from amused.recipe import TEXT_TO_IMAGE, Recipe
-from amused.runtime import Runtime
-from amused.ui import owner
-from amused.ui.cache import YOUNG_SECONDS, choose_folder, save, sweep
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
+from amused.serving import metrics_route
+from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
+from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 from amused.ui.run import png_bytes
 
@@ -153,7 +153,7 @@ def runtime() -> Runtime:
 def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv(owner.VARIABLE, TOKEN)
+        patch.setenv(metrics_route.VARIABLE, TOKEN)
         page = build_page(runtime)
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options(runtime))
         yield url
@@ -177,9 +177,9 @@ def test_nobody_else_sees_them(address: str, header: str | None) -> None:
 
 
 def test_without_a_token_there_is_no_such_page(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(owner.VARIABLE, raising=False)
+    monkeypatch.delenv(metrics_route.VARIABLE, raising=False)
     assert launch_options(runtime)["app_kwargs"] == {"routes": []}
-    monkeypatch.setenv(owner.VARIABLE, "short")
+    monkeypatch.setenv(metrics_route.VARIABLE, "short")
     with pytest.raises(UserError, match="at least 16 characters"):
         launch_options(runtime)
 
@@ -190,7 +190,7 @@ def test_without_a_token_there_is_no_such_page(runtime: Runtime, monkeypatch: py
 def test_the_launch_serves_this_machine_alone_and_nothing_but_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     import app
 
-    for name in ("AMUSED_HOST", "AMUSED_PORT", "AMUSED_SHARE", "AMUSED_MODEL", owner.VARIABLE):
+    for name in ("AMUSED_HOST", "AMUSED_PORT", "AMUSED_SHARE", "AMUSED_MODEL", metrics_route.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     flags = app.parse_flags([])
     assert (flags.host, flags.port, flags.share, flags.model) == (None, None, False, None)

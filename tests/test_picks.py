@@ -30,9 +30,9 @@ from test_browser import (
     tiles,
 )
 
-from amused.images import digest
-from amused.links import Shared, from_json, from_png, from_query, to_query
-from amused.runtime import Finished, Runtime
+from amused.generation.images import digest
+from amused.recipe.links import Shared, from_json, from_png, from_query, to_query
+from amused.serving.runtime import Finished, Runtime
 from amused.ui.page import build_page, launch_options
 
 TEXT = "text_to_image"

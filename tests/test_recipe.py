@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from amused.errors import UserError
-from amused.links import from_json, from_png, from_query, png_info, to_json, to_query
-from amused.recipe import MAX_SEEDS, Recipe, parse_seeds
+from amused.recipe.links import from_json, from_png, from_query, png_info, to_json, to_query
+from amused.recipe.recipe import MAX_SEEDS, Recipe, parse_seeds
 
 PLAIN = Recipe("text_to_image", "a cat", (8,))
 RECIPES = [

@@ -12,8 +12,8 @@ import pytest
 from fake import FakeModel, fake_runtime
 
 from amused.errors import UserError
-from amused.recipe import TEXT_TO_IMAGE, Recipe
-from amused.runtime import Choice, Runtime
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
+from amused.serving.runtime import Choice, Runtime
 from amused.ui.run import FAILED, MAX_WAITING_RUNS, OUT_OF_MEMORY, Desk, Run, explain, sample
 
 

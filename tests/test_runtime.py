@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from fake import FakeModel, fake_runtime, sampled
 
-from amused import runtime as runtimes
-from amused import turns
 from amused.errors import UserError
-from amused.recipe import TEXT_TO_IMAGE, Recipe
-from amused.runtime import Choice, Finished, Runtime, Working
-from amused.turns import BUSY, Progress, Waiting
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
+from amused.serving import runtime as runtimes
+from amused.serving import scheduler
+from amused.serving.runtime import Choice, Finished, Runtime, Working
+from amused.serving.scheduler import BUSY, Progress, Waiting
 
 CHOICES = [Choice("nouns", "small"), Choice("amused-256", "large", "1.6 GB")]
 
@@ -171,7 +171,7 @@ def test_runs_at_the_same_time_get_their_own_pictures_in_turns() -> None:
 
 def test_two_models_are_taken_in_turns_of_patience_and_never_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of each in turn would load a model for each; waiting for the end of a sweep would take for ever."""
-    monkeypatch.setattr(turns, "PATIENCE", 0.2)
+    monkeypatch.setattr(scheduler, "PATIENCE", 0.2)
     order = Order()
     runtime = runtime_of(order.load)
     slow = threading.Event()
@@ -366,7 +366,7 @@ def test_previews_come_during_a_picture_and_do_not_dominate() -> None:
 def test_each_request_has_a_line_in_the_log_and_no_prompt(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "amused.counters")
+    caplog.set_level(logging.INFO, "amused.serving.metrics")
     runtime = fake_runtime()
     make(runtime, recipe("a secret\nfox", seeds=2))
     with pytest.raises(UserError), runtime.visit() as visit:

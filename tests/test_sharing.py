@@ -24,10 +24,10 @@ from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from amused.errors import UserError
-from amused.images import digest, load_picture
-from amused.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
-from amused.recipe import Recipe
-from amused.runtime import Runtime
+from amused.generation.images import digest, load_picture
+from amused.recipe.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
+from amused.recipe.recipe import Recipe
+from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 from amused.ui.sharing import from_text, link
 

@@ -9,10 +9,10 @@ import zipfile
 import pytest
 from PIL import Image
 
-from amused.axes import NONE, expand
 from amused.errors import UserError
-from amused.recipe import Recipe
-from amused.sheets import bundle, grid, sheet
+from amused.generation.contact_sheet import bundle, grid, sheet
+from amused.recipe.grid import NONE, expand
+from amused.recipe.recipe import Recipe
 
 RECIPE = Recipe("text_to_image", "a cow on a red field", (7, 8))
 

@@ -54,7 +54,7 @@ def GPU(task, duration):
 SCRIPT = """
 import json, os, sys, threading
 from PIL import Image
-import amused.checkpoint as checkpoint
+import amused.checkpoints.checkpoint as checkpoint
 reads = []
 read_weights = checkpoint.read_weights
 def counted(path, *rest):
@@ -104,8 +104,8 @@ print(json.dumps(dict(
 def test_the_way_through_zero_gpu(tmp_path: Path) -> None:
     """Each run in a process of its own, which gets the loaded model and gives back what any process can use."""
     import amused
-    from amused.pipeline import Picture
-    from amused.recipe import Recipe
+    from amused.generation.pipeline import Picture
+    from amused.recipe.recipe import Recipe
 
     folder = tiny_checkpoint(tmp_path / "tiny")
     Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).save(tmp_path / "picture.png")
@@ -159,7 +159,7 @@ def test_the_configuration_is_complete_and_names_what_the_project_uses() -> None
 
 @pytest.mark.parametrize(("steps", "pictures", "seconds"), [(1, 1, 15), (12, 4, 20), (12, 64, 92), (100, 64, 120)])
 def test_a_shared_gpu_is_asked_for_as_long_as_the_request_takes(steps: int, pictures: int, seconds: int) -> None:
-    from amused.recipe import TEXT_TO_IMAGE, Recipe
-    from amused.runtime import gpu_seconds
+    from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
+    from amused.serving.runtime import gpu_seconds
 
     assert gpu_seconds(Recipe(TEXT_TO_IMAGE, "a", tuple(range(pictures)), steps=steps), None, None) == seconds

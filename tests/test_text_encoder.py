@@ -14,12 +14,12 @@ from tiny import tiny_text_encoder
 from tokenizers import AddedToken
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from amused.adapters import LowRank, merged
 from amused.benchmark.weights import CLIP_L, WORDS, byte_tokenizer
-from amused.catalog import BUNDLED
+from amused.checkpoints.catalog import BUNDLED
+from amused.checkpoints.lora import LowRank, merged
 from amused.model.text_encoder import TextConfig, TextEncoder, initialize
-from amused.tokenizer import END, ROLES, START, Tokenizer
-from amused.training.finetune_model import add_adapter, changes, recompute
+from amused.model.tokenizer import END, ROLES, START, Tokenizer
+from amused.training.finetune.model import add_adapter, changes, recompute
 
 SMALL = TextConfig(
     vocab_size=300,

@@ -11,8 +11,8 @@ from test_exactness import grid_mask, picture
 from tiny import tiny_checkpoint
 
 import amused
-from amused.images import digest
-from amused.links import from_query, to_query
+from amused.generation.images import digest
+from amused.recipe.links import from_query, to_query
 
 PARENT = amused.Recipe("text_to_image", "a red cat", (8,), steps=4, model="tokens", width=128, height=64)
 

@@ -16,7 +16,7 @@ from test_exactness import PROMPT, Reference, grid_mask, picture
 
 import amused
 from amused.benchmark.weights import SIZES, random_checkpoint
-from amused.recipe import Recipe
+from amused.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module", params=SIZES)

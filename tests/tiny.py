@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from amused.benchmark.weights import WORDS, byte_tokenizer, scale_logits
+from amused.checkpoints.save import save_checkpoint
 from amused.model.text_encoder import TextConfig, TextEncoder, initialize
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
-from amused.saving import save_checkpoint
 
 CODEBOOK = 64
 MASK_TOKEN_ID = 79

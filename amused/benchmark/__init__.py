@@ -1,1 +1,0 @@
-"""How fast this is, and how that compares: `python -m amused.benchmark --help`."""

@@ -17,11 +17,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import startup
-from .report import chart, table
-from .rows import ROWS, Row
-from .sides import Side, take_turns
-from .weights import SIZES, random_checkpoint
+from amused.benchmark import startup
+from amused.benchmark.report import chart, table
+from amused.benchmark.rows import ROWS, Row
+from amused.benchmark.sides import Side, take_turns
+from amused.benchmark.weights import SIZES, random_checkpoint
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     if find_spec("diffusers") is None:
         sys.exit("This compares with diffusers: pip install -r tests/requirements.txt, and try again.")
 
-    from ..placement import place
+    from amused.generation.placement import place
 
     options.work.mkdir(parents=True, exist_ok=True)
     results = options.results or options.work / "results.json"
@@ -64,7 +64,7 @@ def measure(row: Row, options: argparse.Namespace, device: str, best: str) -> di
     if row.kind == "page":
         return startup.first_page(options.repeats)
     if row.kind == "limit":
-        from .limit import products
+        from amused.benchmark.limit import products
 
         return products(checkpoint(options, row.size), best)
     if row.size is None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import amused
-from amused.recipe import Recipe
+from amused.recipe.recipe import Recipe
 
 REPEATS = 5
 

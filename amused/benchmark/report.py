@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .rows import ROWS
+from amused.benchmark.rows import ROWS
 
 Measured = Mapping[str, Mapping[str, Any]]
 

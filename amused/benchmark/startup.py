@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .sides import Side, summary
+from amused.benchmark.sides import Side, summary
 
 ROOT = Path(__file__).parents[2]
 EMPTY_PAGE = """import gradio

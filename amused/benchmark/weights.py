@@ -10,11 +10,11 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
+from amused.checkpoints.save import save_checkpoint
 from amused.model.text_encoder import TextConfig, TextEncoder, initialize
+from amused.model.tokenizer import END, START, WORD_END, Tokenizer
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
-from amused.saving import save_checkpoint
-from amused.tokenizer import END, START, WORD_END, Tokenizer
 
 LOGITS_STD = 2.0
 LEVELS = 5

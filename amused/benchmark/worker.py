@@ -92,7 +92,7 @@ def compile_layers() -> None:
     """Have torch compile the layers that repeat: each kind once, which takes seconds, and is kept on disk."""
     import torch
 
-    from amused import pipeline
+    from amused.generation import pipeline
     from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
 
     pipeline.can_pack = lambda *_: False  # the compiler lays weights out itself

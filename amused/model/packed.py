@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import UViT
+from amused.model.transformer import UViT
 
 USES = 4  # of a layer before it is worth it
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .packed import run_at_every_step
-from .transformer import UViT
+from amused.model.packed import run_at_every_step
+from amused.model.transformer import UViT
 
 LARGEST = 127  # of a symmetric signed byte
 OFFSET = 128  # what the processor's units multiply is an unsigned byte by a signed one

@@ -1,1 +1,0 @@
-"""Training: data, recipe and scoring of the bundled checkpoint. Nothing here is needed to run the demo."""

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 import amused
-from amused.training.nouns_data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
-from amused.training.nouns_scores import trait_scores
+from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
+from amused.training.nouns.scores import trait_scores
 
 TASKS = ("text_to_image", "image_to_image", "inpaint")
 

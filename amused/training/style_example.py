@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 
 import amused
-from amused.training import finetune
-from amused.training.finetune_options import arguments
-from amused.training.nouns_data import Noun, Nouns, Vocabulary, caption, fetch_assets
+from amused.training.finetune import train as finetune
+from amused.training.finetune.options import arguments
+from amused.training.nouns.data import Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.score_nouns import art, upscale
 
 COLOURS = ("2b2834", "9f21a0", "fd8b5b", "f5e08c")

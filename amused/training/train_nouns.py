@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from amused.checkpoints.save import save_checkpoint
 from amused.model.vqgan import VQGAN
-from amused.saving import save_checkpoint
-from amused.training.muon import Muon
-from amused.training.nouns_data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns_model import Batches, TextToTokens, losses, raw_art, sample_tokens
-from amused.training.nouns_scores import trait_scores
-from amused.training.nouns_text import new_text_encoder, write_tokenizer
-from amused.training.nouns_vqgan import CONFIG as VQGAN_CONFIG
-from amused.training.nouns_vqgan import new_vqgan, train_decoder
+from amused.training.finetune.muon import Muon
+from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
+from amused.training.nouns.model import Batches, TextToTokens, losses, raw_art, sample_tokens
+from amused.training.nouns.scores import trait_scores
+from amused.training.nouns.text import new_text_encoder, write_tokenizer
+from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
+from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
 
 def arguments() -> argparse.Namespace:

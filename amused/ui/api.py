@@ -10,14 +10,14 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import UserError
-from ..images import load_mask, load_picture
-from ..links import Shared, to_query
-from ..recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
-from ..runtime import Finished, Runtime
-from .inputs import NO_PICTURE, NameInput, PictureInput, Raw
-from .run import SAMPLING, Request, Shot, completed, explain, finished
-from .sharing import checked, from_text
+from amused.errors import UserError
+from amused.generation.images import load_mask, load_picture
+from amused.recipe.links import Shared, to_query
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
+from amused.serving.runtime import Finished, Runtime
+from amused.ui.inputs import NO_PICTURE, NameInput, PictureInput, Raw
+from amused.ui.run import SAMPLING, Request, Shot, completed, explain, finished
+from amused.ui.sharing import checked, from_text
 
 Tiles = list[tuple[str, str]]  # a file and its caption, "seed 8"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..runtime import Runtime
-from . import prompts
-from .run import save_file
-from .settings import AT_ONCE, Panel, slide
+from amused.serving.runtime import Runtime
+from amused.ui import prompts
+from amused.ui.run import save_file
+from amused.ui.settings import AT_ONCE, Panel, slide
 
 Fill = Callable[[str, str | None], list[Any]]  # files of a picture and of a mask, to updates of a tab's own inputs
 

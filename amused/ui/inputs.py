@@ -1,4 +1,4 @@
-"""Gradio's picture inputs without their own decoding: the bytes a visitor sends are judged by `amused.images` alone.
+"""Gradio's picture inputs without their own decoding: the bytes a visitor sends are judged by `images` alone.
 
 Gradio opens pictures before a handler runs, goes by the file's name, and answers a bad one with a traceback.
 """
@@ -20,10 +20,10 @@ from gradio.components.image_editor import EditorData
 from gradio.data_classes import ImageData
 from PIL import Image, ImageChops
 
-from ..errors import UserError
-from ..images import load_mask, load_picture, upright
-from ..limits import MAX_PICTURE_BYTES
-from . import cache
+from amused.errors import UserError
+from amused.generation.images import load_mask, load_picture, upright
+from amused.limits import MAX_PICTURE_BYTES
+from amused.serving import file_cache
 
 Raw = Path | bytes
 
@@ -100,7 +100,7 @@ class Sent:
             return  # a composite, which nobody needs
         if len(name) > self.NAME or len(content) > MAX_PICTURE_BYTES:
             return  # no editor sends it
-        path = Path(cache.save(content, "drawn.png"))
+        path = Path(file_cache.save(content, "drawn.png"))
         with self._lock:
             self._drawings.setdefault(name, {})[layer] = path
             self._drawings.move_to_end(name)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageDraw
 
-from ..errors import UserError
-from ..images import fit, fit_mask, load_mask, square_around, token_mask
-from ..recipe import SIDE_MULTIPLE, Recipe, number
-from .inputs import NOTHING_PAINTED, Drawing, Raw
+from amused.errors import UserError
+from amused.generation.images import fit, fit_mask, load_mask, square_around, token_mask
+from amused.recipe.recipe import SIDE_MULTIPLE, Recipe, number
+from amused.ui.inputs import NOTHING_PAINTED, Drawing, Raw
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from ..limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
-from ..runtime import Runtime
-from . import api, cache, image_tab, inpaint_tab, owner, picks, sharing, text_tab
-from .following import keep_quiet
-from .settings import follow_adapters, follow_model
+from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
+from amused.serving import file_cache, metrics_route
+from amused.serving.runtime import Runtime
+from amused.ui import api, gallery_actions, sharing
+from amused.ui.settings import follow_adapters, follow_model
+from amused.ui.sync import keep_quiet
+from amused.ui.tabs import image as image_tab
+from amused.ui.tabs import inpaint as inpaint_tab
+from amused.ui.tabs import text as text_tab
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all that is not a run
@@ -23,7 +27,7 @@ HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
 
 def build_page(runtime: Runtime) -> gr.Blocks:
     """The whole page. Loads no model: what it offers is known from the runtime's choices."""
-    cache.choose_folder()
+    file_cache.choose_folder()
     # Gradio makes a table of so many past events after each one, which nobody looks at.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
@@ -34,11 +38,11 @@ def build_page(runtime: Runtime) -> gr.Blocks:
             panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         follow_model(runtime, panels)
         follow_adapters(runtime, panels, page)
-        kept = picks.build(runtime, tabs, panels)
+        kept = gallery_actions.build(runtime, tabs, panels)
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
     keep_quiet(page)
-    cache.sweep_behind(page)
+    file_cache.sweep_behind(page)
     # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
 
@@ -52,7 +56,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         UserError: it does so in a way that is not safe.
     """
     return {
-        "app_kwargs": {"routes": owner.routes(runtime)} if runtime is not None else None,
+        "app_kwargs": {"routes": metrics_route.routes(runtime)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],

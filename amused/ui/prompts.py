@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 
 FOLDER = Path(__file__).parents[2] / "examples"
 COUNT = 3

@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..errors import UserError
-from ..images import digest
-from ..links import png_info
-from ..recipe import Recipe
-from ..runtime import Finished, Runtime, Waiting, Working
-from ..turns import forget_frames
-from . import cache
-from .settings import AT_ONCE, Panel
+from amused.errors import UserError
+from amused.generation.images import digest
+from amused.recipe.links import png_info
+from amused.recipe.recipe import Recipe
+from amused.serving import file_cache
+from amused.serving.runtime import Finished, Runtime, Waiting, Working
+from amused.serving.scheduler import forget_frames
+from amused.ui.settings import AT_ONCE, Panel
 
 log = logging.getLogger(__name__)
 
@@ -367,7 +367,7 @@ def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -
 
 
 def save_file(content: bytes, name: str) -> str:
-    return cache.save(content, name)
+    return file_cache.save(content, name)
 
 
 def save_preview(image: Image.Image) -> str:

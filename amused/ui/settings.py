@@ -14,8 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..links import join_ranges
-from ..recipe import (
+from amused.recipe.links import join_ranges
+from amused.recipe.recipe import (
     MAX_ADAPTER_STRENGTH,
     MAX_GUIDANCE_SCALE,
     MAX_SEEDS,
@@ -25,9 +25,9 @@ from ..recipe import (
     parse_seeds,
     whole,
 )
-from ..runtime import Runtime
-from . import prompts
-from .inputs import NameInput
+from amused.serving.runtime import Runtime
+from amused.ui import prompts
+from amused.ui.inputs import NameInput
 
 # Of events that only change the page: they never wait behind a picture that is being made.
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -16,13 +16,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..errors import UserError
-from ..images import digest, read_bytes
-from ..links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
-from ..recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
-from ..runtime import Runtime
-from .run import Desk, Request, Run, connect, explain, sample
-from .settings import AT_ONCE, Panel, fill, read_recipe
+from amused.errors import UserError
+from amused.generation.images import digest, read_bytes
+from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
+from amused.serving.runtime import Runtime
+from amused.ui.run import Desk, Request, Run, connect, explain, sample
+from amused.ui.settings import AT_ONCE, Panel, fill, read_recipe
 
 MAX_REMEMBERED = 30
 MAX_REMEMBERED_LENGTH = 4000  # of one recipe: the browser keeps a few megabytes in all

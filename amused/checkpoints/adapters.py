@@ -1,0 +1,129 @@
+"""The folder of adapters that the page's owner names: which can be chosen, where one lies, what its digest is.
+
+An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`, or a finished run of fine-tuning that
+holds one; what it changes of the text encoder lies in a folder of that name within. Reads no weights and imports
+nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from amused.errors import CheckpointError, UserError
+from amused.recipe.recipe import ADAPTER_NAME, Recipe
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+TRANSFORMER, TEXT_ENCODER = PARTS = ("transformer", "text_encoder")
+FINISHED = "adapter"  # where fine-tuning leaves one within its output folder
+
+MAX_ADAPTERS = 200
+MAX_CONFIG_BYTES = 1_000_000
+MAX_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An adapter that can be chosen. `base`: the model that it was made for, where it says so."""
+
+    name: str
+    digest: str
+    base: str | None
+
+    def fits(self, model: str) -> bool:
+        """Whether it says of itself that it is for this model; "owner/name" and a folder go by their last part."""
+        return self.base is None or self.base.rstrip("/").rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]
+
+
+def list_adapters(folder: Path | None) -> list[Listed]:
+    """The usable adapters of a folder, by name; whatever else is in it is left out."""
+    if folder is None or not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(folder.iterdir())[:MAX_ADAPTERS]:
+        try:
+            place = find_adapter(folder, path.name)
+            found.append(Listed(path.name, digest_of(place), base_of(read_config(place))))
+        except (UserError, OSError):
+            continue
+    return found
+
+
+def find_adapter(folder: Path | None, name: str) -> Path:
+    """Where an adapter lies.
+
+    Raises:
+        UserError: there is none of that name within the folder.
+    """
+    if folder is not None and ADAPTER_NAME.fullmatch(name):
+        inside = folder.resolve()
+        for place in (folder / name, folder / name / FINISHED):
+            files = files_of(place)
+            if set(files[:2]) == {place / CONFIG, place / WEIGHTS} and all(
+                file.resolve().is_relative_to(inside) and file.stat().st_size <= MAX_BYTES for file in files
+            ):
+                return place
+    raise UserError(f"There is no adapter {name} here: choose one that is listed.")
+
+
+def files_of(place: Path) -> list[Path]:
+    files = [part / file for part in (place, place / TEXT_ENCODER) for file in (CONFIG, WEIGHTS)]
+    return [file for file in files if file.is_file()]
+
+
+def digest_of(place: Path) -> str:
+    """16 hexadecimal digits that change with anything that the adapter does."""
+    digest = hashlib.sha256()
+    for file in files_of(place):
+        about = file.stat()
+        digest.update(file_digest(file, about.st_size, about.st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4 * MAX_ADAPTERS)
+def file_digest(file: Path, size: int, changed: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    path = place / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{CONFIG} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB.")
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{CONFIG} cannot be read.") from error
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{CONFIG} is not valid JSON.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{CONFIG} is not a JSON object.")
+    return config
+
+
+def base_of(config: dict[str, Any]) -> str | None:
+    base = config.get("base_model_name_or_path")
+    return base if isinstance(base, str) and len(base) <= 100 else None
+
+
+def with_digests(folder: Path | None, recipe: Recipe) -> Recipe:
+    """The recipe with the digests of its adapters, that of the picture it goes on from too.
+
+    Raises:
+        UserError: an adapter is not here, or is not the one that the recipe was made with.
+    """
+    if recipe.parent is not None:
+        recipe = replace(recipe, parent=with_digests(folder, recipe.parent))
+    if recipe.adapter is None:
+        return recipe
+    found = digest_of(find_adapter(folder, recipe.adapter))
+    if recipe.adapter_digest not in (None, found):
+        raise UserError(f"The adapter {recipe.adapter} is not the one that the recipe was made with: get that one.")
+    return replace(recipe, adapter_digest=found)

@@ -1,0 +1,162 @@
+"""Where a checkpoint comes from: the ones in this package, a folder, or a repository on the Hugging Face hub.
+
+Knows the hub's client, its cache and all that can go wrong with a download; what a
+checkpoint holds it leaves to `amused.checkpoints.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amused.checkpoints import catalog
+from amused.checkpoints.catalog import PUBLISHED, Published, bundled_names
+from amused.checkpoints.checkpoint import REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
+from amused.errors import CheckpointError, UserError
+
+LEFTOVER_SECONDS = 3600
+
+Progress = Callable[[str, int, int], None]
+"""Called while a file is downloaded: its name inside the checkpoint, bytes so far, bytes in all."""
+
+
+def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
+    """Find a checkpoint and check its configurations, without reading weights.
+
+    Args:
+        name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
+            of a repository on the hub ("owner/name").
+        progress: told of downloads, from the thread that downloads.
+    """
+    if isinstance(name_or_path, Path):
+        if not name_or_path.is_dir():
+            raise UserError("There is no such folder of a model.")
+        return read_checkpoint(name_or_path, name_or_path.resolve().name)
+    name = name_or_path
+    if not isinstance(name, str):
+        raise UserError("A model is chosen by its name.")
+    if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (catalog.BUNDLED / name).is_dir():
+        return read_checkpoint(catalog.BUNDLED / name, name)
+    if name in PUBLISHED:
+        return fetch_checkpoint(name, PUBLISHED[name], progress)
+    if is_folder(name):
+        return read_checkpoint(Path(name), Path(name).resolve().name)
+    if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
+        return fetch_checkpoint(name, Published(repo=name, revision="main", download="1.6 GB"), progress)
+    raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
+
+
+def is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (ValueError, OSError):  # NUL, surrogates, longer than a path may be
+        return False
+
+
+def fetch_checkpoint(name: str, source: Published, progress: Progress | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
+    except Exception as error:  # whatever the network, the disk and the hub can come up with
+        raise explain_download(error, name, source.download) from error
+    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
+    clear_leftovers(folder.parent.parent / "blobs")
+    # The folder is named by its commit: weights and configurations are of one version even if a branch moves on.
+    pinned = replace(source, revision=folder.name)
+    return read_checkpoint(folder, name, fetch=lambda file: download_file(file, name, pinned, progress))
+
+
+def clear_leftovers(blobs: Path) -> None:
+    """Remove what killed downloads have left: the hub's library does not use it again, and it can be gigabytes."""
+    for file in blobs.glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:  # nobody writes to it any more
+                file.unlink()
+
+
+def download_file(file: str, name: str, source: Published, progress: Progress | None) -> bool:
+    """Download a file next to the ones already there; False if the repository has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    bar = progress_bar(file, progress) if progress else None
+    try:
+        hf_hub_download(source.repo, file, revision=source.revision, tqdm_class=bar)
+    except RemoteEntryNotFoundError:
+        return False
+    except Exception as error:
+        raise explain_download(error, name, source.download) from error
+    return True
+
+
+def progress_bar(file: str, progress: Progress) -> type:
+    """The hub's library reports through a subclass of tqdm only: make one that draws nothing and tells `progress`."""
+    from tqdm import tqdm
+
+    class Nowhere:
+        def write(self, text: str) -> None: ...
+
+        def flush(self) -> None: ...
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "file": Nowhere(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            result = super().update(n)
+            progress(file, int(self.n), int(self.total or 0))
+            return result
+
+        # With these two the library does not open a second bar for the bytes on the wire.
+        def update_transfer(self, n: float | None = 1) -> None: ...
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
+
+    return Bar
+
+
+def explain_download(error: BaseException, name: str, download: str | None) -> UserError:
+    """Turn what went wrong with a download into a sentence that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
+    errnos = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(f"The model {name} asks for its terms to be accepted on huggingface.co first.")
+    if any(isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)) for cause in causes):
+        return UserError(f"The hub has no model {name}: check the spelling.")
+    if 429 in statuses:
+        return UserError(f"The hub has had too many requests and refuses {name} for now: try again in a few minutes.")
+    if errno.ENOSPC in errnos or errno.EDQUOT in errnos:
+        space = f"about {download}" if download else "some space"
+        return UserError(f"The disk is full: free {space} for the model {name} and try again.")
+    if errnos & {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return UserError(
+            f"The model {name} cannot be saved in the download folder: set HF_HOME to a folder that can be written."
+        )
+    if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        return UserError(
+            f"The model {name} is not on this machine and the hub cannot be reached: "
+            f"check the connection and try again, or choose a model that comes with this program."
+        )
+    return UserError(f"The download of {name} broke off: try again, the files that are complete are kept.")

@@ -1,0 +1,105 @@
+"""A grid of recipes along two axes, such as steps by guidance. Knows no model and no page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from amused.errors import UserError
+from amused.recipe.recipe import MAX_SEEDS, STRENGTHS, Recipe, parse_seeds
+
+MAX_PICTURES = MAX_SEEDS
+NONE = "nothing"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of an axis."""
+
+    label: str
+    apply: Callable[[Recipe], Recipe]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Recipes of one seed each, row by row."""
+
+    across: tuple[str, ...]
+    down: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
+
+
+def seeds(text: str) -> list[Point]:
+    return [
+        Point(f"seed {seed}", lambda recipe, seed=seed: replace(recipe, seeds=(seed,))) for seed in parse_seeds(text)
+    ]
+
+
+def numbers(name: str, change: Callable[[Recipe, float], Recipe]) -> Callable[[str], list[Point]]:
+    def parse(text: str) -> list[Point]:
+        points = []
+        for part in text.replace(";", " ").replace(",", " ").split():
+            try:
+                value = float(part)
+            except ValueError:
+                raise UserError(f'Give the values of {name} as numbers, for example "2, 5, 10".') from None
+            points.append(Point(f"{name} {part}", lambda recipe, value=value: change(recipe, value)))
+        return points
+
+    return parse
+
+
+def wordings(text: str) -> list[Point]:
+    """The first wording is a part of the prompt; the others take its place: "cow, fox, owl"."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return [Point(word, lambda recipe, word=word: reword(recipe, words[0], word)) for word in words]
+
+
+def reword(recipe: Recipe, old: str, new: str) -> Recipe:
+    if old not in recipe.prompt:
+        raise UserError(f'The prompt does not hold "{old[:60]}": start the wordings with the part to replace.')
+    return replace(recipe, prompt=recipe.prompt.replace(old, new))
+
+
+AXES: Mapping[str, Callable[[str], list[Point]]] = MappingProxyType(
+    {
+        NONE: lambda _: [Point("", lambda recipe: recipe)],
+        "seed": seeds,
+        "steps": numbers("steps", lambda recipe, value: replace(recipe, steps=value)),
+        "guidance": numbers("guidance", lambda recipe, value: replace(recipe, guidance_scale=value)),
+        "temperature": numbers(
+            "temperature", lambda recipe, value: replace(recipe, temperature=(value, recipe.temperature[1]))
+        ),
+        "strength": numbers("strength", lambda recipe, value: replace(recipe, strength=value)),
+        "prompt wording": wordings,
+    }
+)
+"""What can be put on an axis, by its name on the page."""
+
+
+def expand(recipe: Recipe, across: str, across_values: str, down: str, down_values: str) -> Grid:
+    """The recipes of a grid: `recipe`, with its first seed, at every pair of values.
+
+    Raises:
+        UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 pictures.
+    """
+    for axis in (across, down):
+        if axis not in AXES:
+            raise UserError(f"An axis is one of {', '.join(AXES)}.")
+        if axis == "strength" and recipe.task not in STRENGTHS:
+            raise UserError("Text to image has no strength: choose another axis.")
+    if across == down != NONE:
+        raise UserError("Choose two different axes.")
+    columns, rows = AXES[across](across_values), AXES[down](down_values)
+    for axis, points in ((across, columns), (down, rows)):
+        if not points:
+            raise UserError(f"Give the values of {axis}.")
+    if len(columns) * len(rows) > MAX_PICTURES:
+        raise UserError(f"That makes {len(columns) * len(rows)} pictures: give at most {MAX_PICTURES}.")
+    start = replace(recipe, seeds=recipe.seeds[:1])
+    return Grid(
+        across=tuple(point.label for point in columns),
+        down=tuple(point.label for point in rows),
+        recipes=tuple(column.apply(row.apply(start)) for row in rows for column in columns),
+    )

@@ -1,0 +1,123 @@
+"""The options of fine-tuning: the published script's names and defaults, so that its command lines run unchanged.
+
+Where a default differs, its help says so. Values that cannot be meant are refused here, before anything is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from amused.errors import UserError
+
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+ATTENTION = ("to_q", "to_k", "to_v")
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="amused.training.finetune", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--pretrained_model_name_or_path",
+        required=True,
+        help='"nouns", "amused-256", "amused-512", a folder, or "owner/name" on the hub',
+    )
+    model.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    model.add_argument("--variant", help="accepted; half-precision files are read where there is a choice")
+
+    data = parser.add_argument_group("data, one of the first three")
+    data.add_argument("--instance_data_dir", type=Path, help="a folder of pictures")
+    data.add_argument("--instance_data_image", type=Path, help="one picture, whose file name is its caption")
+    data.add_argument("--instance_data_dataset", help="a dataset on the hub, or what datasets.load_dataset reads")
+    data.add_argument("--image_key", help="the dataset's column of pictures")
+    data.add_argument("--prompt_key", help="the dataset's column of captions, or their key in metadata.jsonl")
+    data.add_argument("--prompt_prefix", default="", help="put before every caption")
+    data.add_argument("--resolution", type=int, help="side in pixels (default: the model's own)")
+    data.add_argument("--split_vae_encode", type=int, default=4, help="pictures encoded at a time")
+    data.add_argument("--cache_dir", type=Path, help="for tokens and embeddings (default: OUTPUT_DIR/cache)")
+    data.add_argument("--dataloader_num_workers", type=int, default=0, help="accepted; nothing is left to be loaded")
+
+    recipe = parser.add_argument_group("what is trained")
+    recipe.add_argument("--use_lora", action="store_true", help="train low-rank adapters, not the whole network")
+    recipe.add_argument("--lora_r", type=int, default=16)
+    recipe.add_argument("--lora_alpha", type=int, default=32)
+    recipe.add_argument("--lora_target_modules", nargs="+", default=list(ATTENTION))
+    recipe.add_argument("--train_text_encoder", action="store_true")
+    recipe.add_argument("--text_encoder_use_lora", action="store_true")
+    recipe.add_argument("--text_encoder_lora_r", type=int, default=16)
+    recipe.add_argument("--text_encoder_lora_alpha", type=int, default=32)
+    recipe.add_argument("--text_encoder_lora_target_modules", nargs="+", default=list(ATTENTION))
+    recipe.add_argument("--use_ema", action="store_true", help="keep an average of the weights, and save that")
+    recipe.add_argument("--ema_decay", type=float, default=0.9999)
+    recipe.add_argument("--ema_update_after_step", type=int, default=0)
+    recipe.add_argument("--min_masking_rate", type=float, default=0.0)
+    recipe.add_argument("--cond_dropout_prob", type=float, default=0.0, help="share of captions left out")
+
+    steps = parser.add_argument_group("steps")
+    steps.add_argument("--train_batch_size", type=int, default=16, help="pictures a step on each device")
+    steps.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    steps.add_argument("--max_train_steps", type=int, default=1000)
+    steps.add_argument("--learning_rate", type=float, default=3e-4)
+    steps.add_argument("--scale_lr", action="store_true", help="times devices, accumulation and batch size")
+    steps.add_argument("--lr_scheduler", choices=SCHEDULERS, default="constant")
+    steps.add_argument("--lr_warmup_steps", type=int, default=500)
+    steps.add_argument("--use_8bit_adam", action="store_true", help="needs bitsandbytes")
+    steps.add_argument("--adam_beta1", type=float, default=0.9)
+    steps.add_argument("--adam_beta2", type=float, default=0.999)
+    steps.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    steps.add_argument("--adam_epsilon", type=float, default=1e-8)
+    steps.add_argument("--max_grad_norm", type=float)
+    steps.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"))
+    steps.add_argument("--gradient_checkpointing", action="store_true", help="less memory for slower steps")
+    steps.add_argument("--allow_tf32", action="store_true")
+    steps.add_argument("--seed", type=int, help="of batches and masks (default: a random one, kept on resuming)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output_dir", type=Path, default=Path("muse_training"))
+    output.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, within OUTPUT_DIR")
+    output.add_argument("--logging_steps", type=int, default=50, help="between two reports to the tracker")
+    output.add_argument("--report_to", default="wandb", help="tracker, where it is installed; files are always written")
+    output.add_argument("--checkpointing_steps", type=int, default=500)
+    output.add_argument("--checkpoints_total_limit", type=int)
+    output.add_argument("--resume_from_checkpoint", help='a folder checkpoint-N, or "latest"')
+    output.add_argument("--validation_prompts", nargs="*", default=[])
+    output.add_argument("--validation_steps", type=int, default=100)
+
+    options = parser.parse_args(given)
+    check(options)
+    options.new_seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    options.cache_dir = options.cache_dir or options.output_dir / "cache"
+    return options
+
+
+def check(options: argparse.Namespace) -> None:
+    sources = ("instance_data_dir", "instance_data_image", "instance_data_dataset")
+    if sum(getattr(options, source) is not None for source in sources) != 1:
+        raise UserError(f"Give one of {', '.join(f'--{source}' for source in sources)}.")
+    if options.instance_data_dataset and not (options.image_key and options.prompt_key):
+        raise UserError("A dataset needs --image_key and --prompt_key, the names of its columns.")
+    if options.text_encoder_use_lora and not options.train_text_encoder:
+        raise UserError("--text_encoder_use_lora goes with --train_text_encoder.")
+    positive = (
+        *("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "lora_r", "lora_alpha"),
+        *("text_encoder_lora_r", "text_encoder_lora_alpha", "split_vae_encode", "learning_rate"),
+        *("logging_steps", "checkpointing_steps", "validation_steps", "checkpoints_total_limit", "resolution"),
+        *("max_grad_norm", "adam_epsilon"),
+    )
+    for name in positive:
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} must be above 0.")
+    for name in ("min_masking_rate", "cond_dropout_prob", "ema_decay", "adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"--{name} must be from 0 to 1.")
+    for name in ("lr_warmup_steps", "adam_weight_decay", "ema_update_after_step"):
+        if not 0 <= getattr(options, name) < math.inf:
+            raise UserError(f"--{name} must be 0 or more.")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise UserError("--seed must be from 0 to 4294967295.")

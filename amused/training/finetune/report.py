@@ -1,0 +1,115 @@
+"""What a run of fine-tuning shows of itself, as files: the loss of every step, its curve, validation pictures."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from amused.generation.images import to_image
+from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.model.transformer import UViT, concatenate
+from amused.model.vqgan import VQGAN
+from amused.recipe.recipe import Recipe
+
+COLUMNS = ("step", "loss", "learning_rate", "masking_rate", "seconds")
+SMOOTHING = 0.05
+WIDTH, HEIGHT, MARGIN = 720, 360, 48
+SEED = 0  # of validation pictures: the same at every step, so that they can be compared
+
+
+class LossLog:
+    """`loss.csv`, one row a step, and `loss.png`."""
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self.folder, self.path = folder, folder / "loss.csv"
+        self.rows: list[dict[str, str]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as stream:
+                self.rows = [row for row in csv.DictReader(stream) if row["step"].isdigit()]
+        self.rows = [row for row in self.rows if int(row["step"]) <= steps_done]
+        with self.path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append({key: f"{value:.8g}" for key, value in row.items()})
+        with self.path.open("a", newline="") as stream:
+            csv.DictWriter(stream, COLUMNS).writerow(self.rows[-1])
+
+    def draw(self) -> None:
+        draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).save(self.folder / "loss.png")
+
+
+def draw_curve(points: Sequence[tuple[int, float]]) -> Image.Image:
+    """Every loss as a dot, and their running average."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    pen = ImageDraw.Draw(image)
+    if not points:
+        return image
+    steps, losses = zip(*points)
+    low, high = min(losses), max(losses)
+
+    def place(step: int, loss: float) -> tuple[float, float]:
+        x = MARGIN + (WIDTH - 2 * MARGIN) * (step - steps[0]) / max(1, steps[-1] - steps[0])
+        return x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (loss - low) / max(1e-9, high - low)
+
+    average, line = losses[0], []
+    for step, loss in points:
+        x, y = place(step, loss)
+        pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#b0b8d0")
+        average += SMOOTHING * (loss - average)
+        line.append(place(step, average))
+    pen.line((MARGIN, MARGIN, MARGIN, HEIGHT - MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), fill="#606060")
+    pen.line(line, fill="#3b4cc0", width=2)
+    pen.text((MARGIN, MARGIN - 24), "loss, and its running average", fill="black")
+    pen.text((4, MARGIN - 6), f"{high:.3f}", fill="black")
+    pen.text((4, HEIGHT - MARGIN - 6), f"{low:.3f}", fill="black")
+    pen.text((MARGIN, HEIGHT - MARGIN + 8), f"step {steps[0]}", fill="black")
+    pen.text((WIDTH - 2 * MARGIN, HEIGHT - MARGIN + 8), f"step {steps[-1]}", fill="black")
+    return image
+
+
+@torch.no_grad()
+def sample(
+    transformer: UViT, texts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], side: int, micro: Tensor
+) -> Tensor:
+    """Tokens (batch, side, side) of embedded prompts, by the recipe's own defaults; a seed for each."""
+    size, config, device = len(texts[0]), transformer.config, micro.device
+    conditions = micro.expand(size, -1)
+    conditioning = concatenate(
+        [
+            transformer.condition(*(part.expand(size, *part.shape[1:]) for part in empty), conditions),
+            transformer.condition(*texts, conditions),
+        ]
+    )
+    mask_id, length = config.vocab_size - 1, side * side
+    tokens = torch.full((size, length), mask_id, device=device)
+    counts = mask_counts(mask_ratios("cosine", Recipe.steps, "cpu"), length, length)
+    generators = [torch.Generator(device).manual_seed(SEED) for _ in range(size)]
+    for count, temperature in zip(counts, temperatures(*Recipe.temperature, Recipe.steps, device)):
+        logits = transformer(tokens.view(-1, side, side).repeat(2, 1, 1), conditioning).float()
+        logits = guide(*logits.chunk(2), Recipe.guidance_scale)
+        tokens = torch.stack(
+            [reveal(logits[i], tokens[i], mask_id, count, temperature, generators[i]) for i in range(size)]
+        )
+    return tokens.view(-1, side, side)
+
+
+@torch.no_grad()
+def save_pictures(folder: Path, vqgan: VQGAN, tokens: Tensor, prompts: Sequence[str]) -> list[Image.Image]:
+    """A file for each prompt, named by it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = max(1, math.ceil(math.log10(len(prompts) + 1)))
+    images = [to_image(vqgan.decode(one[None])[0]) for one in tokens]
+    for i, (image, prompt) in enumerate(zip(images, prompts)):
+        words = re.sub(r"\W+", "-", prompt).strip("-")[:60]
+        image.save(folder / f"{i:0{digits}}-{words or 'empty'}.png")
+    return images

@@ -1,0 +1,187 @@
+"""The U-ViT of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.model.text_encoder import TextEncoder
+from amused.model.tokenizer import Tokenizer
+from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
+from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
+from amused.training.nouns.text import WIDTH
+from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
+
+GRID = SIZE // 2
+LENGTH = GRID * GRID
+CODES = VQGAN_CONFIG.num_vq_embeddings
+
+# Four convolutional stages, so that the zero padding, the network's only sense of position, reaches every one of the
+# 8x8 cells before the trunk.
+CONFIG = UViTConfig(
+    hidden_size=160,
+    cond_embed_dim=WIDTH,
+    micro_cond_encode_dim=32,
+    micro_cond_embed_dim=5 * 32,
+    encoder_hidden_size=WIDTH,
+    vocab_size=CODES + 8,
+    codebook_size=CODES,
+    in_channels=112,
+    block_out_channels=112,
+    num_res_blocks=4,
+    downsample=True,
+    upsample=True,
+    block_num_heads=4,
+    num_hidden_layers=3,
+    num_attention_heads=5,
+    intermediate_size=384,
+    sample_size=GRID,
+)
+MASK = CONFIG.vocab_size - 1
+
+LABEL_SMOOTHING = 0.02
+
+
+class TextToTokens(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.transformer = UViT(CONFIG)
+        initialize(self.transformer)
+
+    def condition(self, captions: list[str]) -> Conditioning:
+        hidden, pooled = self.text_encoder(self.tokenizer(captions))
+        pixels = float(SIZE * SCALE)
+        micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
+        return self.transformer.condition(hidden, pooled, micro)
+
+
+def initialize(transformer: UViT) -> None:
+    """Fan-in initialisation; the modulations start at none."""
+    for name, parameter in transformer.named_parameters():
+        if name.endswith("embeddings.weight"):
+            nn.init.normal_(parameter, std=0.5)
+        elif "cond_embeds_mapper" in name or (".norm" in name and name.endswith("linear.weight")):
+            nn.init.zeros_(parameter)
+        elif parameter.dim() > 1 and "channelwise_norm" not in name:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+
+
+@dataclass
+class Batch:
+    captions: list[str]
+    tokens: Tensor  # batch, length
+    inputs: Tensor  # batch, grid, grid: masked
+    positions: Tensor  # batch, sampled: masked positions whose loss is taken
+
+
+class Batches:
+    """An endless, seeded supply of batches.
+
+    Every patch is looked up once and remembered. Positions of the loss are drawn where the loss has been high, since
+    most of a picture is background; the loss at each of them stays unweighted, so probabilities stay calibrated.
+    """
+
+    def __init__(self, nouns: Nouns, codebook: Tensor, seed: int) -> None:
+        self.nouns, self.codebook = nouns, codebook
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.known: dict[bytes, int] = {}
+        self.difficulty = torch.ones(LENGTH)
+
+    def encode(self, art: np.ndarray) -> Tensor:
+        """(batch, 32, 32, 3) uint8 to tokens (batch, length)."""
+        cells = art.reshape(len(art), GRID, 2, GRID, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 12)
+        unique, inverse = np.unique(np.ascontiguousarray(cells).view("V12")[:, 0], return_inverse=True)
+        keys = [key.tobytes() for key in unique]
+        new = [key for key in keys if key not in self.known]
+        if new:
+            values = torch.from_numpy(np.frombuffer(b"".join(new), np.uint8).reshape(-1, 12).copy()).float() / 127.5 - 1
+            nearest = torch.cdist(values, self.codebook).argmin(dim=1).tolist()
+            self.known.update(zip(new, nearest))
+        ids = np.array([self.known[key] for key in keys])
+        return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
+
+    def draw(self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, sampled: int) -> Batch:
+        """One batch; half of it is wholly masked, the rest by the cosine schedule (MUSE, section 2.4)."""
+        nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
+        captions = [self.caption(noun, varied) for noun in nouns]
+        tokens = self.encode(np.stack([self.nouns.render(noun) for noun in nouns]))
+        ratio = torch.cos(torch.rand(size, 1, generator=self.generator) * math.pi / 2)
+        ratio[: size // 2] = 1.0
+        noise = torch.rand(size, LENGTH, generator=self.generator)
+        least = noise.topk(sampled, dim=1, largest=False).values[:, -1:]  # at least as many as the loss needs
+        masked = (noise < ratio) | (noise <= least)
+        weights = (self.difficulty + 0.02) * masked
+        positions = torch.multinomial(weights, sampled, generator=self.generator)
+        inputs = tokens.masked_fill(masked, MASK).view(-1, GRID, GRID)
+        return Batch(captions, tokens, inputs, positions)
+
+    def caption(self, noun: Noun, varied: float) -> str:
+        if self.rng.random() < varied:
+            return varied_caption(noun, self.rng, keep=0.8)
+        return caption(noun)
+
+    def note(self, positions: Tensor, losses: Tensor) -> None:
+        """Remember where the loss is high."""
+        flat, values = positions.flatten(), losses.detach().flatten()
+        total = torch.zeros(LENGTH).index_add_(0, flat, values)
+        count = torch.zeros(LENGTH).index_add_(0, flat, torch.ones_like(values))
+        seen = count > 0
+        self.difficulty[seen] += 0.02 * count[seen].clamp(max=10) * (total[seen] / count[seen] - self.difficulty[seen])
+
+
+def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy at the batch's positions with the caption, (batch, sampled), and the loss to train on.
+
+    The picture is predicted three times: with its caption, without, and from the guided logits that the sampler draws
+    from. Without the last, guidance 10 raises the ratio of two small probabilities to the tenth power, codes that never
+    occur at a position win by the noise in it, and pictures drown in specks.
+    """
+    size = len(batch.captions)
+    conditioning = concatenate([model.condition(batch.captions), model.condition([""] * size)])
+    features = model.transformer.features(batch.inputs.repeat(2, 1, 1), conditioning)
+    index = batch.positions.repeat(2, 1)[..., None].expand(-1, -1, features.shape[-1])
+    conditional, unconditional = model.transformer.mlm_layer(features.gather(1, index)).flatten(0, 1).chunk(2)
+    targets = batch.tokens.gather(1, batch.positions)
+    guided = guide(unconditional, conditional, guidance_scale)
+    with_caption = F.cross_entropy(conditional, targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
+    without = F.cross_entropy(unconditional, targets.flatten(), label_smoothing=LABEL_SMOOTHING)
+    # Its gradient grows with the scale.
+    loss = with_caption.mean() + 0.5 * without + F.cross_entropy(guided, targets.flatten()) / guidance_scale
+    return with_caption.detach().view_as(targets), loss
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: TextToTokens, captions: list[str], *, steps: int = 12, guidance_scale: float = 10.0, seed: int = 0
+) -> Tensor:
+    """Text to tokens (batch, length) by the sampler of the product, many captions at once."""
+    size = len(captions)
+    conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
+    tokens = torch.full((size, LENGTH), MASK)
+    counts = mask_counts(mask_ratios("cosine", steps, "cpu"), LENGTH, LENGTH)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
+    for count, temperature in zip(counts, temperatures(2.0, 0.0, steps, "cpu")):
+        logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
+        logits = guide(*logits.chunk(2), guidance_scale)
+        tokens = torch.stack(
+            [reveal(logits[i], tokens[i], MASK, count, temperature, generators[i]) for i in range(size)]
+        )
+    return tokens
+
+
+def raw_art(codebook: Tensor, tokens: Tensor) -> Tensor:
+    """Tokens (batch, length) to art (batch, 3, 32, 32) straight from the codebook, without the decoder."""
+    cells = (codebook[tokens] + 1) / 2
+    return cells.view(-1, GRID, GRID, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, SIZE, SIZE)

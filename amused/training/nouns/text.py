@@ -1,0 +1,53 @@
+"""Tokenizer and text encoder of the bundled checkpoint: CLIP's forms, small, one token for each word of a caption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from amused.model.text_encoder import TextConfig, TextEncoder, initialize
+from amused.model.tokenizer import END, START, WORD_END, Tokenizer
+from amused.training.nouns.data import Nouns, caption_words
+
+MAX_LENGTH = 40
+WIDTH = 128
+
+
+def write_tokenizer(nouns: Nouns, folder: Path) -> Tokenizer:
+    """Learn merges until every caption word is one token; write CLIP's tokenizer files to `folder`."""
+    words = [word for word in caption_words(nouns) if word.isalpha()]
+    learned = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    learned.pre_tokenizer = pre_tokenizers.Whitespace()
+    learned.train_from_iterator(
+        words * 2,
+        trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, end_of_word_suffix=WORD_END, show_progress=False),
+    )
+    merges = [tuple(merge) for merge in json.loads(learned.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [symbol + WORD_END for symbol in alphabet]
+    entries = dict.fromkeys([*alphabet, *ends, *map("".join, merges), START, END])
+    tokenizer = Tokenizer({entry: i for i, entry in enumerate(entries)}, merges, MAX_LENGTH)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.write(folder)
+    return tokenizer
+
+
+def new_text_encoder(tokenizer: Tokenizer) -> TextEncoder:
+    """A text encoder with random weights."""
+    config = TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    return initialize(TextEncoder(config))
