@@ -12,7 +12,8 @@ from pathlib import Path
 from amused.errors import UserError
 from amused.limits import switched_on
 from amused.memory import keep_freed_memory
-from amused.serving.runtime import ON_ZERO_GPU, Runtime, load_model
+from amused.serving.runtime import Runtime, load_model
+from amused.serving.zero_gpu import ON_ZERO_GPU
 from amused.ui.page import build_page, launch_options
 
 

@@ -283,7 +283,7 @@ def test_one_pixel_is_one_cell() -> None:
     runtime = fake_runtime()
     picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
-    recipe = runtime.sized(Recipe(INPAINT, "", (0,)), picture)
+    recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
     assert mask_tools.preview(recipe, picture, mask, 256)[1:] == (1, 256)
 
 
@@ -355,7 +355,7 @@ def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
     picture = png(Image.new("RGB", size, "teal"))
     recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
     assert image.size == size and recipe.image == digest(image)
-    sized = runtime.sized(recipe, image)
+    sized = runtime.with_default_size(recipe, image)
     assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
 
 

@@ -33,7 +33,8 @@ from test_browser import (
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_json, from_png, from_query, to_query
-from amused.serving.runtime import Finished, Runtime
+from amused.serving.jobs import Result
+from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 
 TEXT = "text_to_image"
@@ -133,7 +134,7 @@ def files(page: Page, task: str) -> list[Image.Image]:
 
 
 def replay(runtime: Runtime, shared: Shared, *given: Image.Image) -> str:
-    (event,) = (event for event in sampled(runtime, shared.recipe, *given) if isinstance(event, Finished))
+    (event,) = (event for event in sampled(runtime, shared.recipe, *given) if isinstance(event, Result))
     return digest(event.image.convert("RGB"))
 
 

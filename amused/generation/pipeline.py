@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,12 +168,17 @@ class Amused:
             self._part(name)
 
     @property
-    def made(self) -> str:
-        """What a picture's every bit depends on beside its recipe, in short, to be written down with it."""
+    def fingerprint(self) -> str:
+        """What every bit of an image depends on besides its recipe: device, precision and versions."""
         dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
         if self.quantize:
             dtype = f"{dtype} {self.quantize}"
         return f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+
+    @property
+    def made(self) -> str:
+        """The former name of `fingerprint`."""
+        return self.fingerprint
 
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
         """One step of a recipe's network without the sampling, to be measured: its logits for a random picture."""
@@ -244,7 +249,7 @@ class Amused:
 
     def generate(
         self, recipe: Recipe, image: Source | None = None, mask: Source | None = None
-    ) -> Iterator[Step | Picture]:
+    ) -> Generator[Step | Picture]:
         """Work on one seed after the other; yield a `Step` after every step and a `Picture` after the last.
 
         The iterator can be closed between any two events; what has been yielded stays valid.

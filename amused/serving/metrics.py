@@ -24,7 +24,7 @@ DONE, STOPPED, LEFT, REFUSED, FAILED = OUTCOMES = ("done", "stopped", "left", "r
 """How a request can end: all pictures made; by the button; the visitor went or cancelled; by a rule; by an error."""
 
 
-class Counters:
+class Metrics:
     """Sums since the start, safe to add to from any thread."""
 
     def __init__(self) -> None:

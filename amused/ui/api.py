@@ -14,9 +14,10 @@ from amused.errors import UserError
 from amused.generation.images import load_mask, load_picture
 from amused.recipe.links import Shared, to_query
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
-from amused.serving.runtime import Finished, Runtime
+from amused.serving.jobs import Result
+from amused.serving.runtime import Runtime
 from amused.ui.inputs import NO_PICTURE, NameInput, PictureInput, Raw
-from amused.ui.run import SAMPLING, Request, Shot, completed, explain, finished
+from amused.ui.run import SAMPLING, Request, Shot, as_request, explain, finished
 from amused.ui.sharing import checked, from_text
 
 Tiles = list[tuple[str, str]]  # a file and its caption, "seed 8"
@@ -27,17 +28,10 @@ def build(runtime: Runtime) -> None:
         shots: list[Shot] = []
         sentence = None
         try:
-            with runtime.visit() as visit:
-                for _ in visit.admitted():
-                    yield shots
-                recipe, image, mask = read()
-                for _ in visit.wait(recipe.model):
-                    yield shots
-                recipe = completed(runtime, recipe, image, mask)
-                for event in visit.generate(recipe, image, mask):
-                    if isinstance(event, Finished):
-                        shots = [*shots, finished(event, recipe, True)]
-                    yield shots
+            for event in runtime.run(lambda: as_request(read())):
+                if isinstance(event, Result):
+                    shots = [*shots, finished(event, True)]
+                yield shots
         except Exception as error:
             sentence = explain(error)
         if sentence is not None:

@@ -34,7 +34,19 @@ from amused.recipe.recipe import (
 )
 from amused.serving.runtime import Runtime
 from amused.ui.inputs import Carried, Drawing, DrawingInput
-from amused.ui.run import Desk, Request, Run, Shot, bare, columns_for, connect, png_bytes, sample, save_file
+from amused.ui.run import (
+    Request,
+    Run,
+    Shot,
+    TabState,
+    as_request,
+    bare,
+    columns_for,
+    connect,
+    png_bytes,
+    sample,
+    save_file,
+)
 from amused.ui.settings import AT_ONCE, RANDOM_SEEDS, Panel
 from amused.ui.sharing import CopyLink, build_copy_link, link, offer_link
 from amused.ui.sync import carry
@@ -308,7 +320,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
     def touched_up(shot: Shot, drawing: Drawing, wish: str, count: float) -> Request:
         if shot is None:
             raise UserError(NOTHING_PICKED)
-        size, _ = runtime.measures(shot.recipe.model)
+        size, _ = runtime.native_size(shot.recipe.model)
         return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size))
 
     connect(panel, [vary.click], started(runtime, more_like), [shot, share, variants])
@@ -355,8 +367,8 @@ def send(button: gr.Button, shot: gr.State, tabs: gr.Tabs, panel: Panel) -> None
 def started(runtime: Runtime, read: Callable[..., Request]) -> Callable[..., Iterator[list[Any]]]:
     """A run whose pictures join those in the gallery."""
 
-    def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
-        yield from sample(runtime, former, desk, tag, lambda: read(*values), append=True)
+    def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
+        yield from sample(runtime, former, tab, tag, lambda: as_request(read(*values)), append=True)
 
     return run
 

@@ -21,7 +21,7 @@ from amused.generation.images import digest, read_bytes
 from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from amused.serving.runtime import Runtime
-from amused.ui.run import Desk, Request, Run, connect, explain, sample
+from amused.ui.run import Request, Run, TabState, as_request, connect, explain, sample
 from amused.ui.settings import AT_ONCE, Panel, fill, fill_model, read_recipe
 
 MAX_REMEMBERED = 30
@@ -48,7 +48,7 @@ def link(base: str | gr.Request, recipe: Recipe, digest: str | None = None, made
         base: the page's address or a request from the page. With "" the link is only the query, which the button that
             copies it puts behind the address that the browser knows.
         digest: of the picture's pixels.
-        made: on what it was made (`Runtime.made`).
+        made: on what it was made (`Result.fingerprint`).
     """
     address = page_address(base) if isinstance(base, gr.Request) else base
     return f"{address.partition('#')[0].partition('?')[0]}?{to_query(recipe, digest, made)}"
@@ -242,7 +242,7 @@ def wire(
             if shared is None:
                 return [gr.skip() for _ in filled]
             runtime.choice(shared.recipe.model)
-            runtime.named(shared.recipe)
+            runtime.resolve_adapters(shared.recipe)
         except Exception as error:
             hidden = [gr.Button(visible=False) for _ in card.replays]
             said = paragraphs(f"This was not used. {explain(error)}")
@@ -304,7 +304,7 @@ def is_skip(update: Any) -> bool:
 
 
 def replay(
-    runtime: Runtime, panel: Panel, former: Run, desk: Desk, tag: bool, shared: Shared, *values: Any
+    runtime: Runtime, panel: Panel, former: Run, tab: TabState, tag: bool, shared: Shared, *values: Any
 ) -> Iterator[list[Any]]:
     """Run exactly the recipe, whatever the page's settings are by now, and compare the picture with the recipe's."""
 
@@ -314,7 +314,7 @@ def replay(
         _, image, mask = panel.read(*values)
         return checked(shared.recipe, image, mask)
 
-    for update in sample(runtime, former, desk, tag, read):
+    for update in sample(runtime, former, tab, tag, lambda: as_request(read())):
         run = update[2]
         if isinstance(run, Run) and run.note and run.made == run.wanted == 1:
             answer = verdict(shared, run.shots[-1].digest, run.shots[-1].made)

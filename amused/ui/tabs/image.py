@@ -98,13 +98,13 @@ def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *setti
     if picture is None:
         raise UserError(NO_PICTURE)
     image = load_picture(picture)
-    width, height = sides(shape, *runtime.measures(recipe.model))
+    width, height = sides(shape, *runtime.native_size(recipe.model))
     return replace(recipe, width=width, height=height, fit=fitting, image=digest(image)), image, None
 
 
 def shape_of(runtime: Runtime, recipe: Recipe) -> list[Any]:
     """Shape and fit as a recipe needs them; the picture's own shape where its sides are of none that is offered."""
-    wanted, measures = (recipe.width, recipe.height), runtime.measures(recipe.model)
+    wanted, measures = (recipe.width, recipe.height), runtime.native_size(recipe.model)
     return [next((shape for shape in SHAPES if sides(shape, *measures) == wanted), OWN_SHAPE), recipe.fit]
 
 
@@ -125,9 +125,9 @@ def show_seen(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, m
         if picture is None:
             raise UserError(NO_PICTURE)
         image = load_picture(picture)
-        width, height = sides(shape, *runtime.measures(model))
+        width, height = sides(shape, *runtime.native_size(model))
         recipe = Recipe(IMAGE_TO_IMAGE, "", (0,), model=model, width=width, height=height, fit=fitting)
-        shown = fitted(runtime.sized(recipe, image), image)
+        shown = fitted(runtime.with_default_size(recipe, image), image)
     except UserError:
         return [gr.Image(value=None, visible=False), gr.Row(visible=False)]
     label = f"What the model sees: {shown.width} x {shown.height}"

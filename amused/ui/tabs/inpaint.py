@@ -192,8 +192,8 @@ def show_cells(
         picture = as_uploaded(drawing, original)
         mask = mask_tools.build_mask(picture.size, drawing, file, (left, top, across, down), inverted)
         recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=only_masked)
-        size, _ = runtime.measures(model)
-        shown, count, total = mask_tools.preview(runtime.sized(recipe, picture), picture, mask, size)
+        size, _ = runtime.native_size(model)
+        shown, count, total = mask_tools.preview(runtime.with_default_size(recipe, picture), picture, mask, size)
     except UserError:
         return gr.Image(value=None, visible=False)
     return gr.Image(value=shown, visible=True, label=f"Will be repainted: {count} of {total} cells")
