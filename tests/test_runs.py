@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from fake import FakeModel, fake_runtime
+from fake import FakeModel, fake_runtime, numbers
 
 from amused.errors import UserError
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
@@ -67,7 +67,7 @@ def test_another_visitor_is_told_how_many_are_before_them_and_takes_turns() -> N
     assert finish(single).made == 1
     sweep.close()
     assert (
-        runtime.numbers()["amused_pictures_total"] <= 1 + 2
+        numbers(runtime)["amused_pictures_total"] <= 1 + 2
     )  # of the sweep's 64 the first, and the next if it was quick
 
 
@@ -86,7 +86,7 @@ def test_stop_ends_the_run_at_work_and_drops_those_that_wait(which_ends_first: i
     assert [run.note for run in ended[0]] == [note] and ended[1] == []
     assert all(is_nothing(update) for update in pressed) and [shot.seed for shot in tab.last.shots] == [10]
     assert tab.last.note == note
-    assert runtime.numbers()['amused_requests_total{outcome="stopped"}'] == 3
+    assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     assert [shot.seed for shot in finish(start(runtime, tab, 40)).shots] == [40]
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_given_up_leaves_the_tab_to_the_next(which: int) -> None:
     else:
         ask_to_stop(runtime, tab)
         finish(runs[0])
-    assert not tab.runs and runtime.numbers()["amused_runs"] == 0
+    assert not tab.runs and numbers(runtime)["amused_runs"] == 0
 
 
 def test_no_more_than_a_few_runs_of_a_tab_wait() -> None:
@@ -153,7 +153,7 @@ def test_a_failed_run_tells_a_sentence_keeps_the_pictures_and_holds_nothing() ->
     run = updates[-1][2]
     assert run.note == OUT_OF_MEMORY and [shot.seed for shot in run.shots] == [10]
     assert held[0]() is None
-    assert runtime.numbers()['amused_requests_total{outcome="failed"}'] == 1
+    assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
 
 
 @pytest.mark.parametrize(

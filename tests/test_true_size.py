@@ -37,12 +37,13 @@ import sys
 import amused
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request, Result
+from amused.serving.metrics import memory
 from amused.serving.runtime import Runtime
 runtime = Runtime(load=lambda name, tell: amused.load(name, dtype="float32"), default=sys.argv[1])
 recipe = Recipe("text_to_image", "a cat", (0,), model=sys.argv[1], steps=2)
 (last,) = (event for event in runtime.run(lambda: Request((recipe,))) if isinstance(event, Result))
 assert last.image.size == (int(sys.argv[2]),) * 2
-print(int(runtime.numbers()["amused_memory_peak_bytes"]), last.fingerprint)
+print(memory()["amused_memory_peak_bytes"], last.fingerprint)
 """
 
 
