@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from surface import EXAMPLES, events_of, fixture, kind_of_machine, tokens_in
+from surface import EXAMPLES, events_of, fixture, kind_of_machine, one_thread, tokens_in
 
 import amused
 
@@ -30,7 +30,10 @@ RECIPES: dict[str, tuple[amused.Recipe, list[str]]] = {
         [],
     ),
     "text, no guidance": (amused.Recipe("text_to_image", OWL, (15,), steps=3, guidance_scale=1.0), []),
-    "image": (amused.Recipe("image_to_image", FOX, (5, 6), steps=6, strength=0.7, width=128, height=128), ["robot.png"]),
+    "image": (
+        amused.Recipe("image_to_image", FOX, (5, 6), steps=6, strength=0.7, width=128, height=128),
+        ["robot.png"],
+    ),
     "image, padded": (
         amused.Recipe("image_to_image", BEAR, (2,), steps=5, strength=0.4, width=96, height=160, fit="pad"),
         ["rabbit.png"],
@@ -71,6 +74,7 @@ def test_an_image_is_unchanged(model: amused.Amused, name: str) -> None:
     assert made == saved
 
 
+@one_thread()
 def test_the_three_methods_give_the_images_of_their_recipes() -> None:
     model = amused.load("nouns", device="cpu", dtype="float32")
 
