@@ -92,10 +92,10 @@ def compile_layers() -> None:
     """Have torch compile the layers that repeat: each kind once, which takes seconds, and is kept on disk."""
     import torch
 
-    from amused.generation import pipeline
+    from amused.generation import components
     from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
 
-    pipeline.can_pack = lambda *_: False  # the compiler lays weights out itself
+    components.can_pack = lambda *_: False  # the compiler lays weights out itself
     for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
         kind.forward = torch.compile(kind.forward, dynamic=False)
 
