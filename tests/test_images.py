@@ -15,7 +15,14 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import composite, fit, load_image, to_image, to_tensor
-from amused.generation.masks import load_mask, touched_cells
+from amused.generation.masks import (
+    cells_at,
+    load_mask,
+    mask_of_cells,
+    resize_mask,
+    token_indices,
+    touched_cells,
+)
 from amused.limits import MAX_PICTURE_BYTES
 
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
@@ -310,3 +317,24 @@ def test_tensors_are_those_of_the_reference() -> None:
     assert to_image(pixels).tobytes() == reference.postprocess(pixels[None].clip(0, 1), "pil")[0].tobytes()
     halves = ((torch.arange(255) + 0.5) / 255).expand(3, 1, 255)
     assert to_image(halves).tobytes() == reference.postprocess(halves[None], "pil")[0].tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (17, 301), (300, 40), (999, 5)], ids=str)
+@pytest.mark.parametrize("target", [(64, 64), (16, 48), (7, 333)], ids=str)
+def test_masks_are_resized_by_adaptive_max_pooling(size: tuple[int, int], target: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).integers(256, size=size[::-1], dtype=np.uint8)
+    found = np.asarray(resize_mask(Image.fromarray(values), target))
+    expected = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(values).float()[None, None], target[::-1])
+    assert found.tolist() == expected[0, 0].tolist()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 33)], ids=str)
+@pytest.mark.parametrize("pixels_per_token", [8, 16])
+def test_cells_and_pixels_agree(size: tuple[int, int], pixels_per_token: int) -> None:
+    mask = Image.fromarray((np.random.default_rng(0).random(size[::-1]) < 0.005).astype(np.uint8))
+    cells = touched_cells(mask, pixels_per_token)
+    assert 0 < cells.sum() < cells.size
+    painted = {(y // pixels_per_token, x // pixels_per_token) for y, x in np.argwhere(np.asarray(mask))}
+    assert {tuple(cell) for cell in np.argwhere(cells).tolist()} == painted
+    assert (touched_cells(mask_of_cells(cells, pixels_per_token), pixels_per_token) == cells).all()
+    assert (cells_at(token_indices(cells), cells.shape) == cells).all()
