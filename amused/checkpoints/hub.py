@@ -17,7 +17,8 @@ from typing import Any
 
 from amused.checkpoints import catalog
 from amused.checkpoints.catalog import PUBLISHED, Published, bundled_names
-from amused.checkpoints.checkpoint import REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
+from amused.checkpoints.config import REQUIRED_FILES, SMALL_FILES
+from amused.checkpoints.weights import Checkpoint, read_checkpoint
 from amused.errors import CheckpointError, UserError
 
 LEFTOVER_SECONDS = 3600

@@ -26,7 +26,8 @@ from amused.checkpoints.adapters import (
     find_adapter,
     read_config,
 )
-from amused.checkpoints.checkpoint import check_header, is_finite, shown
+from amused.checkpoints.config import shown
+from amused.checkpoints.weights import check_header, is_finite
 from amused.errors import CheckpointError, UserError
 from amused.model.packed import packed, unpacked
 

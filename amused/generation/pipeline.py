@@ -22,8 +22,8 @@ from torch import Tensor
 
 import amused
 from amused.checkpoints.adapters import TEXT_ENCODER, TRANSFORMER, with_digests
-from amused.checkpoints.checkpoint import Checkpoint
 from amused.checkpoints.lora import check_fits, merged, read_adapter
+from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.images import (
     EMPTY_MASK,
@@ -44,7 +44,7 @@ from amused.generation.placement import Placement
 from amused.generation.sampling import guide, mask_at_random, mask_counts, mask_ratios, reveal, temperatures
 from amused.model.packed import can_pack, pack, pack_now
 from amused.model.quantized import quantize
-from amused.model.text_encoder import TextEncoder
+from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, STRENGTHS, TEXT_TO_IMAGE, VARY, Recipe
@@ -114,7 +114,7 @@ class Networks:
     """What makes the pictures of a recipe: those of the checkpoint, or with an adapter merged."""
 
     transformer: UViT
-    text_encoder: TextEncoder
+    text_encoder: torch.nn.Module
     key: tuple[str, float] | None = None
 
 
@@ -186,7 +186,7 @@ class Amused:
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
-        return self._part("tokenizer").is_cut(prompt)
+        return is_truncated(self._part("tokenizer"), prompt)
 
     # The three tasks.
 
@@ -493,7 +493,8 @@ class Amused:
     @torch.inference_mode()
     def _networks(self, recipe: Recipe) -> Networks:
         if recipe.adapter is None or recipe.adapter_strength == 0:
-            return Networks(self._network, self._part("text_encoder"))
+            # Keyword order matters: transformers is imported while another thread reads the transformer.
+            return Networks(text_encoder=self._part("text_encoder"), transformer=self._network)
         if self.quantize:
             raise UserError(f"There are no adapters with {self.quantize} weights: start without, or choose none.")
         recipe = with_digests(self.adapters, recipe)
@@ -527,7 +528,8 @@ class Amused:
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 return self._prompts[key]
-        hidden, pooled = networks.text_encoder(self._part("tokenizer")([prompt]).to(self.device))
+        ids = tokenize(self._part("tokenizer"), [prompt]).to(self.device)
+        hidden, pooled = encode_text(networks.text_encoder, ids)
         conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
         read = Prompt(networks.transformer.condition(hidden, pooled, conditions))
         with self._lock:
@@ -610,7 +612,7 @@ class Amused:
         if name == "text_encoder":
             return self.checkpoint.load_text_encoder(self.device, self.dtype)
         if name == "tokenizer":
-            return self.checkpoint.tokenizer()
+            return self.checkpoint.load_tokenizer()
         # Pictures become tokens in full precision, where a rounding error is another token.
         in_full = name == "encoder" or (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast)
         return self.checkpoint.load_vqgan(self.device, torch.float32 if in_full else self.dtype, half=name)
