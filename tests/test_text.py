@@ -25,7 +25,8 @@ from amused.model.text import END, START, encode_text, is_truncated, read_tokeni
 
 PROMPTS = (
     "a red cat", "A RED Cat", "", " ", "\t\n\r ", "  two  spaces\u00a0and\u2003more\u3000",
-    "line\nbreak\r\nand\x0bmore", "it's we're I've I'm they'll he'd don't O'Brien's 'S 'RE ''ss", "1234567890 3.14 1st ½ ² Ⅷ ٣ 四 १२",
+    "line\nbreak\r\nand\x0bmore", "it's we're I've I'm they'll he'd don't O'Brien's 'S 'RE ''ss",
+    "1234567890 3.14 1st ½ ² Ⅷ ٣ 四 १२",
     "e\u0301 é ﬁ Å Å Ω", "Ünïcödé ß İ ı ǅ Σίσυφος", "🐈 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ❤️", "\x00\x01\x1f\x7f\x80\x9f",
     "\ufeff\u200b\u200d\u2060\u00ad", "<|endoftext|>", "a <|endoftext|> b", "<|ENDOFTEXT|>", "<|pad|> <pad> [PAD] !",
     "שלום עולם", "مرحبا بالعالم", "\u202eabc\u202c \u2066x\u2069", "红猫戴帽子", "赤い猫がネコﾈｺ", "हिन्दी ไทย ქართული",
