@@ -90,7 +90,7 @@ class Checkpoint(CheckpointConfig):
             network.keep(half)
         self._fill(network, "vqvae", device, dtype, names)
         if half is not None and torch.device(device).type == "cpu":
-            network.join()
+            network.fuse_upsampling()
         # Convolutions on a CPU are faster with channels last.
         return network.to(memory_format=torch.channels_last)
 

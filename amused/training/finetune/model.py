@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from amused.atomic import atomic_dir
 from amused.checkpoints.adapters import TEXT_ENCODER, WEIGHTS
-from amused.checkpoints.lora import LowRank, merged
+from amused.checkpoints.lora import LoraWeights, merged
 from amused.checkpoints.save import save_checkpoint
 from amused.checkpoints.weights import Checkpoint, is_finite
 from amused.errors import UserError
@@ -240,12 +240,12 @@ def whole(network: Network | None, load: Callable[[str, torch.dtype], Network]) 
     return first if network is None else merged(first, changes(network), strength=1.0)
 
 
-def changes(network: nn.Module) -> dict[str, LowRank]:
+def changes(network: nn.Module) -> dict[str, LoraWeights]:
     """The adapter of a network, by layer."""
     from peft.tuners.lora import LoraLayer
 
     return {
-        name: LowRank(
+        name: LoraWeights(
             layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach(), layer.scaling["default"]
         )
         for name, layer in network.named_modules()
