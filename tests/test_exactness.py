@@ -276,9 +276,9 @@ def test_attention_in_bfloat16_sees_every_key_and_nothing_else(length) -> None:
 
 def test_joined_projections_are_those_that_they_join() -> None:
     attention, x = Attention(16, 2, bias=True), torch.randn(2, 5, 16)
-    apart = attention.to_itself(x)
-    attention.join()
-    torch.testing.assert_close(attention.to_itself(x), apart)
+    apart = attention.self_attention(x)
+    attention.fuse_qkv()
+    torch.testing.assert_close(attention.self_attention(x), apart)
     assert len(list(attention.parameters())) == 4
 
 

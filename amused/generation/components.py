@@ -7,23 +7,25 @@ import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from amused.checkpoints.adapters import TEXT_ENCODER, TRANSFORMER, with_digests
-from amused.checkpoints.checkpoint import Checkpoint
 from amused.checkpoints.lora import check_fits, merged, read_adapter
+from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
 from amused.model.packed import can_pack, pack, pack_now
 from amused.model.quantized import quantize
-from amused.model.text_encoder import TextEncoder
-from amused.model.tokenizer import Tokenizer
 from amused.model.transformer import UViT
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 LARGE = ("transformer", "decoder")
 CACHED_ADAPTERS = 2  # merged networks share all weights that the adapter leaves alone
@@ -34,7 +36,7 @@ class Networks:
     """The networks that depend on a recipe's adapter. `key` names the adapter and its strength, None without one."""
 
     transformer: UViT
-    text_encoder: TextEncoder
+    text_encoder: CLIPTextModelWithProjection
     key: tuple[str, float] | None = None
 
 
@@ -48,11 +50,11 @@ class Components:
         self._adapted: LRUCache[tuple[str, float], Networks] = LRUCache(CACHED_ADAPTERS)
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> CLIPTokenizer:
         return self._component("tokenizer")
 
     @property
-    def text_encoder(self) -> TextEncoder:
+    def text_encoder(self) -> CLIPTextModelWithProjection:
         return self._component("text_encoder")
 
     @property
@@ -93,7 +95,8 @@ class Components:
             CheckpointError: the files of the adapter are unusable.
         """
         if recipe.adapter is None or recipe.adapter_strength == 0:
-            return Networks(self.transformer, self.text_encoder)
+            # The text encoder first: transformers is imported while another thread reads the transformer.
+            return Networks(text_encoder=self.text_encoder, transformer=self.transformer)
         if self._placement.quantize:
             raise UserError(
                 f"Adapters do not work with {self._placement.quantize} weights: start without quantize, or choose none."
@@ -133,7 +136,7 @@ class Components:
     def _load(self, name: str) -> Any:
         device, dtype = self._placement.device, self._placement.dtype
         if name == "tokenizer":
-            return self._checkpoint.tokenizer()
+            return self._checkpoint.load_tokenizer()
         if name == "text_encoder":
             return self._checkpoint.load_text_encoder(device, dtype)
         if name == "transformer":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import amused
 from amused.checkpoints.adapters import with_digests
-from amused.checkpoints.checkpoint import Checkpoint
+from amused.checkpoints.weights import Checkpoint
 from amused.generation.components import Components, Networks
 from amused.generation.images import Source, digest, to_image, to_tensor
 from amused.generation.inputs import InputReader, Inputs
@@ -26,6 +26,7 @@ from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
 from amused.generation.sampling import SamplingStep, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 
@@ -119,7 +120,7 @@ class Amused:
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder's context, so that its end is ignored."""
-        return self.components.tokenizer.is_cut(prompt)
+        return is_truncated(self.components.tokenizer, prompt)
 
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
         """One forward pass of a recipe's network on random tokens, without sampling, for benchmarks."""
@@ -288,7 +289,8 @@ class Amused:
         key = (prompt, micro_conditions, networks.key)
         encoded = self._prompts.get(key)
         if encoded is None:
-            hidden, pooled = networks.text_encoder(self.components.tokenizer([prompt]).to(self.device))
+            ids = tokenize(self.components.tokenizer, [prompt]).to(self.device)
+            hidden, pooled = encode_text(networks.text_encoder, ids)
             micro = torch.tensor([micro_conditions], device=self.device, dtype=self.dtype)
             encoded = EncodedPrompt(networks.transformer.condition(hidden, pooled, micro))
             self._prompts.put(key, encoded)

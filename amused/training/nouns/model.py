@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
-from amused.model.text_encoder import TextEncoder
-from amused.model.tokenizer import Tokenizer
+from amused.model.text import encode_text, tokenize
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
 from amused.training.nouns.text import WIDTH
@@ -52,7 +53,7 @@ LABEL_SMOOTHING = 0.02
 class TextToTokens(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -60,7 +61,7 @@ class TextToTokens(nn.Module):
         initialize(self.transformer)
 
     def condition(self, captions: list[str]) -> Conditioning:
-        hidden, pooled = self.text_encoder(self.tokenizer(captions))
+        hidden, pooled = encode_text(self.text_encoder, tokenize(self.tokenizer, captions))
         pixels = float(SIZE * SCALE)
         micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
         return self.transformer.condition(hidden, pooled, micro)
