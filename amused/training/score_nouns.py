@@ -97,7 +97,7 @@ def upscale(art: NDArray[np.uint8]) -> Image.Image:
 
 def to_art(image: Image.Image) -> NDArray[np.float32]:
     """An image to art resolution, (32, 32, 3) in [0, 1]."""
-    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ class HalfLinear(nn.Linear):
     """A frozen linear layer that keeps its weight in half precision and computes in the precision of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = HalfMatmul.apply(x, self.weight)
+        y: Tensor = HalfMatmul.apply(x, self.weight)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return y if self.bias is None else y + self.bias
 
 
@@ -246,7 +246,7 @@ def write_adapter(folder: Path, model: TrainingModel, base: str) -> None:
                 continue
             config = vars(network)["peft_config"][ADAPTER]
             assert isinstance(config, LoraConfig)
-            replace(config, inference_mode=True, base_model_name_or_path=base).save_pretrained(place)
+            replace(config, inference_mode=True, base_model_name_or_path=base).save_pretrained(str(place))
             state = {
                 f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
                 for name, tensor in get_peft_model_state_dict(network, save_embedding_layers=False).items()

@@ -79,6 +79,7 @@ def train(options: argparse.Namespace) -> None:
         sweep(options.cache_dir)
     accelerator.wait_for_everyone()
     resumed = find_state(options.output_dir, options.resume_from_checkpoint)
+    progress: dict[str, Any]
     progress = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": share_seed(accelerator, options)}
     seed = progress["seed"] if options.seed is None else options.seed
     batches, captions = load_data(options, accelerator, checkpoint, resolution, seed)

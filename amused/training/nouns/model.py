@@ -167,9 +167,9 @@ class Batches:
 def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Tensor, Tensor]:
     """The cross-entropy given the caption, (batch, sampled), detached, and the loss to train on.
 
-    The loss covers three predictions: with the caption, without it, and the guided logits that the sampler uses. Without
-    the last, guidance 10 raises the noisy ratio of two small probabilities to the tenth power, so codes that never occur
-    at a position win, and images are full of specks.
+    The loss covers three predictions: with the caption, without it, and from the guided logits that the sampler uses.
+    Without the last, guidance 10 raises the noisy ratio of two small probabilities to the tenth power: codes that never
+    occur at a position win, and images are full of specks.
     """
     size = len(batch.captions)
     conditioning = concatenate([model.condition(batch.captions), model.condition([""] * size)])

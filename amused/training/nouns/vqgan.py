@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -97,8 +97,8 @@ def construct_encoder(model: VQGAN) -> None:
     """Set the encoder and `quant_conv` so that latents are the twelve values of a patch, in [-1, 1].
 
     The last group norm would mix the image's statistics into every token. So each of its groups gets constant channels
-    of +-ANCHOR, which dominate the variance; the gain then undoes the division, and an offset of LINEAR moves the values
-    to where SiLU is linear.
+    of +-ANCHOR, which dominate the variance. The gain undoes the division, and an offset of LINEAR moves the values to
+    where SiLU is linear.
     """
     encoder, config = model.encoder, model.config
     width, groups = config.block_out_channels[-1], config.norm_num_groups
@@ -176,7 +176,7 @@ def nearest_code(model: VQGAN, art: Tensor) -> Tensor:
 
 
 def weighted_kmeans(
-    points: NDArray[np.float32], weights: NDArray[np.float64], count: int, rounds: int, seed: int
+    points: NDArray[np.float32], weights: NDArray[np.floating[Any]], count: int, rounds: int, seed: int
 ) -> NDArray[np.float32]:
     """Cluster points (n, dim) by weight (n,): centres (count, dim).
 
