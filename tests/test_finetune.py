@@ -29,6 +29,7 @@ import amused
 from amused.checkpoints.hub import locate
 from amused.checkpoints.lora import merged, read_adapter
 from amused.errors import UserError
+from amused.model.text import tokenize
 from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
@@ -163,7 +164,7 @@ def test_the_loss_is_the_published_one(model, pictures, tmp_path, monkeypatch, l
     monkeypatch.setattr(Batches, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     (loss,) = train(model, pictures, tmp_path / "out", *["--use_lora"][:lora], max_train_steps=1, train_batch_size=5)
     tokens, masked, micro = seen[0]
-    ids = locate(model).tokenizer()([d.caption for d in drawn[0]])
+    ids = tokenize(locate(model).load_tokenizer(), [d.caption for d in drawn[0]])
     assert loss == pytest.approx(reference_loss(model, tokens, masked, ids, micro).item(), rel=1e-5)
 
 

@@ -13,6 +13,7 @@ from test_exactness import Reference, results
 
 import amused
 from amused.checkpoints.catalog import BUNDLED
+from amused.model.text import tokenize
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
@@ -54,11 +55,11 @@ def test_knows_enough_traits(known) -> None:
 
 
 def test_each_word_of_a_caption_is_one_token(model, known) -> None:
-    tokenizer = model.checkpoint.tokenizer()
+    tokenizer = model.checkpoint.load_tokenizer()
     for noun in known.evaluation(50):
         words = caption(noun).replace("-", " - ").replace(",", " ,").split()
-        ids = tokenizer([caption(noun)])[0].tolist()
-        assert ids.index(tokenizer.eos_id) == len(words) + 1 and not tokenizer.is_cut(caption(noun))
+        ids = tokenize(tokenizer, [caption(noun)])[0].tolist()
+        assert ids.index(tokenizer.eos_token_id) == len(words) + 1 and not model.prompt_is_cut(caption(noun))
 
 
 def test_gives_the_background_that_was_asked_for(model, known) -> None:
