@@ -441,7 +441,7 @@ def test_weights_that_are_no_numbers_are_not_saved(model, pictures, tmp_path, mo
 
 KILLED = """
 import os, signal, sys
-from amused.training import finetune
+from amused.training.finetune import train as finetune
 save, calls = finetune.save_file, []
 def half(tensors, path):
     save(tensors, path)
