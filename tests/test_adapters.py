@@ -165,7 +165,7 @@ def test_a_link_names_the_one_adapter_that_it_was_made_with(runtime, folder) -> 
     with pytest.raises(UserError, match="no adapter night here"):
         [*sampled(runtime, replace(PLAIN, adapter="night"))]
     (folder / "dusk" / CONFIG).write_text((folder / "dusk" / CONFIG).read_text().replace("8", "9"))
-    with pytest.raises(UserError, match="dusk is not the one"):
+    with pytest.raises(UserError, match="dusk differs from the one"):
         [*sampled(runtime, recipe)]
 
 
@@ -243,7 +243,7 @@ def test_other_sizes_headers_and_kinds_are_refused(model, folder) -> None:
     write(folder / "dora", use_dora=True)
     (write(folder / "header") / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     shared = load(model, folder)
-    for name, says in (("large", "not for this model"), ("dora", "use_dora"), ("header", "header")):
+    for name, says in (("large", "does not fit this model"), ("dora", "use_dora"), ("header", "header")):
         with pytest.raises(UserError, match=says) as refused:
             made(shared, replace(PLAIN, adapter=name))
         assert str(folder) not in str(refused.value)

@@ -248,8 +248,8 @@ def encode_texts(
         tokenizer, encoder = checkpoint.load_tokenizer(), checkpoint.load_text_encoder(device, torch.float32)
         with atomic_dir(folder) as part:
             for start in tqdm(range(0, len(texts), CAPTIONS_A_FILE), desc="Encoding captions", disable=len(texts) < 2):
-                part = texts[start : start + CAPTIONS_A_FILE]
-                batches = [part[i : i + CAPTIONS_AT_A_TIME] for i in range(0, len(part), CAPTIONS_AT_A_TIME)]
+                captions = texts[start : start + CAPTIONS_A_FILE]
+                batches = [captions[i : i + CAPTIONS_AT_A_TIME] for i in range(0, len(captions), CAPTIONS_AT_A_TIME)]
                 with torch.inference_mode():
                     rows = [encode_text(encoder, tokenize(tokenizer, batch).to(device)) for batch in batches]
                 hidden, pooled = (torch.cat(parts).to("cpu", dtype) for parts in zip(*rows))
