@@ -15,7 +15,7 @@ import pytest
 from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
@@ -391,6 +391,44 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: 
     assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
     # Now that a run has shown the pace, the time is told too.
     expect(told).to_contain_text(re.compile(r"6 pictures, about \d+ s"))
+
+
+def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("3")
+    axis = part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox")
+    axis.focus()
+    axis.press("Tab")
+    expect(values).to_be_focused()
+    axis.focus()
+    page.keyboard.type("ste")
+    page.keyboard.press("Tab")
+    expect(axis).to_have_value("guidance")
+    values.press("End")
+    page.keyboard.type(", 4")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def test_values_typed_before_the_server_answers_stay(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "temperature")
+    held: list[Route] = []
+    page.route("**/gradio_api/run/**", lambda request: held.append(request))
+    part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox").fill("guid")
+    page.keyboard.press("Enter")
+    values.fill("3, 4")
+    for request in held:
+        request.continue_()
+    page.unroute("**/gradio_api/run/**")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
+    """Make it, and see that the values are those that were typed, before and after."""
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 2)
+    expect(values).to_have_value(typed)
 
 
 def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:

@@ -47,7 +47,8 @@ def test_limits_have_defaults_within_their_range_and_stand_in_the_readme(name: s
     limit = LIMITS[name]
     assert limit.read({}) == limit.read({name: " "}) == limit.value
     assert limit.read({name: str(limit.least)}) == limit.least <= limit.value <= limit.most
-    (row,) = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \| (.*) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    readme = (ROOT / "amused" / "serving" / "README.md").read_text("utf-8")
+    (row,) = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \| (.*) \|$", readme, re.M)
     about, *numbers = row
     assert about == limit.about
     assert numbers == [f"{limit.value:,}", f"{limit.least:,} to {limit.most:,}"]

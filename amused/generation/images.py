@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,11 +89,18 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
+    """What a regular file holds; a named pipe, on which a read would wait for its writer, is refused at once."""
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=open_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise OSError("not a regular file")
             return stream.read(MAX_PICTURE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with NUL in it
         raise UserError("The picture cannot be opened: choose another.") from error
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no such pipes
 
 
 def check_pixels(image: Image.Image) -> None:

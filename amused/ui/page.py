@@ -20,6 +20,7 @@ from amused.ui.sync import keep_quiet
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
+from amused.ui.uploads import GatedBlocks
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all that is not a run
@@ -33,7 +34,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     # Gradio makes a table of so many past events after each one, which nobody looks at.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    with gr.Blocks(title="aMUSEd", analytics_enabled=False) as page:
+    with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
         with gr.Tabs() as tabs:

@@ -27,6 +27,7 @@ from amused.serving.jobs import Progress, Started, Summary
 from amused.serving.runtime import Runtime
 from amused.serving.scheduler import Status, forget_frames
 from amused.ui.settings import AT_ONCE, Panel
+from amused.ui.sync import COUNT_JS
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,11 @@ class TabState:
 
 @dataclass(frozen=True)
 class Result:
-    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how."""
+    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how.
+
+    `ended` is a number that changes when a run has ended. It is for whatever follows a run: the change of a State is
+    not told to the browser by events with `queue=False` (Gradio 6.31), so nothing may wait for that of `run`.
+    """
 
     status: gr.HTML
     gallery: gr.Gallery
@@ -116,6 +121,7 @@ class Result:
     run: gr.State
     tab: gr.State
     tag: gr.State
+    ended: gr.Number
 
 
 def build_result(task: str, hint: str) -> Result:
@@ -133,7 +139,8 @@ def build_result(task: str, hint: str) -> Result:
         elem_classes="pictures",
     )
     place = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
-    return Result(status, gallery, place, gr.State(Run()), gr.State(TabState()), gr.State(True))
+    ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
+    return Result(status, gallery, place, gr.State(Run()), gr.State(TabState()), gr.State(True), ended)
 
 
 def wire(
@@ -187,6 +194,7 @@ def connect(
     # However a run ended, and even if it could not say so itself.
     for ended in (running.then, running.failure):
         ended(settle, [result.run, result.tab], [result.status, result.gallery, panel.stop], **AT_ONCE)
+        ended(None, None, result.ended, js=COUNT_JS, **AT_ONCE)
 
 
 def sample(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from amused.generation.images import to_image
@@ -20,7 +22,6 @@ from amused.recipe.recipe import Recipe
 
 COLUMNS = ("step", "loss", "learning_rate", "masking_rate", "seconds")
 SMOOTHING = 0.05
-WIDTH, HEIGHT, MARGIN = 720, 360, 48
 SEED = 0  # of validation pictures: the same at every step, so that they can be compared
 
 
@@ -45,36 +46,21 @@ class LossLog:
             csv.DictWriter(stream, COLUMNS).writerow(self.rows[-1])
 
     def draw(self) -> None:
-        draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).save(self.folder / "loss.png")
+        draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).savefig(self.folder / "loss.png")
 
 
-def draw_curve(points: Sequence[tuple[int, float]]) -> Image.Image:
-    """Every loss as a dot, and their running average."""
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen = ImageDraw.Draw(image)
-    if not points:
-        return image
-    steps, losses = zip(*points)
-    low, high = min(losses), max(losses)
-
-    def place(step: int, loss: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * (step - steps[0]) / max(1, steps[-1] - steps[0])
-        return x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (loss - low) / max(1e-9, high - low)
-
-    average, line = losses[0], []
-    for step, loss in points:
-        x, y = place(step, loss)
-        pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#b0b8d0")
-        average += SMOOTHING * (loss - average)
-        line.append(place(step, average))
-    pen.line((MARGIN, MARGIN, MARGIN, HEIGHT - MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), fill="#606060")
-    pen.line(line, fill="#3b4cc0", width=2)
-    pen.text((MARGIN, MARGIN - 24), "loss, and its running average", fill="black")
-    pen.text((4, MARGIN - 6), f"{high:.3f}", fill="black")
-    pen.text((4, HEIGHT - MARGIN - 6), f"{low:.3f}", fill="black")
-    pen.text((MARGIN, HEIGHT - MARGIN + 8), f"step {steps[0]}", fill="black")
-    pen.text((WIDTH - 2 * MARGIN, HEIGHT - MARGIN + 8), f"step {steps[-1]}", fill="black")
-    return image
+def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
+    """Every loss as a dot, and their running average as a line."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="loss")
+    if points:
+        steps, losses = zip(*points)
+        averages = itertools.accumulate(losses, lambda average, loss: average + SMOOTHING * (loss - average))
+        axes.plot(steps, losses, ".", color="#b0b8d0", label="loss")
+        axes.plot(steps, list(averages), color="#3b4cc0", label="running average")
+        axes.legend(frameon=False)
+    return figure
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Knows how a grid is asked for and shown; what can be put on an axis is known by 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -43,6 +44,12 @@ PLACEHOLDERS = {
     "strength": "0.3, 0.5, 0.7, 0.9",
     WORDING: "fox, owl, cow: the first stands in the prompt",
 }
+OFFER_JS = """(axis) => {
+    const chosen = (window.amusedAxes ||= {});
+    if (axis === (chosen["%(field)s"] ?? %(first)s)) return { __type__: "update" };
+    chosen["%(field)s"] = axis;
+    return %(offers)s[axis] ?? { __type__: "update" };
+}"""
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
@@ -73,11 +80,11 @@ def build(runtime: Runtime, panel: Panel, sheet: gr.Image, own: list[Any], read:
         start = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
 
     for name, values in ((across, across_values), (down, down_values)):
-        name.input(offer_values, name, values, **AT_ONCE)
+        name.input(None, name, values, js=offer_values(name), **AT_ONCE)
     say = partial(say_before, runtime, task)
     told.value = say(*(part.value for part in [*axes, *asked]))
     inputs = [*axes, *asked]
-    follow([*(part.change for part in inputs), panel.result.run.change], say, inputs, [told])
+    follow([*(part.change for part in inputs), panel.result.ended.change], say, inputs, [told])
 
     def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
         yield from make(runtime, former, tab, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))
@@ -99,10 +106,22 @@ def axis(task: str, side: str, label: str, names: list[str], name: str, values: 
     return chosen, listed
 
 
-def offer_values(name: str) -> gr.Textbox:
-    """Values for an axis that has just been chosen; a wording is the visitor's own."""
-    example = PLACEHOLDERS.get(name, "")
-    return gr.Textbox(value="" if name == WORDING else example, placeholder=example, interactive=name != NONE)
+def offer_values(axis: gr.Dropdown) -> str:
+    """The script that fills in values for an axis that has just been chosen; a wording is the visitor's own.
+
+    It runs in the browser, where nothing can be typed before it is done. A dropdown (Gradio 6.31) reports an input
+    whenever it loses the focus, too: values stay as they are unless the axis is another one than before.
+    """
+    offers = {
+        name: {
+            "__type__": "update",
+            "value": "" if name == WORDING else example,
+            "placeholder": example,
+            "interactive": name != NONE,
+        }
+        for name, example in PLACEHOLDERS.items()
+    }
+    return OFFER_JS % {"field": axis.elem_id, "first": json.dumps(axis.value), "offers": json.dumps(offers)}
 
 
 def say_before(

@@ -87,7 +87,7 @@ def build(runtime: Runtime) -> Panel:
     with controls:
         follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
     both = [comparing, slider]
-    result.run.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
+    result.ended.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
     result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)
     told = partial(shape_of, runtime)
     return replace(panel, media=[picture], own=own, read=reading, shaping=[shape, fitting], shape=told)
