@@ -32,6 +32,10 @@ def is_nothing(update: list[Any]) -> bool:
     return all(value == gr.skip() for value in update)
 
 
+def finished_one(update: list[Any]) -> bool:
+    return isinstance(update[2], Run) and update[2].made == 1
+
+
 def finish(running: Iterator[list[Any]]) -> Run:
     return [update[2] for update in running if isinstance(update[2], Run)][-1]
 
@@ -65,15 +69,45 @@ def test_another_visitor_is_told_how_many_are_before_them_and_takes_turns() -> N
     )  # of the sweep's 64 the first, and the next if it was quick
 
 
-def test_stop_ends_the_run_at_work_alone() -> None:
+def test_stop_ends_the_run_at_work_and_drops_those_that_wait() -> None:
+    runtime, desk = fake_runtime(), Desk()
+    first, second, third = start(runtime, desk, 10, 64), start(runtime, desk, 20), start(runtime, desk, 30)
+    while not finished_one(next(first)):
+        pass
+    next(second)  # and the third has not even come to the desk
+    desk.ask_to_stop()
+    for waiting in (second, third):
+        assert next(waiting, None) is None
+    run = finish(first)
+    assert run.note == "Stopped: 1 picture of 64 kept. 2 waiting runs dropped"
+    assert [shot.seed for shot in run.shots] == [10]
+    assert runtime.numbers()['amused_requests_total{outcome="stopped"}'] == 1
+    assert runtime.numbers()["amused_pictures_total"] == 1
+    assert not desk.line and not desk.pressed and not desk.stop
+
+
+def test_a_waiting_run_stays_dropped_when_the_run_at_work_ends_first() -> None:
+    runtime, desk = fake_runtime(), Desk()
+    first, second = start(runtime, desk, 10), start(runtime, desk, 20)
+    next(first)
+    next(second)
+    desk.ask_to_stop()
+    assert finish(first).note == "Stopped. 1 waiting run dropped"
+    assert next(second, None) is None
+    assert [shot.seed for shot in finish(start(runtime, desk, 30)).shots] == [30]
+
+
+def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
     runtime, desk = fake_runtime(), Desk()
     first, second = start(runtime, desk, 10, 64), start(runtime, desk, 20)
     next(first)
     next(second)
     desk.ask_to_stop()
-    assert finish(first).note == "Stopped"
-    assert [shot.seed for shot in finish(second).shots] == [20]
-    assert runtime.numbers()['amused_requests_total{outcome="stopped"}'] == 1
+    third = start(runtime, desk, 30)
+    assert is_nothing(next(third))
+    assert finish(first).note == "Stopped. 1 waiting run dropped"
+    assert next(second, None) is None
+    assert finish(third).note.startswith("1 picture in")
 
 
 def test_stop_before_the_run_began() -> None:

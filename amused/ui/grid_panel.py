@@ -186,7 +186,7 @@ def make(
                 if desk.stop:
                     break
             visit.stopped = desk.stop
-            run = replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut))
+            run = replace(run, note=summary(run, desk, time.monotonic() - started, cut))
             yield [*page(run=run), show_sheet(pictures, table.across, table.down, recipe)]
 
     yield from at_desk(desk, former, work, outputs=6)

@@ -78,24 +78,47 @@ class Run:
     note: str = ""
 
 
+@dataclass(eq=False)
+class Ticket:
+    """One run of a tab: whether another one was before it, and what Stop asks of it.
+
+    A run that is `stopped` ends with what it has made; one that is `dropped` never begins.
+    """
+
+    behind: bool
+    stopped: bool = False
+    dropped: bool = False
+
+
 @dataclass
 class Desk:
     """What the events of one tab tell each other: the same object for all of them.
 
-    `line` holds the run at work and behind it those that wait for it to end, `pressed` for each run that is still to
-    come whether another one was before it, `last` what the tab shows since its last run.
+    `line` holds the run at work and behind it those that wait for it to end, `pressed` those that are still to come,
+    `last` what the tab shows since its last run, `dropped` how many waiting runs Stop has dropped since then.
     """
 
-    line: list[object] = field(default_factory=list)
-    pressed: list[bool] = field(default_factory=list)
+    line: list[Ticket] = field(default_factory=list)
+    pressed: list[Ticket] = field(default_factory=list)
     last: Run | None = None
-    stop: bool = False
+    dropped: int = 0
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run at work is to end."""
+        return bool(self.line) and self.line[0].stopped
 
     def press(self) -> None:
-        self.pressed.append(bool(self.line or self.pressed))
+        self.pressed.append(Ticket(behind=bool(self.line or self.pressed)))
 
     def ask_to_stop(self) -> None:
-        self.stop = bool(self.line or self.pressed)
+        """End the run at work, and drop all that wait."""
+        tickets = [ticket for ticket in [*self.line, *self.pressed] if not ticket.dropped]
+        for ticket in tickets[:1]:
+            ticket.stopped = True
+        for ticket in tickets[1:]:
+            ticket.dropped = True
+            self.dropped += 1
 
 
 @dataclass(frozen=True)
@@ -194,28 +217,29 @@ Work = Callable[[Run, bool], Iterator[list[Any]]]
 
 def at_desk(desk: Desk, former: Run, work: Work, outputs: int = 5) -> Iterator[list[Any]]:
     """Work once the earlier runs of this tab have ended; what goes wrong is told and loses nothing."""
-    append = desk.pressed.pop(0) if desk.pressed else bool(desk.line)
+    ticket = desk.pressed.pop(0) if desk.pressed else Ticket(behind=bool(desk.line))
     if len(desk.line) > MAX_WAITING_RUNS:
         raise gr.Error(f"{MAX_WAITING_RUNS} runs of this tab wait already: let one end first.", print_exception=False)
-    place = object()
-    desk.line.append(place)
+    desk.line.append(ticket)
     sentence = None
     run = former
     try:
-        while desk.line[0] is not place:
+        while desk.line[0] is not ticket and not ticket.dropped:
             yield [gr.skip()] * outputs  # the status is that of the run before; and this can be closed here
             time.sleep(LOOK_SECONDS)
+        if ticket.dropped:
+            return
         run = former = replace(desk.last or former, made=0, wanted=0, note="")
-        for update in work(former, append):
+        for update in work(former, ticket.behind):
             if isinstance(update[2], Run):
                 run = update[2]
             yield update
     except Exception as error:
         sentence = explain(error)
     finally:
-        if desk.line[0] is place:
-            desk.last, desk.stop = run, False
-        desk.line.remove(place)
+        if desk.line[0] is ticket and not ticket.dropped:
+            desk.last, desk.dropped = run, 0
+        desk.line.remove(ticket)
     if sentence is not None:  # outside of `except`, where the error and all that it holds would live on
         yield [*page(run=replace(run, note=sentence)), *[gr.skip()] * (outputs - 5)]
         raise gr.Error(sentence, print_exception=False)
@@ -270,7 +294,7 @@ def sample(
                     if desk.stop:
                         break
             visit.stopped = desk.stop
-            yield page(run=replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut)))
+            yield page(run=replace(run, note=summary(run, desk, time.monotonic() - started, cut)))
 
     yield from at_desk(desk, former, work)
 
@@ -283,10 +307,13 @@ def told(waiting: Iterator[Waiting], desk: Desk) -> Iterator[list[Any]]:
         yield page(status=busy_line(news.text, news.share))
 
 
-def summary(run: Run, stopped: bool, seconds: float, cut: bool) -> str:
+def summary(run: Run, desk: Desk, seconds: float, cut: bool) -> str:
     """How a run ended."""
-    if stopped:
-        return f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
+    if desk.stop:
+        note = f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
+        if not desk.dropped:
+            return note
+        return f"{note}. {'1 waiting run' if desk.dropped == 1 else f'{desk.dropped} waiting runs'} dropped"
     note = f"{count_pictures(run.made)} in {describe_seconds(seconds)}"
     return f"{note}. The prompt is longer than the model reads: its end was left out" if cut else note
 
