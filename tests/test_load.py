@@ -137,5 +137,5 @@ def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: 
         assert not thread.is_alive()
     made = [event for event in sampled(runtime, Recipe(TEXT_TO_IMAGE, "next", (1,), steps=2))]
     assert isinstance(made[-1], Result)
+    wait_for(lambda: numbers(runtime)['amused_requests_total{outcome="left"}'] == left + 6)
     wait_for(lambda: idle(runtime))
-    assert numbers(runtime)['amused_requests_total{outcome="left"}'] == left + 6

@@ -434,6 +434,27 @@ def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turn
     expect(tiles(page, TEXT)).to_have_count(1)
 
 
+def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None:
+    status = part(page, TEXT, "status")
+    turnstile.open.clear()
+    try:
+        set_seeds(page, TEXT, "60", 2)
+        run(page, TEXT)
+        expect(status).to_contain_text("Starting")
+        set_seeds(page, TEXT, "70", 1)
+        run(page, TEXT)
+        expect(status).to_contain_text("Waiting")
+        part(page, TEXT, "stop").click()
+        expect(status).to_contain_text("Stopping")
+    finally:
+        turnstile.open.set()
+    expect(status).to_contain_text("Stopped. 1 waiting run dropped")
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+    expect(tiles(page, TEXT)).to_have_count(0)
+    make(page, TEXT, "80", 1)
+    assert list(pixels(page, TEXT)) == ["seed 80"]
+
+
 def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 2)
     pick(page, TEXT, 0)

@@ -16,6 +16,7 @@ from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Choice, Runtime
 from amused.serving.scheduler import MAX_WAITING_RUNS
+from amused.ui import run as runs
 from amused.ui.run import FAILED, OUT_OF_MEMORY, Run, TabState, ask_to_stop, explain, sample
 
 
@@ -82,12 +83,34 @@ def test_stop_ends_the_run_at_work_and_drops_those_that_wait(which_ends_first: i
     ended = {}
     for index in (which_ends_first, 1 - which_ends_first):
         ended[index] = [update[2] for update in (first, second)[index] if isinstance(update[2], Run)]
-    note = "Stopped: 1 picture of 64 kept. 2 waiting runs were dropped"
+    note = "Stopped: 1 picture of 64 kept. 2 waiting runs dropped"
     assert [run.note for run in ended[0]] == [note] and ended[1] == []
     assert all(is_nothing(update) for update in pressed) and [shot.seed for shot in tab.last.shots] == [10]
     assert tab.last.note == note
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     assert [shot.seed for shot in finish(start(runtime, tab, 40)).shots] == [40]
+
+
+def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
+    runtime, tab = fake_runtime(), TabState()
+    first, second = start(runtime, tab, 10, 64), start(runtime, tab, 20)
+    next(first)
+    next(second)
+    ask_to_stop(runtime, tab)
+    third = start(runtime, tab, 30)
+    assert is_nothing(next(third))
+    assert finish(first).note == "Stopped. 1 waiting run dropped"
+    assert all(is_nothing(update) for update in second)
+    assert finish(third).note.startswith("1 picture in")
+
+
+def test_a_click_whose_run_never_came_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Gradio's own queue is full."""
+    runtime, tab = fake_runtime(), TabState()
+    tab.press()
+    ask_to_stop(runtime, tab)
+    monkeypatch.setattr(runs, "PRESS_SECONDS", 0.0)
+    assert [shot.seed for shot in finish(start(runtime, tab, 10)).shots] == [10]
 
 
 def test_stop_leaves_other_tabs_alone() -> None:

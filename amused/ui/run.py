@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import io
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 # Of events that use the model: who is next is decided by the runtime, not by Gradio, which would go on with one run to
 # its end before it begins the next.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
+
+PRESS_SECONDS = 60.0  # until then a run has come, or never does
 
 FAILED = "Something went wrong on our side. Your settings are kept: please try again."
 OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try again later."
@@ -85,26 +88,32 @@ class TabState:
     """What the events of one tab share: the same object for all of them, and the owner of the tab's runs.
 
     Attributes:
-        pressed: for each run that is still to come, whether another one was before it and `stops` at that time.
+        pressed: for each run that is still to come whether another one was before it, `stops` and the time.
         runs: how many go on or wait.
         stops: how often Stop was pressed; `dropped` how many waiting runs the last one dropped.
         last: what the tab shows.
     """
 
-    pressed: list[tuple[bool, int]] = field(default_factory=list)
+    pressed: list[tuple[bool, int, float]] = field(default_factory=list)
     runs: int = 0
     stops: int = 0
     dropped: int = 0
     last: Run | None = None
 
     def press(self) -> None:
-        self.pressed.append((bool(self.runs or self.pressed), self.stops))
+        self._forget_old()
+        self.pressed.append((bool(self.runs or self.pressed), self.stops, time.monotonic()))
 
     def begin(self) -> tuple[bool, int]:
         """A run comes: whether another one was before it when it was asked for, and `stops` at that time."""
-        pressed = self.pressed.pop(0) if self.pressed else (bool(self.runs), self.stops)
+        self._forget_old()
+        waited, stops, _ = self.pressed.pop(0) if self.pressed else (bool(self.runs), self.stops, 0.0)
         self.runs += 1
-        return pressed
+        return waited, stops
+
+    def _forget_old(self) -> None:
+        """Those whose run never came: Gradio refused it, or the visitor was gone."""
+        self.pressed = [one for one in self.pressed if time.monotonic() - one[2] < PRESS_SECONDS]
 
 
 @dataclass(frozen=True)
@@ -267,7 +276,7 @@ def summary(event: Summary, dropped: int = 0) -> str:
     if event.stopped:
         kept = count_pictures(event.num_done)
         note = f"Stopped: {kept} of {event.num_images} kept" if event.num_done else "Stopped"
-        return f"{note}. {dropped} waiting {'run was' if dropped == 1 else 'runs were'} dropped" if dropped else note
+        return f"{note}. {dropped} waiting {'run' if dropped == 1 else 'runs'} dropped" if dropped else note
     note = f"{count_pictures(event.num_done)} in {describe_seconds(event.seconds)}"
     if event.prompt_is_cut:
         return f"{note}. The prompt is longer than the model reads: its end was left out"
