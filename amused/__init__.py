@@ -1,4 +1,4 @@
-"""aMUSEd: pictures from text by masked tokens, in a few parallel steps.
+"""aMUSEd: text to image with a masked-token model, in about 12 parallel steps.
 
 import amused
 model = amused.load("nouns")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amused.checkpoints.hub import Progress
     from amused.generation.pipeline import Amused, Picture, Step
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = ["Amused", "CheckpointError", "Picture", "Recipe", "Step", "UserError", "load"]
 
 
@@ -32,20 +32,20 @@ def load(
     quantize: str | None = None,
     adapters: str | Path | None = None,
 ) -> Amused:
-    """A model, ready at once: its configurations are checked now, its weights are read at first use.
+    """Return a model at once: its configurations are checked now, its weights are read on first use.
 
     Args:
-        name_or_path: "nouns" (bundled), "amused-256", "amused-512", a folder, or "owner/name" on the hub.
-        device: "cpu" or "cuda"; by default the GPU where there is one.
-        dtype: "float32", "float16" or "bfloat16"; by default what is fastest on the device.
-        progress: called with (file, bytes so far, bytes in all) during a download.
-        quantize: "int8" computes the transformer's large products in 8-bit integers, faster on a CPU that has VNNI
-            units; the pictures are others than without.
-        adapters: a folder of fine-tuned adapters, which the methods then take by name as `adapter`.
+        name_or_path: "nouns" (bundled), "amused-256", "amused-512", a folder, or "owner/name" on the Hub.
+        device: "cpu" or "cuda"; by default the GPU if there is one.
+        dtype: "float32", "float16" or "bfloat16"; by default the fastest on the device.
+        progress: called with (file, bytes so far, total bytes) during a download.
+        quantize: "int8" computes the transformer's large matmuls in 8-bit integers, faster on a CPU with VNNI; output
+            differs from the unquantized model.
+        adapters: a folder of fine-tuned adapters, selected by name with `adapter`.
 
     Raises:
-        UserError: there is no such model, it cannot be downloaded, or the device cannot do what is asked for.
-        CheckpointError: its configurations are unusable; names the file and the key.
+        UserError: no such model, a failed download, or an unsupported device or dtype.
+        CheckpointError: a configuration is invalid; names the file and the key.
     """
     from pathlib import Path
 
@@ -57,7 +57,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Amused", "Picture", "Step"):  # torch is imported only when something needs it
+    if name in ("Amused", "Picture", "Step"):  # torch is imported only when needed
         from amused.generation import pipeline
 
         return getattr(pipeline, name)

@@ -1,7 +1,7 @@
-"""Every limit that a visitor can run into, and the settings of the page's owner: all of them in this one place.
+"""All limits that a visitor can hit, each an environment variable set by the owner of the page.
 
-Each limit is an environment variable, read once at the start; one that is not a whole number in its range ends the
-program with a sentence. The README has the same table. Knows nothing of what is limited.
+They are read once, at import; a value that is not a whole number in its range ends the program with a sentence.
+`serving/README.md` has the same table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amused.errors import UserError
 
 @dataclass(frozen=True)
 class Limit:
-    """A whole number that the owner can choose between `least` and `most`."""
+    """A whole number between `least` and `most`."""
 
     variable: str
     value: int
@@ -24,10 +24,10 @@ class Limit:
     about: str
 
     def read(self, environment: Mapping[str, str]) -> int:
-        """Its value in this environment.
+        """The value set in this environment, or the default.
 
         Raises:
-            UserError: what stands there is not a whole number in the range.
+            UserError: the variable is set to anything but a whole number in the range.
         """
         text = environment.get(self.variable, "").strip().replace("_", "")
         if not text:
@@ -40,18 +40,18 @@ class Limit:
 LIMITS = {
     limit.variable: limit
     for limit in (
-        Limit("AMUSED_MAX_PICTURE_PIXELS", 40_000_000, 1_000_000, 80_000_000, "pixels of a picture that is sent"),
-        Limit("AMUSED_MAX_PICTURE_BYTES", 25_000_000, 1_000_000, 100_000_000, "bytes of a picture that is sent"),
+        Limit("AMUSED_MAX_PICTURE_PIXELS", 40_000_000, 1_000_000, 80_000_000, "pixels of an uploaded image"),
+        Limit("AMUSED_MAX_PICTURE_BYTES", 25_000_000, 1_000_000, 100_000_000, "bytes of an uploaded image"),
         Limit("AMUSED_MAX_PROMPT", 10_000, 100, 10_000, "characters of a prompt"),
         Limit("AMUSED_MAX_STEPS", 100, 12, 100, "sampling steps"),
-        Limit("AMUSED_MAX_PICTURES", 64, 4, 64, "pictures of one run"),
-        Limit("AMUSED_MAX_PIXELS", 1024 * 1024, 512 * 512, 1024 * 1024, "pixels of a picture that is made"),
-        Limit("AMUSED_RUNS_AT_ONCE", 16, 1, 64, "runs that take turns at the model, picture by picture"),
-        Limit("AMUSED_QUEUE", 40, 0, 1000, "more runs that may wait; whoever comes then is told so at once"),
-        Limit("AMUSED_REQUEST_SECONDS", 3600, 10, 86_400, "seconds that the model works for one run"),
-        Limit("AMUSED_SESSIONS", 1000, 50, 10_000, "tabs and programs that are remembered; 0.6 MB of memory each"),
-        Limit("AMUSED_CACHE_HOURS", 24, 1, 720, "hours that pictures are kept"),
-        Limit("AMUSED_CACHE_MEGABYTES", 5000, 50, 1_000_000, "megabytes of pictures that are kept"),
+        Limit("AMUSED_MAX_PICTURES", 64, 4, 64, "images per run"),
+        Limit("AMUSED_MAX_PIXELS", 1024 * 1024, 512 * 512, 1024 * 1024, "pixels of a generated image"),
+        Limit("AMUSED_RUNS_AT_ONCE", 16, 1, 64, "runs that share the model, image by image"),
+        Limit("AMUSED_QUEUE", 40, 0, 1000, "further runs that may wait; later ones are refused at once"),
+        Limit("AMUSED_REQUEST_SECONDS", 3600, 10, 86_400, "seconds of model time per run"),
+        Limit("AMUSED_SESSIONS", 1000, 50, 10_000, "sessions (tabs and clients) kept in memory, 0.6 MB each"),
+        Limit("AMUSED_CACHE_HOURS", 24, 1, 720, "hours that images are kept"),
+        Limit("AMUSED_CACHE_MEGABYTES", 5000, 50, 1_000_000, "megabytes of images that are kept"),
     )
 }
 
@@ -59,12 +59,12 @@ LIMITS = {
 def setting(variable: str) -> int:
     try:
         return LIMITS[variable].read(os.environ)
-    except UserError as error:  # while modules are being imported: nobody above could tell it in a sentence
+    except UserError as error:  # raised during import, where no caller could report it
         raise SystemExit(str(error)) from None
 
 
 def switched_on(variable: str) -> bool:
-    """Whether a switch of the environment is on: "1", "true", "yes" or "on"."""
+    """Whether an environment variable is "1", "true", "yes" or "on"."""
     return os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
 
 

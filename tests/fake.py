@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from amused.generation.pipeline import Picture, Step
 from amused.recipe.recipe import Recipe
-from amused.serving.runtime import Choice, Finished, Runtime, Working
-from amused.serving.scheduler import Progress, Waiting
+from amused.serving.jobs import Progress, Request, Result
+from amused.serving.model import Model
+from amused.serving.runtime import Choice, Runtime
+from amused.serving.scheduler import ReportProgress
 
-TRAITS = {
+TRAITS: dict[str, Any] = {
     "backgrounds": {"cool": "d5d7e1", "warm": "e1d7d5", "sky": "9cc8ee", "dark": "1f1d29"},
     "bodies": ["body-orange", "body-teal", "body-light-blue", "body-grayscale-1"],
     "accessories": ["accessory-heart", "accessory-checker-bw"],
@@ -23,12 +26,30 @@ TRAITS = {
 }
 
 
-class FakeModel:
-    """Obeys the model's interface. A token is a colour; a picture is its 16x16 tokens as squares."""
+@dataclass(frozen=True)
+class FakeStep:
+    index: int
+    seed: int
+    step: int
+    steps: int
+    tokens: np.ndarray
+    masked: np.ndarray
 
-    traits = TRAITS
+
+@dataclass(frozen=True)
+class FakeImage:
+    index: int
+    seed: int
+    image: Image.Image
+    tokens: np.ndarray
+
+
+class FakeModel:
+    """A `Model` (the type checker holds it to that). A token is a colour; a picture is its 16x16 tokens as squares."""
+
+    traits: dict[str, Any] | None = TRAITS
     multiple = 32
-    made = "cpu float32 amused-0.1.0 torch-2.13.0"
+    fingerprint = "cpu float32 amused-0.1.0 torch-2.13.0"
 
     def __init__(
         self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None
@@ -68,7 +89,7 @@ class FakeModel:
 
     def generate(
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
-    ) -> Iterator[Step | Picture]:
+    ) -> Generator[FakeStep | FakeImage]:
         side = 16
         for index, seed in enumerate(recipe.seeds):
             tokens, order = self.tokens(recipe, seed, side)
@@ -77,7 +98,7 @@ class FakeModel:
                     self.before_step()
                 time.sleep(self.step_seconds)
                 masked = order > step / recipe.steps
-                yield Step(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
+                yield FakeStep(index, seed, step, recipe.steps, np.where(masked, 0, tokens), masked)
             made = self.decode(tokens)
             if image is not None and recipe.parent is None:
                 size = image.size if recipe.only_masked else (recipe.width or self.size, recipe.height or self.size)
@@ -87,19 +108,19 @@ class FakeModel:
                     inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
                     made = np.where(inside[..., None], made, before)
                 else:
-                    made = (before * (1 - recipe.strength) + made * recipe.strength).astype(np.uint8)
-            yield Picture(index, seed, Image.fromarray(made), tokens)
+                    made = (before * (1 - (recipe.strength or 0)) + made * (recipe.strength or 0)).astype(np.uint8)
+            yield FakeImage(index, seed, Image.fromarray(made), tokens)
 
 
 def fake_runtime(
-    step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None, **limits: int
+    step_seconds: float = 0.0, load_seconds: float = 0.0, before_step: Callable[[], None] | None = None, **limits: Any
 ) -> Runtime:
     """A runtime whose models are fakes: the bundled one, and one that pretends to be a download."""
 
-    def load(name: str, progress: Progress) -> FakeModel:
+    def load(name: str, report: ReportProgress) -> Model:
         for tenth in range(10):
             time.sleep(load_seconds / 10)
-            progress(tenth / 10, f"Loading {name}")
+            report(tenth / 10, f"Loading {name}")
         return FakeModel(name, step_seconds=step_seconds, before_step=before_step)
 
     models = [
@@ -110,9 +131,14 @@ def fake_runtime(
     return Runtime(models, load, default="nouns", **limits)
 
 
-def sampled(runtime: Runtime, recipe: Recipe, *given: Image.Image | None) -> Iterator[Working | Finished]:
-    """What a run alone yields."""
-    with runtime.visit() as visit:
-        for event in visit.generate(recipe, *given):
-            if not isinstance(event, Waiting):
-                yield event
+def sampled(runtime: Runtime, recipe: Recipe, *given: Image.Image | None) -> Iterator[Progress | Result]:
+    """The steps and images of a run."""
+    for event in runtime.run(lambda: Request((recipe,), *given)):
+        if isinstance(event, Progress | Result):
+            yield event
+
+
+def numbers(runtime: Runtime) -> dict[str, float]:
+    """What the owner's page shows, by name and label."""
+    lines = runtime.metrics.text().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}

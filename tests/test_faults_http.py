@@ -147,6 +147,22 @@ def test_the_page_s_own_handlers_give_nothing_away_to_whoever_calls_them(address
     assert len(steps) == before
 
 
+@pytest.mark.parametrize("index", [0, -1])
+def test_events_of_a_page_that_holds_nothing_fail_in_a_sentence_at_most(address: str, index: int) -> None:
+    """As from a page whose session has ended, or whose last kept image is gone: nothing is picked, kept or made."""
+    config = httpx.get(f"{address}config").json()
+    values = {one["id"]: one["props"].get("value") for one in config["components"]}
+    values |= {one["id"]: 0 for one in config["components"] if one["type"] == "dataset"}  # the example that is clicked
+    events = [one for one in config["dependencies"] if one["backend_fn"] and one["queue"] is False]
+    assert len(events) > 50
+    with httpx.Client(base_url=address) as client:
+        for event in events:
+            data = [values[component] for component in event["inputs"]]
+            body = {"fn_index": event["id"], "data": data, "session_hash": "nothing"}
+            answer = client.post("gradio_api/run/predict", json={**body, "event_data": {"index": index, "value": None}})
+            assert answer.status_code == 200 or answer.json()["error"], (event["targets"], event["outputs"])
+
+
 def test_a_good_request_still_gives_its_picture_after_all_that(address: str) -> None:
     answer = call(address, "text_to_image", {"prompt": "a fox", "seeds": "7"})
     assert "event: complete" in answer and "seed 7" in answer

@@ -15,11 +15,12 @@ import pytest
 from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_mask, load_picture
+from amused.generation.images import digest, load_image
+from amused.generation.masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
@@ -246,7 +247,7 @@ def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) ->
     recipe, image, mask = inpaint_tab.read(
         Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, *MODEL
     )
-    assert (recipe.image, recipe.mask) == (digest(load_picture(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
     assert (recipe.feather, recipe.only_masked) == (4, True)
 
@@ -283,8 +284,8 @@ def test_one_pixel_is_one_cell() -> None:
     runtime = fake_runtime()
     picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
-    recipe = runtime.sized(Recipe(INPAINT, "", (0,)), picture)
-    assert mask_tools.preview(recipe, picture, mask, 256)[1:] == (1, 256)
+    recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
+    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
 
 
 def png(image: Image.Image) -> bytes:
@@ -355,7 +356,7 @@ def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
     picture = png(Image.new("RGB", size, "teal"))
     recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
     assert image.size == size and recipe.image == digest(image)
-    sized = runtime.sized(recipe, image)
+    sized = runtime.with_default_size(recipe, image)
     assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
 
 
@@ -391,6 +392,44 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: 
     assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
     # Now that a run has shown the pace, the time is told too.
     expect(told).to_contain_text(re.compile(r"6 pictures, about \d+ s"))
+
+
+def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("3")
+    axis = part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox")
+    axis.focus()
+    axis.press("Tab")
+    expect(values).to_be_focused()
+    axis.focus()
+    page.keyboard.type("ste")
+    page.keyboard.press("Tab")
+    expect(axis).to_have_value("guidance")
+    values.press("End")
+    page.keyboard.type(", 4")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def test_values_typed_before_the_server_answers_stay(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "temperature")
+    held: list[Route] = []
+    page.route("**/gradio_api/run/**", lambda request: held.append(request))
+    part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox").fill("guid")
+    page.keyboard.press("Enter")
+    values.fill("3, 4")
+    for request in held:
+        request.continue_()
+    page.unroute("**/gradio_api/run/**")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
+    """Make it, and see that the values are those that were typed, before and after."""
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 2)
+    expect(values).to_have_value(typed)
 
 
 def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
@@ -455,7 +494,7 @@ def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
         assert len(examples) >= 2
         for example in examples:
             if task != TEXT_TO_IMAGE:
-                picture = load_picture(prompts.FOLDER / example.picture)
+                picture = load_image(prompts.FOLDER / example.picture)
                 assert picture.size == (256, 256)
             if task == INPAINT:
                 assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()

@@ -15,12 +15,13 @@ import httpx
 import load
 import numpy as np
 import pytest
-from fake import fake_runtime, sampled
+from fake import fake_runtime, numbers, sampled
 
 from amused.generation.images import digest
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-from amused.serving.runtime import Finished, Runtime, Visit
-from amused.serving.scheduler import BUSY, Turn
+from amused.serving.jobs import Job, Result
+from amused.serving.runtime import Runtime
+from amused.serving.scheduler import BUSY, Slot
 from amused.ui.page import build_page, launch_options
 
 
@@ -53,7 +54,7 @@ def test_what_the_page_holds_levels_off(
     assert not list(cache.glob(".*"))  # no half-written file
     wait_for(lambda: idle(runtime))
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Visit | Turn)]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Job | Slot)]
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -65,7 +66,7 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 
 def idle(runtime: Runtime) -> bool:
-    return runtime.numbers()["amused_runs"] == 0
+    return numbers(runtime)["amused_runs"] == 0
 
 
 def test_everybody_gets_their_own_picture_and_a_sweep_holds_nobody_up(address: str) -> None:
@@ -77,7 +78,7 @@ def test_everybody_gets_their_own_picture_and_a_sweep_holds_nobody_up(address: s
     alone = fake_runtime()
     for one in [*given["people"], sweep]:
         if one.recipe.task == TEXT_TO_IMAGE:
-            made = [event for event in sampled(alone, one.recipe) if isinstance(event, Finished)]
+            made = [event for event in sampled(alone, one.recipe) if isinstance(event, Result)]
             assert [name for _, name in one.made] == [digest(event.image) for event in made]
 
 
@@ -100,7 +101,7 @@ def test_a_full_queue_says_so_at_once_and_loses_nobody(address: str, runtime: Ru
 def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: Runtime, seed: int) -> None:
     """Cancelled or with the connection dropped, while waiting or working, at a random moment."""
     random = np.random.default_rng(seed)
-    left = runtime.numbers()['amused_requests_total{outcome="left"}']
+    left = numbers(runtime)['amused_requests_total{outcome="left"}']
 
     def go_away(delay: float, cancels: bool) -> None:
         session = f"{seed}-{delay}"
@@ -135,6 +136,6 @@ def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: 
         thread.join(60)
         assert not thread.is_alive()
     made = [event for event in sampled(runtime, Recipe(TEXT_TO_IMAGE, "next", (1,), steps=2))]
-    assert isinstance(made[-1], Finished)
+    assert isinstance(made[-1], Result)
+    wait_for(lambda: numbers(runtime)['amused_requests_total{outcome="left"}'] == left + 6)
     wait_for(lambda: idle(runtime))
-    assert runtime.numbers()['amused_requests_total{outcome="left"}'] == left + 6

@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ from test_browser import (
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_json, from_png, from_query, to_query
-from amused.serving.runtime import Finished, Runtime
+from amused.serving.jobs import Result
+from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
 
 TEXT = "text_to_image"
@@ -132,7 +134,7 @@ def files(page: Page, task: str) -> list[Image.Image]:
 
 
 def replay(runtime: Runtime, shared: Shared, *given: Image.Image) -> str:
-    (event,) = (event for event in sampled(runtime, shared.recipe, *given) if isinstance(event, Finished))
+    (event,) = (event for event in sampled(runtime, shared.recipe, *given) if isinstance(event, Result))
     return digest(event.image.convert("RGB"))
 
 
@@ -234,14 +236,87 @@ def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: P
         assert replay(fresh(runtime), said, given) == said.digest == digest(image)
 
 
+# Links
+
+
+def copied_link(page: Page, task: str) -> str:
+    expect(part(page, task, "copy-link")).to_have_text("Copy link")
+    part(page, task, "copy-link").click()
+    expect(part(page, task, "copy-link")).to_have_text("Link copied")
+    return page.evaluate("navigator.clipboard.readText()")
+
+
+def shared_by(link: str) -> Shared:
+    return from_query(urlsplit(link).query)
+
+
+@pytest.mark.parametrize(
+    ("task", "tab"), [(TEXT, "Text to image"), ("image_to_image", "Image to image"), ("inpaint", "Inpaint")]
+)
+def test_every_pick_has_a_link_of_its_own(page: Page, picture: Path, task: str, tab: str) -> None:  # noqa: F811
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    open_tab(page, tab)
+    if task == "image_to_image":
+        part(page, task, "picture").locator("input[type=file]").set_input_files(picture)
+        expect(part(page, task, "picture").locator("img")).to_be_visible()
+    elif task == "inpaint":
+        part(page, task, "drawing").locator("canvas").first.wait_for()
+        part(page, task, "drawing").locator("input[type=file]").first.set_input_files(picture)
+        expect(part(page, task, "drawing").get_by_text("Upload an image")).to_be_hidden()
+        paint_the_middle(page, part(page, task, "drawing"))
+    make(page, task, "40", 3)
+    made = [digest(image) for image in files(page, task)]
+    for index in range(3):
+        pick(page, task, index)
+        shared = shared_by(copied_link(page, task))
+        assert shared.recipe.seeds == (40 + index,) and shared.digest == made[index]
+    make(page, task, "50", 2)
+    pick(page, task, 1)
+    assert shared_by(copied_link(page, task)).recipe.seeds == (51,)
+
+
+def test_a_kept_picture_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    make(page, TEXT, "40", 2)
+    pick(page, TEXT, 0)
+    keep(page, TEXT, 1)
+    pick(page, TEXT, 1)
+    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (41,)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (40,)
+
+
+def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_pick(page: Page) -> None:
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
+    make(page, TEXT, "40", 2)
+    shown = part(page, TEXT, "link").locator("input, textarea")
+    for index in range(2):
+        pick(page, TEXT, index)
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy link")
+        expect(shown).to_be_hidden()
+        part(page, TEXT, "copy-link").click()
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy it from below")
+        expect(shown).to_be_visible()
+        assert shared_by(shown.input_value()).recipe.seeds == (40 + index,)
+
+
+def test_nothing_waits_for_the_change_of_a_state(runtime: Runtime) -> None:
+    """Gradio's browser code does not hear of it when the event that changed the state is one with `queue=False`."""
+    page = build_page(runtime)
+    changed = [target for event in page.fns.values() for target, name in event.targets if name == "change"]
+    assert changed and not [target for target in changed if page.blocks[target].stateful]
+
+
 # The seed, and the other tabs
 
 
-def test_the_seed_is_copied_and_stays(page: Page) -> None:
+def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     make(page, TEXT, "30-31", 2)
     pick(page, TEXT, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
-    part(page, TEXT, "copy-seed").click()
+    page.get_by_role("button", name="Use this seed", exact=True).click()
+    expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
@@ -303,8 +378,12 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     keep(page, TEXT, 1)
     page.locator("#tray-discard").click()
     expect(page.locator("#tray-note")).to_contain_text("Nothing is kept")
+    for name in ("open", "compare", "discard", "single", "zip", "sheet"):
+        expect(page.locator(f"#tray-{name}")).to_be_hidden()
     page.locator("#tray-undo").click()
     expect(kept(page)).to_have_count(1)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
 
 
 def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:
@@ -353,6 +432,27 @@ def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turn
     set_seeds(page, TEXT, "80", 1)
     run(page, TEXT)
     expect(tiles(page, TEXT)).to_have_count(1)
+
+
+def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None:
+    status = part(page, TEXT, "status")
+    turnstile.open.clear()
+    try:
+        set_seeds(page, TEXT, "60", 2)
+        run(page, TEXT)
+        expect(status).to_contain_text("Starting")
+        set_seeds(page, TEXT, "70", 1)
+        run(page, TEXT)
+        expect(status).to_contain_text("Waiting")
+        part(page, TEXT, "stop").click()
+        expect(status).to_contain_text("Stopping")
+    finally:
+        turnstile.open.set()
+    expect(status).to_contain_text("Stopped. 1 waiting run dropped")
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+    expect(tiles(page, TEXT)).to_have_count(0)
+    make(page, TEXT, "80", 1)
+    assert list(pixels(page, TEXT)) == ["seed 80"]
 
 
 def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:

@@ -23,8 +23,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from amused.checkpoints.adapters import CONFIG, WEIGHTS
 from amused.errors import UserError
-from amused.generation.images import digest, load_picture
+from amused.generation.images import digest, load_image
 from amused.recipe.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
 from amused.recipe.recipe import Recipe
 from amused.serving.runtime import Runtime
@@ -169,8 +170,13 @@ def with_chunks(chunks: list[tuple[bytes, bytes]], data: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return fake_runtime(step_seconds=0.01, before_step=GATE)
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, base in (("dusk", "nouns"), ("any", None)):
+        (folder / name).mkdir()
+        (folder / name / CONFIG).write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+        (folder / name / WEIGHTS).write_bytes(b"never read here")
+    return fake_runtime(step_seconds=0.01, before_step=GATE, adapters=folder)
 
 
 @pytest.fixture(scope="module")
@@ -305,11 +311,68 @@ def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runti
     assert not runtime.is_loaded("amused-256")
 
 
+@pytest.mark.parametrize("way", ["pasted", "opened"])
+def test_a_link_with_an_adapter_gives_the_other_tabs_its_model_alone(page: Page, address: str, way: str) -> None:
+    visit(page, address)
+    choose_adapter(page, "Image to image", "dusk", 0.5)
+    choose_adapter(page, "Inpaint", "any", 0.3)
+    query = to_query(Recipe("text_to_image", "a", (1,), model="amused-256", adapter="any", adapter_strength=0.7))
+    if way == "pasted":
+        open_restore(page)
+        page.locator("#restore-link").get_by_role("textbox").fill(f"{address}?{query}")
+        page.locator("#restore-open").click()
+        card(page).wait_for()
+    else:
+        open_link(page, address, query)
+    expect_adapter(page, "Text to image", "any", 0.7)
+    expect_adapter(page, "Image to image", "none", 0.5)  # the one for nouns alone is dropped
+    expect_adapter(page, "Inpaint", "any", 0.3)
+
+
+def test_a_model_chosen_in_one_tab_drops_the_adapters_of_all_that_do_not_fit(page: Page, address: str) -> None:
+    visit(page, address)
+    choose_adapter(page, "Image to image", "dusk", 0.5)
+    choose_adapter(page, "Inpaint", "any", 0.3)
+    open_advanced(page, "Text to image")
+    part(page, "text_to_image", "model").get_by_role("combobox").click()
+    page.get_by_role("option", name=re.compile("^amused-256")).click()
+    expect_adapter(page, "Image to image", "none", 0.5)
+    expect_adapter(page, "Inpaint", "any", 0.3)
+
+
+def open_advanced(page: Page, tab: str) -> str:
+    """Show a tab's model and adapter; gives its task."""
+    task = tab.lower().replace(" ", "_")
+    page.get_by_role("tab", name=tab, exact=True).click()
+    part(page, task, "advanced").wait_for()
+    if not part(page, task, "model").is_visible():
+        part(page, task, "advanced").get_by_role("button").first.click()
+    part(page, task, "model").wait_for()
+    return task
+
+
+def choose_adapter(page: Page, tab: str, name: str, strength: float) -> None:
+    """And wait until the browser remembers it."""
+    task = open_advanced(page, tab)
+    part(page, task, "adapter").get_by_role("combobox").click()
+    page.get_by_role("option", name=name, exact=True).click()
+    before = page.evaluate("localStorage['amused-settings']")
+    part(page, task, "adapter-strength").get_by_role("spinbutton").fill(str(strength))
+    page.wait_for_function("before => localStorage['amused-settings'] !== before", arg=before)
+
+
+def expect_adapter(page: Page, tab: str, name: str, strength: float) -> None:
+    task = open_advanced(page, tab)
+    expect(part(page, task, "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
+    expect(part(page, task, "adapter").get_by_role("combobox")).to_have_value(name)
+    expect(part(page, task, "adapter-strength").get_by_role("spinbutton")).to_have_value(str(strength))
+
+
 def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: Path) -> None:
     colours = {"own": "teal", "other": "red"}
     for name, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
-    named = digest(load_picture(tmp_path / "own.png"))
+    named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
     expect(card(page)).to_contain_text(f"It starts from a picture that is not in it (image {named})")
@@ -317,7 +380,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
-    expect(replay(page, "image_to_image")).to_contain_text("This is not the picture that the recipe was made with")
+    expect(replay(page, "image_to_image")).to_contain_text("This is not the image that the recipe was made with")
     part(page, "image_to_image", "picture").get_by_role("button", name=re.compile("clear|remove", re.I)).first.click()
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(tmp_path / "own.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
@@ -379,6 +442,21 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
 
     open_link(page, address, to_query(Recipe("text_to_image", "from a link", (1,))))
     expect(prompt(page)).to_have_value("from a link")
+
+
+def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: str) -> None:
+    open_link(page, address, to_query(PLAIN))
+    before = page.evaluate("localStorage['amused-recent']")
+    GATE.open.clear()
+    try:
+        expect(replay(page)).to_contain_text("Starting")
+        page.get_by_role("tab", name="Inpaint").click()
+        part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+    finally:
+        GATE.open.set()
+    page.wait_for_function("before => localStorage['amused-recent'] !== before", arg=before)
+    open_restore(page)
+    assert [text.strip(" ✓\n") for text in remembered(page)] == ["a pixel art character · seed 8"]
 
 
 def test_what_the_browser_remembers_is_not_trusted(page: Page, address: str) -> None:
@@ -450,7 +528,7 @@ def test_the_readmes_script_runs(address: str, tmp_path: Path, monkeypatch: pyte
         ("task=text_to_image&prompt=a&steps=1e9", "steps"),
         (json.dumps({"version": 1, "task": "text_to_image"}), "damaged"),
         ("{" * 50_000, "damaged"),
-        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the picture"),
+        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the image"),
     ],
 )
 def test_the_recipe_endpoint_refuses_in_a_sentence(address: str, recipe: str, words: str) -> None:

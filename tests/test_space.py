@@ -64,18 +64,19 @@ weights.read_weights = counted
 
 import spaces
 from amused.errors import UserError
-from amused.recipe import Recipe
-from amused.runtime import Finished, Runtime, Waiting, Working
+from amused.recipe.recipe import Recipe
+from amused.serving.jobs import Progress, Request, Result
+from amused.serving.runtime import Runtime
 
 runtime = Runtime(default=sys.argv[1])
 runtime.warm_up().join()
 
 def run(recipe, *given):
-    with runtime.visit() as visit:
-        return [event for event in visit.generate(recipe, *given) if not isinstance(event, Waiting)]
+    events = runtime.run(lambda: Request((recipe,), *given))
+    return [event for event in events if isinstance(event, Progress | Result)]
 
 def digest(event):
-    return [event.seed, type(event.tokens).__module__, event.tokens.tolist(), event.image.size, event.made]
+    return [event.seed, type(event.tokens).__module__, event.tokens.tolist(), event.image.size, event.fingerprint]
 
 model = dict(model=sys.argv[1])
 picture = Image.open(sys.argv[2]).convert("RGB")
@@ -95,8 +96,8 @@ threads = [threading.Thread(target=beside, args=(index,)) for index in range(3)]
 print(json.dumps(dict(
     pid=os.getpid(), durations=spaces.durations, refused=refused,
     events=[type(event).__name__ for event in sweep],
-    previews=sum(event.preview is not None for event in sweep if isinstance(event, Working)),
-    made=[digest(event) for event in [*sweep, *redrawn, *together] if isinstance(event, Finished)],
+    previews=sum(event.preview is not None for event in sweep if isinstance(event, Progress)),
+    made=[digest(event) for event in [*sweep, *redrawn, *together] if isinstance(event, Result)],
 )))
 """
 
@@ -132,11 +133,11 @@ def test_the_way_through_zero_gpu(tmp_path: Path) -> None:
     assert {line.split()[1] for line in reads} == {str(told["pid"])}
     assert len([line for line in reads if "model" in line and "diffusion" not in line]) == 1
     assert told["durations"][:3] == [15 + round(0.1 * 8 * 2), 15, 15] and len(told["durations"]) == 6
-    assert told["events"] == [*["Working"] * 8, "Finished"] * 2 and told["previews"] >= 1
+    assert told["events"] == [*["Progress"] * 8, "Result"] * 2 and told["previews"] >= 1
     assert told["refused"] == "The mask is empty: paint the part to repaint."
     model = amused.load(folder, device="cpu")
     for _, module, _, size, made in told["made"]:
-        assert module == "numpy" and size == [64, 64] and made == model.made
+        assert module == "numpy" and size == [64, 64] and made == model.fingerprint
     for (seed, _, tokens, *_), (prompt, steps) in zip(
         [told["made"][index] for index in (0, 1, 3, 4, 5)], [("a red cat", 8)] * 2 + [("a blue dog", 4)] * 3
     ):
@@ -160,6 +161,6 @@ def test_the_configuration_is_complete_and_names_what_the_project_uses() -> None
 @pytest.mark.parametrize(("steps", "pictures", "seconds"), [(1, 1, 15), (12, 4, 20), (12, 64, 92), (100, 64, 120)])
 def test_a_shared_gpu_is_asked_for_as_long_as_the_request_takes(steps: int, pictures: int, seconds: int) -> None:
     from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-    from amused.serving.runtime import gpu_seconds
+    from amused.serving.zero_gpu import gpu_seconds
 
     assert gpu_seconds(Recipe(TEXT_TO_IMAGE, "a", tuple(range(pictures)), steps=steps), None, None) == seconds

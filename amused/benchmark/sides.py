@@ -1,4 +1,4 @@
-"""The two sides of a comparison, as processes that take turns."""
+"""The two sides of a comparison: worker processes that take turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Side:
-    """A worker process with its model; `make` asks it for pictures and gives seconds and peak memory."""
+    """A worker process with its model."""
 
     def __init__(
         self,
@@ -35,26 +35,28 @@ class Side:
         )
 
     def __enter__(self) -> Side:
-        self.read()
+        self._read()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # closes its input, at which it ends
 
-    def read(self) -> dict[str, Any]:
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Seconds that the request took, and peak memory so far."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"the worker ended with {self.process.wait()}")
-
-    def make(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.read()
+        raise RuntimeError(f"The worker ended with exit status {self.process.wait()}.")
 
 
-WARM_UP = {"steps": 1, "pictures": 1}  # reads weights and allocates
+WARM_UP = {"steps": 1, "num_images": 1}  # reads weights and allocates
 
 
 def take_turns(
@@ -63,27 +65,28 @@ def take_turns(
     repeats: int,
     warm_up: Mapping[str, int] = WARM_UP,
 ) -> dict[str, float]:
-    """Median seconds a picture of each side and their ratio, after one turn, made short, that is not counted."""
-    found: list[list[dict[str, Any]]] = [[] for _ in sides]
+    """Median seconds per image of each side, and their ratio. A first, shortened turn is not counted."""
+    timings: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(repeats + 1):
-        request = next(requests)
+        turn_requests = next(requests)
         if turn == 0:
-            request = [{**part, **warm_up} for part in request]
-        for side, part, answers in zip(sides, request, found):
-            answer = side.make(part)
+            turn_requests = [{**request, **warm_up} for request in turn_requests]
+        for side, request, timed in zip(sides, turn_requests, timings):
+            timing = side.generate(request)
             if turn:
-                answers.append({**answer, "seconds": answer["seconds"] / part["pictures"]})
-    return summary(found)
+                timed.append({**timing, "seconds": timing["seconds"] / request["num_images"]})
+    return summarize(timings)
 
 
-def summary(found: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    seconds = [statistics.median(answer["seconds"] for answer in answers) for answers in found]
-    peaks = [max(answer["peak"] for answer in answers) for answers in found]
-    result = {"seconds": round(seconds[0], 3), "peak": peaks[0]}
-    if len(found) == 2:
-        result |= {
+def summarize(timings: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
+    """Medians of one side, or of two and of their ratio turn by turn; each timing has "seconds" and "peak"."""
+    seconds = [statistics.median(timing["seconds"] for timing in timed) for timed in timings]
+    peaks = [max(timing["peak"] for timing in timed) for timed in timings]
+    summary = {"seconds": round(seconds[0], 3), "peak": peaks[0]}
+    if len(timings) == 2:
+        summary |= {
             "reference_seconds": round(seconds[1], 3),
             "reference_peak": peaks[1],
-            "ratio": round(statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*found)), 3),
+            "ratio": round(statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*timings)), 3),
         }
-    return result
+    return summary

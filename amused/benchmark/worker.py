@@ -1,8 +1,8 @@
-"""One side of a comparison, in a process of its own: requests as lines of JSON in, times as lines of JSON out.
+"""One side of a comparison, as a process: JSON requests on stdin, JSON timings on stdout, one per line.
 
 `python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compiled]`
 
-Knows the two libraries and nothing of what is compared. diffusers is imported only where it is asked for.
+diffusers is imported only if it is the side.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Make = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from PIL import Image
+
+Generate = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
@@ -27,47 +30,47 @@ def main() -> None:
     parser.add_argument("--quantize")
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
-    make = ours(options) if options.side == "amused" else reference(options)
+    generate = load_amused(options) if options.side == "amused" else load_diffusers(options)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        began = time.monotonic()
-        make(request)
+        start = time.monotonic()
+        generate(request)
         if options.device == "cuda":
             import torch
 
             torch.cuda.synchronize()
-        print(json.dumps({"seconds": time.monotonic() - began, "peak": peak(options.device)}), flush=True)
+        print(json.dumps({"seconds": time.monotonic() - start, "peak": peak_memory(options.device)}), flush=True)
 
 
-def peak(device: str) -> int:
-    """Bytes that this process has held at most: on the GPU, or of memory on a CPU."""
+def peak_memory(device: str) -> int:
+    """Peak memory of this process in bytes: of the GPU, or resident on a CPU."""
     if device == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: its maximum is passed on from the process that started this one.
+    # Not getrusage: its maximum is inherited from the parent process.
     return int(Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def picture(size: int) -> Any:
-    """Something to start from: colours that run, not noise."""
+def gradient_image(size: int) -> Image.Image:
+    """An input image: smooth colours, not noise."""
     from PIL import Image
 
     gradient = Image.linear_gradient("L").resize((size, size))
     return Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
 
 
-def mask(size: int) -> Any:
-    """The middle, a quarter of the picture."""
+def center_mask(size: int) -> Image.Image:
+    """A mask of the central quarter of the image."""
     from PIL import Image
 
-    found = Image.new("L", (size, size))
-    found.paste(255, (size // 4, size // 4, 3 * size // 4, 3 * size // 4))
-    return found
+    mask = Image.new("L", (size, size))
+    mask.paste(255, (size // 4, size // 4, 3 * size // 4, 3 * size // 4))
+    return mask
 
 
-def ours(options: argparse.Namespace) -> Make:
+def load_amused(options: argparse.Namespace) -> Generate:
     import amused
     from amused.memory import keep_freed_memory
 
@@ -76,63 +79,64 @@ def ours(options: argparse.Namespace) -> Make:
         compile_layers()
     model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
 
-    def make(request: dict[str, Any]) -> None:
-        recipe = {"seeds": range(request["pictures"]), "steps": request["steps"]}
+    def generate(request: dict[str, Any]) -> None:
+        prompt, size = request["prompt"], model.size
+        settings = {"seeds": range(request["num_images"]), "steps": request["steps"]}
         if request["task"] == "text_to_image":
-            model.text_to_image(request["prompt"], **recipe)
+            model.text_to_image(prompt, **settings)
         elif request["task"] == "image_to_image":
-            model.image_to_image(request["prompt"], picture(model.size), **recipe)
+            model.image_to_image(prompt, gradient_image(size), **settings)
         else:
-            model.inpaint(request["prompt"], picture(model.size), mask(model.size), **recipe)
+            model.inpaint(prompt, gradient_image(size), center_mask(size), **settings)
 
-    return make
+    return generate
 
 
 def compile_layers() -> None:
-    """Have torch compile the layers that repeat: each kind once, which takes seconds, and is kept on disk."""
+    """Compile each kind of repeated layer once. It takes seconds; torch caches it on disk."""
     import torch
 
-    from amused.generation import pipeline
+    from amused.generation import components
     from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
 
-    pipeline.can_pack = lambda *_: False  # the compiler lays weights out itself
+    components.can_pack = lambda *_: False  # the compiler lays weights out itself
     for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
         kind.forward = torch.compile(kind.forward, dynamic=False)
 
 
-def reference(options: argparse.Namespace) -> Make:
+def load_diffusers(options: argparse.Namespace) -> Generate:
     import diffusers
     import torch
 
     diffusers.utils.logging.set_verbosity_error()
-    kinds = {
+    classes = {
         "text_to_image": diffusers.AmusedPipeline,
         "image_to_image": diffusers.AmusedImg2ImgPipeline,
         "inpaint": diffusers.AmusedInpaintPipeline,
     }
     dtype = getattr(torch, options.dtype)
-    first = kinds["text_to_image"].from_pretrained(options.model, variant="fp16", torch_dtype=dtype)
+    first = classes["text_to_image"].from_pretrained(options.model, variant="fp16", torch_dtype=dtype)
     first.to(options.device)
     if options.compiled:
         first.transformer.compile(dynamic=False)
-    pipelines = {task: kind(**first.components) for task, kind in kinds.items()}
+    pipelines = {task: pipeline_class(**first.components) for task, pipeline_class in classes.items()}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     size = first.transformer.config.sample_size * 2 ** (len(first.vqvae.config.block_out_channels) - 1)
 
-    def make(request: dict[str, Any]) -> None:
-        given = {} if request["task"] == "text_to_image" else {"image": picture(size)}
+    def generate(request: dict[str, Any]) -> None:
+        inputs = {} if request["task"] == "text_to_image" else {"image": gradient_image(size)}
         if request["task"] == "inpaint":
-            given["mask_image"] = mask(size)
+            inputs["mask_image"] = center_mask(size)
         pipelines[request["task"]](
             request["prompt"],
             num_inference_steps=request["steps"],
-            num_images_per_prompt=request["pictures"],
+            num_images_per_prompt=request["num_images"],
             generator=torch.Generator(options.device).manual_seed(0),
-            **given,
+            **inputs,
         )
 
-    return make
+    return generate
 
 
 if __name__ == "__main__":

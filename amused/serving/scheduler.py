@@ -1,9 +1,16 @@
-"""Turns at the one loaded model: who is next, which model is in memory, and one load for all who wait for it.
+"""One loaded model, many runs: who samples next, which model is in memory, and one load for all who wait for it.
 
-Runs take turns picture by picture, in the order in which they came or came back, so that a sweep of many seeds does not
-keep a single picture waiting. There is never more than one model in memory: those who wait for another get theirs when
-nobody is left who uses the present one, or, if that takes long, after `PATIENCE` seconds. Knows threads and the names
-of models; nothing of recipes, pictures or pages.
+Runs take turns image by image, in the order in which they queue, so that a sweep of many seeds does not hold up a
+single image. Runs of one owner, such as a browser tab, go one after the other. At most one model is in memory: runs
+that need another one get it when no run uses the present one, or after `SWITCH_TIMEOUT` seconds. Knows threads and
+names of models; nothing of recipes, images or pages.
+
+    with scheduler.enter(owner=tab) as slot:
+        for status in slot.acquire("nouns"):
+            ...  # show it; closing the generator at any point frees the slot
+        sample(slot.model)
+
+Every method can be called from any thread; no lock is held while a generator is suspended.
 """
 
 from __future__ import annotations
@@ -12,235 +19,309 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from amused.errors import UserError
+from amused.serving.model import Model
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # a waiting run looks up at least this often, to tell its place and to notice that it is given up
-PATIENCE = 30.0  # seconds that a model stays in use while others wait for another one
+STATUS_SECONDS = 1.0  # a waiting run yields at least this often, so that it can be closed
+SWITCH_TIMEOUT = 30.0  # seconds that a model stays in use while runs of another one wait
+MAX_WAITING_RUNS = 4  # of one owner, behind the one that runs
 
 BUSY = "Too many people are waiting at the moment: try again in a minute."
+TOO_MANY_OF_OWNER = f"{MAX_WAITING_RUNS} of your runs are waiting already: let one finish first."
 
-Progress = Callable[[float | None, str], None]
-"""Called while a model is fetched or read: the share done where it is known, and what is being done."""
+ReportProgress = Callable[[float | None, str], None]
+"""Called during a load: the fraction done, where known, and what is being done."""
 
 
-class GivenUpError(Exception):
-    """Nobody waits for this model any more."""
+class StoppedError(Exception):
+    """The run was stopped by its owner, or its slot was left."""
+
+
+class LoadCancelledError(Exception):
+    """No run waits for this model any more."""
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A run waits: for its turn, or for its model, of which `share` is there where that is known."""
+class Status:
+    """What a run waits for.
+
+    Attributes:
+        share: the fraction of a load that is done, where known.
+        behind_owner: an earlier run of the same owner is still going on.
+    """
 
     text: str
     share: float | None = None
+    behind_owner: bool = False
 
 
-class Load:
-    """A model on its way: first its files, while others go on with the present one, then into memory."""
+class PendingLoad:
+    """A model on its way: first its files, while others use the present model, then into memory."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.fetched = False
-        self.news = Waiting(f"Loading {name}")
+        self.status = Status(f"Loading {name}")
 
 
-class Turn:
-    """One run's place. `let_go` is called, from any thread, when the model is taken from a run between its turns."""
+class Slot:
+    """One run's place in the queue, made by `ModelScheduler.enter`. Leaves it at the end of the context.
 
-    def __init__(self, turns: Turns, let_go: Callable[[], None]) -> None:
-        self._turns = turns
-        self.let_go = let_go
-        self.name: str | None = None
+    Attributes:
+        stopped: the owner stopped this run, or it has left; `admit` and `acquire` then raise StoppedError.
+    """
+
+    def __init__(self, scheduler: ModelScheduler, owner: Hashable, on_preempt: Callable[[], None]) -> None:
+        self._scheduler = scheduler
+        self._changed = scheduler._changed
+        self.owner = owner
+        self.on_preempt = on_preempt
+        self.stopped = False
+        self.model_name: str | None = None
         self.since = 0.0
         self.failure: Exception | None = None
 
-    def admitted(self) -> Iterator[Waiting]:
-        """Wait until few enough others are at work."""
-        yield from self._turns._until(self, lambda: self._turns._is_inside(self))
+    def __enter__(self) -> Slot:
+        return self
 
-    def wait(self, name: str) -> Iterator[Waiting]:
-        """Wait for the turn and for the model of that name, which is then in memory.
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    @property
+    def model(self) -> Model:
+        """The model, while the slot holds it."""
+        model = self._scheduler.model
+        assert model is not None
+        return model
+
+    @property
+    def holds_model(self) -> bool:
+        return self._scheduler._holder is self
+
+    def admit(self) -> Iterator[Status]:
+        """Wait for earlier runs of the same owner and for one of the places. Call before loading anything large."""
+        yield from self._wait_until(lambda: self._scheduler._is_admitted(self))
+
+    def acquire(self, name: str) -> Iterator[Status]:
+        """Wait for the turn of this run and for the model of that name, which is then in memory.
 
         Raises:
-            UserError and others: what went wrong with the load that this run waited for.
+            StoppedError: the run was stopped.
+            UserError and others: why the load failed.
         """
-        self._turns._join(self, name)
-        yield from self._turns._until(self, lambda: self._turns._holder is self)
+        self.failure = None
+        yield from self.admit()
+        try:
+            self._scheduler._queue_up(self, name)
+            yield from self._wait_until(lambda: self.holds_model)
+        except BaseException:
+            self.release()
+            raise
 
-    @property
-    def model(self) -> Any:
-        """The model, for as long as the turn lasts."""
-        return self._turns.model
-
-    @property
-    def is_held(self) -> bool:
-        return self._turns._holder is self
-
-    def pass_on(self) -> bool:
-        """Let others have their turn, if there are any; whether so."""
-        return self._turns._release(self, only_if_wanted=True)
+    def yield_turn(self) -> bool:
+        """Release the model if another run waits for a turn; whether so."""
+        with self._changed:
+            if not self._scheduler._line:
+                return False
+            self.release()
+            return True
 
     def release(self) -> None:
-        self._turns._release(self)
+        """Give the model back, or stop waiting for it; the slot keeps its place among the runs."""
+        with self._changed:
+            self._scheduler._drop_turn(self)
+            self._scheduler._advance()
 
     def leave(self) -> None:
-        """Give up turn and place. Quick, and can be called from any thread and more than once."""
-        self._turns._leave(self)
+        """Release the slot. Thread-safe and idempotent."""
+        with self._changed:
+            self.stopped = True
+            if self in self._scheduler._slots:
+                self._scheduler._slots.remove(self)
+            self._scheduler._drop_turn(self)
+            self._scheduler._advance()
+            self._changed.notify_all()  # for those that wait to be admitted
+
+    def _wait_until(self, reached: Callable[[], bool]) -> Iterator[Status]:
+        def is_decided() -> bool:
+            return self.stopped or self.failure is not None or reached()
+
+        while True:
+            with self._changed:
+                if self.stopped:
+                    raise StoppedError
+                if self.failure is not None:
+                    raise self.failure
+                if reached():
+                    return
+                status = self._scheduler._status(self)
+            yield status
+            with self._changed:
+                self._scheduler._advance()  # the switch timeout may be over
+                self._changed.wait_for(is_decided, STATUS_SECONDS)
 
 
-class Turns:
-    """The line in front of the model.
+class ModelScheduler:
+    """The queue in front of the model.
 
     Args:
-        load: gives the model of a name with its files in place, but not yet in memory. It may take minutes, and gets
-            a `Progress` to tell, which raises when nobody waits any more.
-        read: brings such a model into memory. When it is called the former model has been dropped.
+        load: gives the model of a name with its files in place, not yet in memory. It may take minutes, and gets a
+            `ReportProgress`, which raises when no run waits for that model any more.
+        read: brings such a model into memory. The former model has been dropped when it is called.
         at_once: so many runs take turns; further ones wait until one has ended.
-        queue: so many may do so; whoever comes then is refused.
+        queue: so many may wait; later ones are refused.
     """
 
     def __init__(
-        self, load: Callable[[str, Progress], Any], read: Callable[[Any], None], at_once: int, queue: int
+        self,
+        load: Callable[[str, ReportProgress], Model],
+        read: Callable[[Model], None],
+        at_once: int,
+        queue: int,
     ) -> None:
         self._load, self._read = load, read
         self._at_once, self._queue = at_once, queue
         self._changed = threading.Condition()
-        self._open: list[Turn] = []  # by arrival
-        self._line: list[Turn] = []  # those that wait for the model, by when they came or came back
-        self._holder: Turn | None = None
-        self._loads: dict[str, Load] = {}
-        self._reading: Load | None = None
+        self._slots: list[Slot] = []  # by arrival
+        self._line: list[Slot] = []  # those that wait for the model, by when they came or came back
+        self._holder: Slot | None = None
+        self._loads: dict[str, PendingLoad] = {}
+        self._reading: PendingLoad | None = None
         self._switched = 0.0
-        self.model: Any = None
-        self.name: str | None = None
+        self.model: Model | None = None
+        self.model_name: str | None = None
 
-    def enter(self, let_go: Callable[[], None] = lambda: None) -> Turn:
-        """A place for a run.
+    def enter(self, owner: Hashable = None, on_preempt: Callable[[], None] = lambda: None) -> Slot:
+        """A slot for a run.
+
+        Args:
+            owner: runs of the same owner are served one after the other; None is nobody in particular.
+            on_preempt: called from any thread when the model is dropped while this run is between two turns.
 
         Raises:
-            UserError: as many wait as may.
+            UserError: too many runs wait, of all or of this owner.
         """
-        turn = Turn(self, let_go)
+        slot = Slot(self, owner, on_preempt)
         with self._changed:
-            if len(self._open) >= self._at_once + self._queue:
+            if len(self._slots) >= self._at_once + self._queue:
                 raise UserError(BUSY)
-            self._open.append(turn)
-        return turn
+            if len(self._of(owner)) > MAX_WAITING_RUNS:
+                raise UserError(TOO_MANY_OF_OWNER)
+            self._slots.append(slot)
+        return slot
+
+    def stop(self, owner: Hashable) -> int:
+        """Stop the run of this owner that is going on, and those that wait behind it; how many there were."""
+        with self._changed:
+            slots = self._of(owner)
+            for slot in slots:
+                slot.stopped = True
+            self._changed.notify_all()
+            return len(slots)
 
     def counts(self) -> tuple[int, int]:
-        """How many runs there are, and how many of them are not at work at this moment."""
+        """How many runs there are, and how many of them are not sampling at this moment."""
         with self._changed:
-            return len(self._open), len(self._open) - (self._holder is not None)
+            return len(self._slots), len(self._slots) - (self._holder is not None)
 
-    # What a turn asks for.
+    # What follows is called with the lock held.
 
-    def _is_inside(self, turn: Turn) -> bool:
-        return turn not in self._open or self._open.index(turn) < self._at_once
+    def _of(self, owner: Hashable) -> list[Slot]:
+        return [] if owner is None else [slot for slot in self._slots if slot.owner == owner]
 
-    def _join(self, turn: Turn, name: str) -> None:
-        with self._changed:
-            if self._holder is turn and self.name == name:
-                return
-            if self._holder is turn:
-                self._holder = None
-            turn.name, turn.since, turn.failure = name, time.monotonic(), None
-            self._line.append(turn)
-            self._advance()
+    def _earlier_of_owner(self, slot: Slot) -> list[Slot]:
+        own = self._of(slot.owner)
+        return own[: own.index(slot)] if slot in own else []
 
-    def _until(self, turn: Turn, reached: Callable[[], bool]) -> Iterator[Waiting]:
-        def decided() -> bool:
-            return turn.failure is not None or reached()
+    def _is_admitted(self, slot: Slot) -> bool:
+        """Whether it is the first of its owner, and one of the first `at_once` of those."""
+        if self._earlier_of_owner(slot):
+            return False
+        before = self._slots[: self._slots.index(slot)]
+        return sum(not self._earlier_of_owner(other) for other in before) < self._at_once
 
-        while True:
-            with self._changed:
-                if turn.failure is not None:
-                    raise turn.failure
-                if reached():
-                    return
-                news = self._news(turn)
-            yield news
-            with self._changed:
-                self._advance()  # for patience that has come to its end
-                self._changed.wait_for(decided, LOOK_SECONDS)
-
-    def _release(self, turn: Turn, only_if_wanted: bool = False) -> bool:
-        with self._changed:
-            if self._holder is not turn or (only_if_wanted and not self._line):
-                return False
-            self._holder = None
-            self._advance()
-            return True
-
-    def _leave(self, turn: Turn) -> None:
-        with self._changed:
-            if turn in self._open:
-                self._open.remove(turn)
-            if turn in self._line:
-                self._line.remove(turn)
-            if self._holder is turn:
-                self._holder = None
-            self._advance()
-            self._changed.notify_all()  # for those who wait to be admitted
-
-    def _news(self, turn: Turn) -> Waiting:
-        load = self._loads.get(turn.name or "")
+    def _status(self, slot: Slot) -> Status:
+        own = len(self._earlier_of_owner(slot))
+        if own:
+            return Status(f"Queued: {own} ahead of you", behind_owner=True)
+        load = self._loads.get(slot.model_name or "")
         if load is not None and (load is self._reading or not load.fetched):
-            return load.news
-        ahead = self._line.index(turn) + (self._holder is not None) if turn in self._line else self._open.index(turn)
-        return Waiting(f"Waiting, {ahead} before you" if ahead else "Waiting for the model")
+            return load.status
+        in_line = slot in self._line
+        ahead = self._line.index(slot) + (self._holder is not None) if in_line else self._slots.index(slot)
+        return Status(f"Queued: {ahead} ahead of you" if ahead else "Waiting for the model")
+
+    def _queue_up(self, slot: Slot, name: str) -> None:
+        with self._changed:
+            if self._holder is slot and self.model_name == name:
+                return
+            self._drop_turn(slot)
+            slot.model_name, slot.since = name, time.monotonic()
+            self._line.append(slot)
+            self._advance()
+
+    def _drop_turn(self, slot: Slot) -> None:
+        if slot in self._line:
+            self._line.remove(slot)
+        if self._holder is slot:
+            self._holder = None
 
     # Who is next.
 
     def _advance(self) -> None:
-        """Give the turn to the next one, or start to read the model that the next one wants. The lock is held."""
+        """Give the model to the next run, or start to load the model that the next run needs."""
         if self._holder is not None or self._reading is not None:
             return
-        for turn in self._line:
-            if turn.name != self.name and turn.name not in self._loads:
-                self._start(turn.name or "")
-        ready = [turn for turn in self._line if turn.name == self.name or self._loads[turn.name or ""].fetched]
+        for slot in self._line:
+            if slot.model_name != self.model_name and slot.model_name not in self._loads:
+                self._start_load(slot.model_name or "")
+        ready = [
+            slot
+            for slot in self._line
+            if slot.model_name == self.model_name or self._loads[slot.model_name or ""].fetched
+        ]
         if not ready:
             return
         following = ready[0]
-        if following.name != self.name:
-            # Runs between two pictures count: they come back at once, and a switch for each picture would help nobody.
-            present = any(turn.name == self.name for turn in self._open)
-            if present and time.monotonic() - max(following.since, self._switched) < PATIENCE:
-                following = next((turn for turn in ready if turn.name == self.name), following)
-                if following.name != self.name:
+        if following.model_name != self.model_name:
+            # Runs between two images count: they come back at once, and a switch for each image would help nobody.
+            in_use = any(slot.model_name == self.model_name for slot in self._slots)
+            if in_use and time.monotonic() - max(following.since, self._switched) < SWITCH_TIMEOUT:
+                following = next((slot for slot in ready if slot.model_name == self.model_name), following)
+                if following.model_name != self.model_name:
                     return
-        if following.name == self.name:
+        if following.model_name == self.model_name:
             self._line.remove(following)
             self._holder = following
         else:
-            for turn in self._open:
-                turn.let_go()
-            self.model, self.name = None, None
-            self._reading = self._loads[following.name or ""]
+            for slot in self._slots:
+                if self.model is not None and slot.model_name == self.model_name:
+                    slot.on_preempt()
+            self.model, self.model_name = None, None
+            self._reading = self._loads[following.model_name or ""]
         self._changed.notify_all()
 
-    # Loads.
+    # Loads, each in a thread of its own.
 
-    def _start(self, name: str) -> None:
-        load = self._loads[name] = Load(name)
-        threading.Thread(target=self._work, args=(load,), name=f"load {name}", daemon=True).start()
+    def _start_load(self, name: str) -> None:
+        load = self._loads[name] = PendingLoad(name)
+        threading.Thread(target=self._run_load, args=(load,), name=f"load {name}", daemon=True).start()
 
-    def _work(self, load: Load) -> None:
-        """Fetch a model, wait until the present one is not in use, and read it."""
+    def _run_load(self, load: PendingLoad) -> None:
+        """Fetch a model, wait until the present one is not in use, and bring it into memory."""
         model, failure = None, None
         try:
-            model = self._load(load.name, lambda share, text: self._tell(load, Waiting(text, share)))
-            self._until_free_for(load)
+            model = self._load(load.name, lambda share, text: self._report(load, Status(text, share)))
+            self._wait_to_read(load)
             self._read(model)
-        except GivenUpError:
+        except LoadCancelledError:
             model = None
-            log.info("loading %s was given up", load.name)
+            log.info("loading %s was cancelled", load.name)
         except Exception as error:
             model, failure = None, error
             if not isinstance(error, UserError):
@@ -252,34 +333,34 @@ class Turns:
             if self._reading is load:
                 self._reading = None
                 if model is not None:
-                    self.model, self.name, self._switched = model, load.name, time.monotonic()
+                    self.model, self.model_name, self._switched = model, load.name, time.monotonic()
             if failure is not None:
-                for turn in [turn for turn in self._line if turn.name == load.name]:
-                    turn.failure = failure
-                    self._line.remove(turn)
+                for slot in [slot for slot in self._line if slot.model_name == load.name]:
+                    slot.failure = failure
+                    self._line.remove(slot)
             self._advance()
             self._changed.notify_all()
 
-    def _tell(self, load: Load, news: Waiting) -> None:
+    def _report(self, load: PendingLoad, status: Status) -> None:
         with self._changed:
-            load.news = news
+            load.status = status
             self._check_wanted(load)
 
-    def _until_free_for(self, load: Load) -> None:
+    def _wait_to_read(self, load: PendingLoad) -> None:
         with self._changed:
-            load.fetched, load.news = True, Waiting(f"Loading {load.name}")
+            load.fetched, load.status = True, Status(f"Loading {load.name}")
             self._advance()
             while self._reading is not load:
                 self._check_wanted(load)
-                self._changed.wait(LOOK_SECONDS)
+                self._changed.wait(STATUS_SECONDS)
 
-    def _check_wanted(self, load: Load) -> None:
-        if not any(turn.name == load.name for turn in self._line):
-            raise GivenUpError
+    def _check_wanted(self, load: PendingLoad) -> None:
+        if not any(slot.model_name == load.name for slot in self._line):
+            raise LoadCancelledError
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of what an error's frames hold: tensors of gigabytes would live as long as the error."""
+    """Clear the frames of an error: tensors of gigabytes would live as long as the error."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:

@@ -19,7 +19,8 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
-from amused.generation.images import fit_mask, load_mask, load_picture, square_around, token_mask
+from amused.generation.images import load_image
+from amused.generation.masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.recipe.links import png_info, to_json
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
@@ -34,9 +35,21 @@ from amused.recipe.recipe import (
 )
 from amused.serving.runtime import Runtime
 from amused.ui.inputs import Carried, Drawing, DrawingInput
-from amused.ui.run import Desk, Request, Run, Shot, bare, columns_for, connect, png_bytes, sample, save_file
+from amused.ui.run import (
+    Request,
+    Run,
+    Shot,
+    TabState,
+    as_request,
+    bare,
+    columns_for,
+    connect,
+    png_bytes,
+    sample,
+    save_file,
+)
 from amused.ui.settings import AT_ONCE, RANDOM_SEEDS, Panel
-from amused.ui.sharing import build_copy_link, link
+from amused.ui.sharing import CopyLink, build_copy_link, link, offer_link
 from amused.ui.sync import carry
 
 TITLES = {
@@ -71,7 +84,8 @@ LABELS = {
 }
 ALWAYS = ("prompt", "seeds", "model", "steps", "guidance_scale", "temperature")
 
-NOTHING_PICKED = "There is no picture to go on from: click one first."
+NOTHING_PICKED = "No image is picked: click one first."
+NOTHING_KEPT = "No image is kept: pick one and press Keep first."
 
 # Brings what a click opened into view; a gallery may be longer than the window.
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
@@ -94,8 +108,8 @@ class Tray:
         grown = replace(self, shots=(*self.shots, shot))
         return replace(grown, chosen=grown._with(len(self.shots)))
 
-    def choose(self, index: int) -> Tray:
-        return replace(self, chosen=self._with(index)) if index < len(self.shots) else self
+    def choose(self, index: Any) -> Tray:
+        return self if shot_at(self.shots, index) is None else replace(self, chosen=self._with(index))
 
     def _with(self, index: int) -> tuple[int, ...]:
         return (*(other for other in self.chosen if other != index), index)[-2:]
@@ -139,9 +153,13 @@ class Picked:
     varying: gr.Column
     touching: gr.Column
     mask: gr.DownloadButton
+    shared: CopyLink
 
     def outputs(self) -> list[Any]:
-        return [self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching, self.mask]
+        return [
+            self.place, self.shot, self.image, self.facts, self.note, self.varying, self.touching, self.mask,
+            *self.shared.outputs(),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,7 @@ class TrayView:
     place: gr.Accordion
     gallery: gr.Gallery
     note: gr.HTML
+    reopen: gr.Button
     discard: gr.Button
     undo: gr.Button
     compare: gr.Button
@@ -160,25 +179,27 @@ class TrayView:
 
     def outputs(self) -> list[Any]:
         return [
-            self.tray, self.place, self.gallery, self.note, self.discard, self.undo, self.compare, self.slider,
-            self.files,
+            self.tray, self.place, self.gallery, self.note, self.reopen, self.discard, self.undo, self.compare,
+            self.slider, self.files,
         ]  # fmt: skip
 
 
 def build(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel]) -> TrayView:
     """The picked picture in every tab, and here, below them, the tray."""
-    view, opened = build_tray(panels)
+    view = build_tray(panels)
     picked = [build_picked(runtime, tabs, panels, panel, view) for panel in panels]
 
     def open_again(tray: Tray) -> list[Any]:
-        shot = tray.shots[tray.chosen[-1]]
+        shot = chosen_shot(tray)
         home = shot.recipe.first.task
         updates: list[Any] = [gr.Tabs(selected=home)]
         for panel, part in zip(panels, picked):
             updates += show_picked(shot) if panel.task == home else [gr.skip() for _ in part.outputs()]
         return updates
 
-    opened.click(open_again, view.tray, [tabs, *(output for part in picked for output in part.outputs())], **AT_ONCE)
+    view.reopen.click(
+        open_again, view.tray, [tabs, *(output for part in picked for output in part.outputs())], **AT_ONCE
+    )
     return view
 
 
@@ -238,7 +259,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
                 attempts = count_slider(f"{task}-attempts")
             retouch = gr.Button("Draw the painted cells anew", elem_id=f"{task}-retouch")
         with gr.Row(elem_classes="deeds"):
-            copy = gr.Button("Copy seed", size="sm", min_width=90, elem_id=f"{task}-copy-seed")
+            use_seed = gr.Button("Use this seed", size="sm", min_width=110, elem_id=f"{task}-copy-seed")
             shared = build_copy_link(task)
             to_image = gr.Button("To Image to image", size="sm", min_width=130, elem_id=f"{task}-to-image")
             to_inpaint = gr.Button("To Inpaint", size="sm", min_width=90, elem_id=f"{task}-to-inpaint")
@@ -246,15 +267,13 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
             mask = gr.DownloadButton("Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file")
             close = gr.Button("Close", size="sm", min_width=70, elem_id=f"{task}-close")
         note = gr.HTML(padding=False, elem_id=f"{task}-note")
-    picked = Picked(result.place, shot, image, facts, note, varying, touching, mask)
-    shot.change(
-        lambda shot: link("", shot.recipe, shot.digest, shot.made) if shot else "", shot, shared.address, **AT_ONCE
-    )
+    picked = Picked(result.place, shot, image, facts, note, varying, touching, mask, shared)
 
     def pick(run: Run, event: gr.SelectData) -> list[Any]:
-        if event.index >= len(run.shots):  # the picture that is just being made
+        shot = shot_at(run.shots, event.index)
+        if shot is None:  # the picture that is just being made
             return [gr.skip() for _ in picked.outputs()]
-        return show_picked(run.shots[event.index])
+        return show_picked(shot)
 
     into_view = {"fn": None, "inputs": None, "outputs": None, "show_progress": "hidden"}
     result.gallery.select(pick, result.run, picked.outputs(), **AT_ONCE).then(
@@ -262,16 +281,16 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
     )
     close.click(lambda: gr.Column(visible=False), None, result.place, **AT_ONCE)
     keep.click(
-        lambda tray, shot: [*show_tray(tray.keep(shot)), told("Kept, below")],
+        lambda tray, shot: [*show_tray(tray.keep(needed(shot))), told("Kept, below")],
         [view.tray, shot],
         [*view.outputs(), note],
         **AT_ONCE,
     )
-    copy.click(
+    use_seed.click(
         lambda shot: [
-            gr.Textbox(value=str(shot.seed), interactive=True),
+            gr.Textbox(value=str(needed(shot).seed), interactive=True),
             False,
-            told(f"Seed {shot.seed} is the first seed now, and stays for the next runs"),
+            told(f"The next runs start from seed {shot.seed}"),
         ],
         shot,
         [panel.settings.seeds, panel.settings.random_seeds, note],
@@ -283,9 +302,14 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
     more.click(lambda: [gr.Column(visible=True), gr.Column(visible=False)], None, [varying, touching], **AT_ONCE).then(
         **into_view, js=SHOW_JS % varying.elem_id
     )
+
+    def unfold(shot: Shot | None) -> list[Any]:
+        needed(shot)
+        return [gr.Column(visible=False), gr.Column(visible=True)]
+
     # The editor is given its picture once it is there: one that is hidden does not know its size.
-    touch.click(lambda: [gr.Column(visible=False), gr.Column(visible=True)], None, [varying, touching], **AT_ONCE).then(
-        lambda shot: [{"background": shot.path, "layers": [], "composite": None}, shot.recipe.prompt],
+    touch.click(unfold, shot, [varying, touching], **AT_ONCE).success(
+        lambda shot: [{"background": needed(shot).path, "layers": [], "composite": None}, shot.recipe.prompt],
         shot,
         [drawing, wish],
         **AT_ONCE,
@@ -297,8 +321,8 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
     def touched_up(shot: Shot, drawing: Drawing, wish: str, count: float) -> Request:
         if shot is None:
             raise UserError(NOTHING_PICKED)
-        size, _ = runtime.measures(shot.recipe.model)
-        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size))
+        size, _ = runtime.native_size(shot.recipe.model)
+        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size, SIDE_MULTIPLE))
 
     connect(panel, [vary.click], started(runtime, more_like), [shot, share, variants])
     bring = partial(carry, carried=carried)
@@ -310,26 +334,42 @@ def count_slider(elem_id: str) -> gr.Slider:
     return gr.Slider(1, MAX_SEEDS, value=4, step=1, label="Pictures", min_width=140, elem_id=elem_id)
 
 
+def shot_at(shots: Sequence[Shot], index: Any) -> Shot | None:
+    """What was clicked, by an index that a browser sent."""
+    return shots[index] if isinstance(index, int) and 0 <= index < len(shots) else None
+
+
+def needed(shot: Shot | None) -> Shot:
+    """The picked image. There is none in a page that outlasts its session on the server."""
+    if shot is None:
+        raise gr.Error(NOTHING_PICKED, print_exception=False)
+    return shot
+
+
 def show_picked(shot: Shot) -> list[Any]:
     """Updates for `Picked.outputs()`."""
     image = gr.Image(value=shot.path, label=f"Seed {shot.seed}")
     folded = gr.Column(visible=False)
     mask = gr.DownloadButton(value=shot.mask, visible=shot.mask is not None)
-    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded, mask]
+    copying = offer_link(link("", shot.recipe, shot.digest, shot.made))
+    return [gr.Column(visible=True), shot, image, describe(shot), "", folded, folded, mask, *copying]
 
 
 def send(button: gr.Button, shot: gr.State, tabs: gr.Tabs, panel: Panel) -> None:
     """The picture and its prompt to another tab, or to this one; its editor is filled once it is seen."""
     button.click(
-        lambda shot: [gr.Tabs(selected=panel.task), shot.recipe.prompt], shot, [tabs, panel.settings.prompt], **AT_ONCE
-    ).then(lambda shot: shot.path, shot, panel.media[0], **AT_ONCE)
+        lambda shot: [gr.Tabs(selected=panel.task), needed(shot).recipe.prompt],
+        shot,
+        [tabs, panel.settings.prompt],
+        **AT_ONCE,
+    ).success(lambda shot: needed(shot).path, shot, panel.media[0], **AT_ONCE)
 
 
 def started(runtime: Runtime, read: Callable[..., Request]) -> Callable[..., Iterator[list[Any]]]:
     """A run whose pictures join those in the gallery."""
 
-    def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
-        yield from sample(runtime, former, desk, tag, lambda: read(*values), append=True)
+    def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
+        yield from sample(runtime, former, tab, tag, lambda: as_request(read(*values)), append=True)
 
     return run
 
@@ -368,14 +408,13 @@ def open_file(path: str | None) -> Image.Image | None:
     return image
 
 
-def painted_cells(drawing: Drawing, shot: Shot, size: int) -> tuple[int, ...]:
-    """The cells of the token grid that any stroke touches, counted row by row; `size` is the model's own."""
+def painted_cells(drawing: Drawing, shot: Shot, size: int, pixels_per_token: int) -> tuple[int, ...]:
+    """The cells of the token grid that any stroke touches, counted row by row from 0; `size` is the model's."""
     mask = drawing.mask(shot.size)
     if shot.recipe.first.only_masked:
         box = square_around(load_mask(open_file(shot.mask), shot.size), size)
-        mask = fit_mask(mask.crop(box), size, size, "stretch")
-    cells = token_mask(mask, SIDE_MULTIPLE).flatten()
-    return tuple(cells.nonzero().flatten().tolist())
+        mask = crop_mask(mask, box, size)
+    return token_indices(touched_cells(mask, pixels_per_token))
 
 
 # Words
@@ -425,7 +464,7 @@ def worded(field: str, value: Any) -> str:
 # The tray
 
 
-def build_tray(panels: list[Panel]) -> tuple[TrayView, gr.Button]:
+def build_tray(panels: list[Panel]) -> TrayView:
     tray = gr.State(Tray())
     with gr.Accordion("Kept pictures", open=True, visible=False, elem_id="tray") as place:
         gallery = gr.Gallery(
@@ -443,7 +482,7 @@ def build_tray(panels: list[Panel]) -> tuple[TrayView, gr.Button]:
         )
         note = gr.HTML(padding=False, elem_id="tray-note")
         with gr.Row(elem_classes="deeds"):
-            opened = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
+            reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
             compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
             discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
             undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
@@ -463,7 +502,7 @@ def build_tray(panels: list[Panel]) -> tuple[TrayView, gr.Button]:
                 elem_id="tray-tagged",
             )
     file = gr.DownloadButton("File", elem_id="tray-file")  # never seen: the style sheet hides it
-    view = TrayView(tray, place, gallery, note, discard, undo, compare, slider, files)
+    view = TrayView(tray, place, gallery, note, reopen, discard, undo, compare, slider, files)
 
     def choose(tray: Tray, event: gr.SelectData) -> list[Any]:
         return show_tray(tray.choose(event.index), gallery=False)
@@ -482,7 +521,7 @@ def build_tray(panels: list[Panel]) -> tuple[TrayView, gr.Button]:
         button.click(write, [tray, tagged], file, **AT_ONCE).success(
             None, None, None, js=DOWNLOAD_JS, show_progress="hidden"
         )
-    return view, opened
+    return view
 
 
 def show_tray(tray: Tray, gallery: bool = True) -> list[Any]:
@@ -503,6 +542,7 @@ def show_tray(tray: Tray, gallery: bool = True) -> list[Any]:
         else gr.skip(),
         tray_line(tray),
         gr.Button(visible=bool(count)),
+        gr.Button(visible=bool(count)),
         gr.Button(visible=bool(tray.discarded)),
         gr.Button("Stop comparing" if comparing else "Compare two", visible=pair is not None),
         gr.ImageSlider(**slider),
@@ -518,15 +558,26 @@ def tray_line(tray: Tray) -> str:
     return told(f"{text}, to compare with seed {pair[0].seed}" if pair else text)
 
 
+def chosen_shot(tray: Tray) -> Shot:
+    return kept_shots(tray)[tray.chosen[-1]]
+
+
+def kept_shots(tray: Tray) -> tuple[Shot, ...]:
+    if not tray.shots:
+        raise gr.Error(NOTHING_KEPT, print_exception=False)
+    return tray.shots
+
+
 def write_single(tray: Tray, tagged: bool) -> str:
-    shot = tray.shots[tray.chosen[-1]]
+    shot = chosen_shot(tray)
     return save_file(shot_bytes(shot, tagged), f"amused-seed-{shot.seed}.png")
 
 
 def write_bundle(tray: Tray, tagged: bool) -> str:
-    names = [f"{number:02}-seed-{shot.seed}.png" for number, shot in enumerate(tray.shots, start=1)]
-    files = [(name, shot_bytes(shot, tagged)) for name, shot in zip(names, tray.shots)]
-    return save_file(bundle(files, manifest(tray.shots, names, tagged)), "amused-picks.zip")
+    shots = kept_shots(tray)
+    names = [f"{number:02}-seed-{shot.seed}.png" for number, shot in enumerate(shots, start=1)]
+    files = [(name, shot_bytes(shot, tagged)) for name, shot in zip(names, shots)]
+    return save_file(bundle(files, manifest(shots, names, tagged)), "amused-picks.zip")
 
 
 def manifest(shots: Sequence[Shot], names: Sequence[str], tagged: bool) -> list[dict[str, Any]]:
@@ -538,8 +589,9 @@ def manifest(shots: Sequence[Shot], names: Sequence[str], tagged: bool) -> list[
 
 
 def write_sheet(tray: Tray, tagged: bool) -> str:
-    pictures = [load_picture(Image.open(shot.path)) for shot in tray.shots]
-    labels = [f"seed {shot.seed}: {shot.recipe.prompt}" if tagged else f"seed {shot.seed}" for shot in tray.shots]
+    shots = kept_shots(tray)
+    pictures = [load_image(Image.open(shot.path)) for shot in shots]
+    labels = [f"seed {shot.seed}: {shot.recipe.prompt}" if tagged else f"seed {shot.seed}" for shot in shots]
     page = sheet(pictures, labels, columns=math.ceil(math.sqrt(len(pictures))))
     return save_file(png_bytes(page), "amused-sheet.png")
 

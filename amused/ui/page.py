@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import weakref
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
-from amused.serving import file_cache, metrics_route
+from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui import api, gallery_actions, sharing
 from amused.ui.settings import follow_adapters, follow_model
@@ -18,6 +20,7 @@ from amused.ui.sync import keep_quiet
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
+from amused.ui.uploads import GatedBlocks
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all that is not a run
@@ -31,7 +34,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     # Gradio makes a table of so many past events after each one, which nobody looks at.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    with gr.Blocks(title="aMUSEd", analytics_enabled=False) as page:
+    with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = sharing.build_card()
         with gr.Tabs() as tabs:
@@ -42,9 +45,17 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
         api.build(runtime)
     keep_quiet(page)
-    file_cache.sweep_behind(page)
+    file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
+
+
+def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:
+    """Files that the page itself offers, such as examples; None once the page is gone."""
+    blocks = page()
+    if blocks is None:
+        return None
+    return {file for block in blocks.blocks.values() for file in getattr(block, "keep_in_cache", ())}
 
 
 def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
@@ -56,7 +67,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         UserError: it does so in a way that is not safe.
     """
     return {
-        "app_kwargs": {"routes": metrics_route.routes(runtime)} if runtime is not None else None,
+        "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],

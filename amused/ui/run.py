@@ -23,10 +23,12 @@ from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.links import png_info
 from amused.recipe.recipe import Recipe
-from amused.serving import file_cache
-from amused.serving.runtime import Finished, Runtime, Waiting, Working
-from amused.serving.scheduler import forget_frames
+from amused.serving import file_cache, jobs
+from amused.serving.jobs import Progress, Started, Summary
+from amused.serving.runtime import Runtime
+from amused.serving.scheduler import Status, forget_frames
 from amused.ui.settings import AT_ONCE, Panel
+from amused.ui.sync import COUNT_JS
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,7 @@ log = logging.getLogger(__name__)
 # its end before it begins the next.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
 
-MAX_WAITING_RUNS = 4  # of one tab
-LOOK_SECONDS = 0.25  # a run that waits for another one of its tab looks up this often
+PRESS_SECONDS = 60.0  # until then a run has come, or never does
 
 FAILED = "Something went wrong on our side. Your settings are kept: please try again."
 OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try again later."
@@ -49,12 +50,17 @@ WAITING_JS = """() => [
 Request = tuple[Recipe, Image.Image | None, Image.Image | None]  # with the picture and the mask to start from
 
 
+def as_request(read: Request) -> jobs.Request:
+    recipe, image, mask = read
+    return jobs.Request((recipe,), image, mask)
+
+
 @dataclass(frozen=True)
 class Shot:
     """One finished picture: its file, its seed, the recipe of this one seed, and what replays it.
 
     `image` and `mask` are the files that an image task, or the first of a chain of recipes, was given; `made` says
-    on what the picture was made (`Runtime.made`).
+    on what the picture was made (`Result.fingerprint`).
     """
 
     path: str
@@ -77,36 +83,54 @@ class Run:
     note: str = ""
 
 
-@dataclass
-class Desk:
-    """What the events of one tab tell each other: the same object for all of them.
+@dataclass(eq=False)
+class TabState:
+    """What the events of one tab share: the same object for all of them, and the owner of the tab's runs.
 
-    `line` holds the run at work and behind it those that wait for it to end, `pressed` for each run that is still to
-    come whether another one was before it, `last` what the tab shows since its last run.
+    Attributes:
+        pressed: for each run that is still to come whether another one was before it, `stops` and the time.
+        runs: how many go on or wait.
+        stops: how often Stop was pressed; `dropped` how many waiting runs the last one dropped.
+        last: what the tab shows.
     """
 
-    line: list[object] = field(default_factory=list)
-    pressed: list[bool] = field(default_factory=list)
+    pressed: list[tuple[bool, int, float]] = field(default_factory=list)
+    runs: int = 0
+    stops: int = 0
+    dropped: int = 0
     last: Run | None = None
-    stop: bool = False
 
     def press(self) -> None:
-        self.pressed.append(bool(self.line or self.pressed))
+        self._forget_old()
+        self.pressed.append((bool(self.runs or self.pressed), self.stops, time.monotonic()))
 
-    def ask_to_stop(self) -> None:
-        self.stop = bool(self.line or self.pressed)
+    def begin(self) -> tuple[bool, int]:
+        """A run comes: whether another one was before it when it was asked for, and `stops` at that time."""
+        self._forget_old()
+        waited, stops, _ = self.pressed.pop(0) if self.pressed else (bool(self.runs), self.stops, 0.0)
+        self.runs += 1
+        return waited, stops
+
+    def _forget_old(self) -> None:
+        """Those whose run never came: Gradio refused it, or the visitor was gone."""
+        self.pressed = [one for one in self.pressed if time.monotonic() - one[2] < PRESS_SECONDS]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how."""
+    """The components that a run fills. `place` is where a picked picture is shown, `tag` whether files say how.
+
+    `ended` is a number that changes when a run has ended. It is for whatever follows a run: the change of a State is
+    not told to the browser by events with `queue=False` (Gradio 6.31), so nothing may wait for that of `run`.
+    """
 
     status: gr.HTML
     gallery: gr.Gallery
     place: gr.Column
     run: gr.State
-    desk: gr.State
+    tab: gr.State
     tag: gr.State
+    ended: gr.Number
 
 
 def build_result(task: str, hint: str) -> Result:
@@ -124,7 +148,8 @@ def build_result(task: str, hint: str) -> Result:
         elem_classes="pictures",
     )
     place = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
-    return Result(status, gallery, place, gr.State(Run()), gr.State(Desk()), gr.State(True))
+    ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
+    return Result(status, gallery, place, gr.State(Run()), gr.State(TabState()), gr.State(True), ended)
 
 
 def wire(
@@ -140,12 +165,12 @@ def wire(
     chance = inputs.index(panel.settings.random_seeds)
     panel = replace(panel, media=media, result=result, own=media, read=read, bring=bring)
 
-    def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
+    def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
         # Seeds that were written are left alone: the next ones may be being typed.
-        yield from sample(runtime, former, desk, tag, lambda: read(*values), write=bool(values[chance]))
+        yield from sample(runtime, former, tab, tag, lambda: as_request(read(*values)), write=bool(values[chance]))
 
     connect(panel, [panel.run.click, panel.settings.prompt.submit], run, inputs, bring=bring)
-    panel.stop.click(ask_to_stop, result.desk, [result.status, panel.stop], **AT_ONCE)
+    panel.stop.click(partial(ask_to_stop, runtime), result.tab, [result.status, panel.stop], **AT_ONCE)
     return panel
 
 
@@ -157,18 +182,18 @@ def connect(
     also: Sequence[Any] = (),
     bring: Callable[[list[Any]], Any] | None = None,
 ) -> None:
-    """Start `run(former run, desk, tag, *inputs)` by any of these events; as often as wanted, one after the other.
+    """Start `run(former run, tab, tag, *inputs)` by any of these events; as often as wanted, one after the other.
 
     What it yields is for the outputs of `page`, and for those in `also` after them. `bring(events)` connects what has
     to be done before the inputs are read.
     """
     result: Result = panel.result
     gr.on(pressed, None, None, [result.status, panel.stop], js=WAITING_JS, show_progress="hidden")
-    gr.on(pressed, lambda desk: desk.press(), result.desk, None, **AT_ONCE)
+    gr.on(pressed, lambda tab: tab.press(), result.tab, None, **AT_ONCE)
     start = partial(gr.on, pressed) if bring is None else bring(pressed).then
     running = start(
         run,
-        [result.run, result.desk, result.tag, *inputs],
+        [result.run, result.tab, result.tag, *inputs],
         [result.status, result.gallery, result.run, panel.settings.seeds, panel.stop, *also],
         show_progress="hidden",
         api_visibility="private",
@@ -177,127 +202,92 @@ def connect(
     )
     # However a run ended, and even if it could not say so itself.
     for ended in (running.then, running.failure):
-        ended(settle, [result.run, result.desk], [result.status, result.gallery, panel.stop], **AT_ONCE)
-
-
-Work = Callable[[Run, bool], Iterator[list[Any]]]
-"""Given the run before and whether its pictures stay, yields updates of `page` and perhaps more behind them."""
-
-
-def at_desk(desk: Desk, former: Run, work: Work, outputs: int = 5) -> Iterator[list[Any]]:
-    """Work once the earlier runs of this tab have ended; what goes wrong is told and loses nothing."""
-    append = desk.pressed.pop(0) if desk.pressed else bool(desk.line)
-    if len(desk.line) > MAX_WAITING_RUNS:
-        raise gr.Error(f"{MAX_WAITING_RUNS} runs of this tab wait already: let one end first.", print_exception=False)
-    place = object()
-    desk.line.append(place)
-    sentence = None
-    run = former
-    try:
-        while desk.line[0] is not place:
-            yield [gr.skip()] * outputs  # the status is that of the run before; and this can be closed here
-            time.sleep(LOOK_SECONDS)
-        run = former = replace(desk.last or former, made=0, wanted=0, note="")
-        for update in work(former, append):
-            if isinstance(update[2], Run):
-                run = update[2]
-            yield update
-    except Exception as error:
-        sentence = explain(error)
-    finally:
-        if desk.line[0] is place:
-            desk.last, desk.stop = run, False
-        desk.line.remove(place)
-    if sentence is not None:  # outside of `except`, where the error and all that it holds would live on
-        yield [*page(run=replace(run, note=sentence)), *[gr.skip()] * (outputs - 5)]
-        raise gr.Error(sentence, print_exception=False)
+        ended(settle, [result.run, result.tab], [result.status, result.gallery, panel.stop], **AT_ONCE)
+        ended(None, None, result.ended, js=COUNT_JS, **AT_ONCE)
 
 
 def sample(
     runtime: Runtime,
     former: Run,
-    desk: Desk,
+    tab: TabState,
     tag: bool,
-    read: Callable[[], Request],
+    read: Callable[[], jobs.Request],
     append: bool = False,
     write: bool = False,
+    finish: Callable[[list[Image.Image]], list[Any]] = lambda images: [],
+    also: int = 0,
 ) -> Iterator[list[Any]]:
-    """Make the pictures of a request, telling the page after each step.
+    """Make the pictures of a request, telling the page after each step; what goes wrong loses nothing.
 
     Args:
         tag: put the recipe into the files.
         append: add to the pictures that are there, as a run does that waited for another one.
         write: put the seeds into their field.
+        finish: updates at the end, for `also` outputs beyond those of `page`.
     """
-
-    def work(former: Run, waited: bool) -> Iterator[list[Any]]:
-        with runtime.visit() as visit:
-            yield from told(visit.admitted(), desk)
-            recipe, image, mask = read()
-            run = replace(former, wanted=len(recipe.seeds))
-            started = time.monotonic()
-            seeds = write_seeds(recipe) if write else None
-            yield page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True))
-            yield from told(visit.wait(recipe.model), desk)
-            shots: tuple[Shot, ...] = former.shots if append or waited else ()
-            cut = False
-            if not desk.stop:
-                source = save_source(image), save_source(mask, "mask.png")
-                recipe = completed(runtime, recipe, image, mask)
-                pace = Pace(len(recipe.seeds))
-                total = len(shots) + len(recipe.seeds)
-                for event in visit.generate(recipe, image, mask):
-                    if isinstance(event, Waiting):
-                        yield page(status=busy_line(event.text, event.share))
-                    elif isinstance(event, Working):
-                        update = page(status=busy_line(pace.describe(event), pace.share(event)))
-                        if event.preview is not None:
-                            update[1] = show(shots, total, event)
-                        yield update
-                    else:
-                        cut = event.cut
-                        shots = (*shots, finished(event, recipe, tag, *source))
-                        run = replace(run, shots=shots, made=run.made + 1)
-                        yield page(gallery=show(shots, total), run=run)
-                    if desk.stop:
-                        break
-            visit.stopped = desk.stop
-            yield page(run=replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut)))
-
-    yield from at_desk(desk, former, work)
-
-
-def told(waiting: Iterator[Waiting], desk: Desk) -> Iterator[list[Any]]:
-    """What a run waits for, on the page, until that is over or Stop is pressed."""
-    for news in waiting:
-        if desk.stop:
-            return
-        yield page(status=busy_line(news.text, news.share))
-
-
-def summary(run: Run, stopped: bool, seconds: float, cut: bool) -> str:
-    """How a run ended."""
-    if stopped:
-        return f"Stopped: {count_pictures(run.made)} of {run.wanted} kept" if run.made else "Stopped"
-    note = f"{count_pictures(run.made)} in {describe_seconds(seconds)}"
-    return f"{note}. The prompt is longer than the model reads: its end was left out" if cut else note
+    waited, stops = tab.begin()
+    run = former
+    shots: tuple[Shot, ...] = ()
+    images: list[Image.Image] = []
+    source: tuple[str | None, str | None] = (None, None)
+    total, sentence = 0, None
+    try:
+        for event in runtime.run(read, tab, lambda: tab.stops > stops):
+            update, others = page(), [gr.skip()] * also
+            if isinstance(event, Status):
+                if not event.behind_owner:  # else the status is that of the run before
+                    update = page(status=busy_line(event.text, event.share))
+            elif isinstance(event, Started):
+                before = tab.last or former
+                shots = before.shots if append or waited else ()
+                total = len(shots) + event.num_images
+                run = tab.last = replace(before, made=0, wanted=event.num_images, note="")
+                seeds = write_seeds(event.request.recipes[0]) if write else None
+                yield [*page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True)), *others]
+                source = save_source(event.request.image), save_source(event.request.mask, "mask.png")
+                continue
+            elif isinstance(event, Progress):
+                update = page(status=busy_line(describe(event), event.share))
+                if event.preview is not None:
+                    update[1] = show(shots, total, event)
+            elif isinstance(event, jobs.Result):
+                images.append(event.image)
+                shots = (*shots, finished(event, tag, *source))
+                run = tab.last = replace(run, shots=shots, made=len(images))
+                update = page(gallery=show(shots, total), run=run)
+            elif event.num_images or not waited:  # a run dropped while it waited leaves the note of the first
+                run = run if event.num_images else tab.last or former
+                run = tab.last = replace(run, note=summary(event, tab.dropped))
+                update, others = page(run=run), finish(images)
+            yield [*update, *others]
+    except Exception as error:
+        sentence = explain(error)
+    finally:
+        tab.runs -= 1
+    if sentence is not None:  # outside of `except`, where the error and all that it holds would live on
+        if total or not tab.runs:  # else what the tab shows is of another run
+            run = tab.last = replace(tab.last or former, note=sentence)
+            yield [*page(run=run), *[gr.skip()] * also]
+        raise gr.Error(sentence, print_exception=False)
 
 
-def completed(runtime: Runtime, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
-    """The recipe with all that it takes to replay it: its size, and digests of its adapter and what it was given."""
-    recipe = runtime.named(recipe)
-    if recipe.parent is not None or image is None:
-        return recipe
-    recipe = runtime.sized(recipe, image)
-    given = None if mask is None else recipe.mask or digest(mask)
-    return replace(recipe, image=recipe.image or digest(image), mask=given)
+def summary(event: Summary, dropped: int = 0) -> str:
+    """How a run ended; `dropped` runs that waited behind it were stopped with it."""
+    if event.stopped:
+        kept = count_pictures(event.num_done)
+        note = f"Stopped: {kept} of {event.num_images} kept" if event.num_done else "Stopped"
+        return f"{note}. {dropped} waiting {'run' if dropped == 1 else 'runs'} dropped" if dropped else note
+    note = f"{count_pictures(event.num_done)} in {describe_seconds(event.seconds)}"
+    if event.prompt_is_cut:
+        return f"{note}. The prompt is longer than the model reads: its end was left out"
+    return note
 
 
-def finished(event: Finished, recipe: Recipe, tag: bool, image: str | None = None, mask: str | None = None) -> Shot:
-    recipe, pixels = recipe.with_seeds([event.seed]), bare(event.image)
+def finished(event: jobs.Result, tag: bool, image: str | None = None, mask: str | None = None) -> Shot:
+    pixels = bare(event.image)
     name = digest(pixels)
-    path = save_picture(event, png_info(recipe, name, event.made) if tag else None)
-    return Shot(path, event.seed, recipe, name, pixels.size, image, mask, event.made)
+    path = save_picture(event, png_info(event.recipe, name, event.fingerprint) if tag else None)
+    return Shot(path, event.seed, event.recipe, name, pixels.size, image, mask, event.fingerprint)
 
 
 def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = None, stop: Any = None) -> list[Any]:
@@ -305,16 +295,18 @@ def page(status: Any = None, gallery: Any = None, run: Any = None, seeds: Any = 
     return [gr.skip() if value is None else value for value in (status, gallery, run, seeds, stop)]
 
 
-def ask_to_stop(desk: Desk) -> list[Any]:
-    desk.ask_to_stop()
+def ask_to_stop(runtime: Runtime, tab: TabState) -> list[Any]:
+    """End the tab's run, and drop those that wait behind it or are still on their way here."""
+    tab.stops += 1
+    tab.dropped = max(0, tab.runs + len(tab.pressed) - 1)
+    runtime.stop(tab)
     return [busy_line("Stopping"), gr.Button(visible=False)]
 
 
-def settle(run: Run, desk: Desk) -> list[Any]:
-    if desk.line:  # the next run is at work already
+def settle(run: Run, tab: TabState) -> list[Any]:
+    if tab.runs:  # the next run is at work already
         return [gr.skip(), gr.skip(), gr.skip()]
-    waiting = gr.Button(visible=bool(desk.pressed))
-    return [status_line(run.note or "Stopped"), show(run.shots), waiting]
+    return [status_line(run.note or "Stopped"), show(run.shots), gr.Button(visible=bool(tab.pressed))]
 
 
 def explain(error: Exception) -> str:
@@ -334,7 +326,7 @@ def explain(error: Exception) -> str:
 # Pictures
 
 
-def show(shots: tuple[Shot, ...], total: int | None = None, working: Working | None = None) -> gr.Gallery:
+def show(shots: tuple[Shot, ...], total: int | None = None, working: Progress | None = None) -> gr.Gallery:
     """The gallery of the finished pictures and, where one is being made, of the picture so far."""
     tiles: list[tuple[Any, str]] = [(shot.path, f"seed {shot.seed}") for shot in shots]
     if working is not None and working.preview is not None:
@@ -351,7 +343,7 @@ def bare(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(image.convert("RGB")))
 
 
-def save_picture(picture: Finished, info: PngInfo | None = None) -> str:
+def save_picture(picture: jobs.Result, info: PngInfo | None = None) -> str:
     return save_file(png_bytes(bare(picture.image), info), f"amused-seed-{picture.seed}.png")
 
 
@@ -390,21 +382,11 @@ def write_seeds(recipe: Recipe) -> str:
 # Words
 
 
-class Pace:
-    """Where a run is and how long it will still take, from the steps done so far."""
-
-    def __init__(self, pictures: int) -> None:
-        self._pictures = pictures
-        self._started = time.monotonic()
-
-    def share(self, event: Working) -> float:
-        return (event.index + event.step / event.steps) / self._pictures
-
-    def describe(self, event: Working) -> str:
-        text = f"picture {event.index + 1} of {self._pictures}, step {event.step} of {event.steps}"
-        done = event.index * event.steps + event.step
-        left = (self._pictures * event.steps - done) * (time.monotonic() - self._started) / done
-        return text if done < 2 or left < 0.5 else f"{text}, about {describe_seconds(left)} left"
+def describe(event: Progress) -> str:
+    text = f"picture {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    if event.seconds_left is None or event.seconds_left < 0.5:
+        return text
+    return f"{text}, about {describe_seconds(event.seconds_left)} left"
 
 
 def describe_seconds(seconds: float) -> str:

@@ -147,6 +147,17 @@ def fill(recipe: Recipe) -> list[Any]:
     ]
 
 
+def fill_model(runtime: Runtime, model: str, adapter: Any) -> list[Any]:
+    """Updates for `Settings.inputs()` of a tab that follows the model of another one; `adapter` is the tab's own."""
+    changed = {"model": model, "adapter": fitting_adapter(runtime, model, adapter)}
+    return [changed.get(part.name, gr.skip()) for part in fields(Settings)]
+
+
+def fitting_adapter(runtime: Runtime, model: str, chosen: Any) -> Any:
+    """The update of an adapter's field: none is left in it that does not fit the model."""
+    return gr.skip() if chosen in ("", *runtime.adapters_for(model)) else ""
+
+
 def inherited(recipe: Recipe, field: str) -> Any:
     """A field of the recipe, or where it has none, as a varied picture has no strength, that of the first picture."""
     value = getattr(recipe, field)
@@ -336,14 +347,15 @@ def follow_adapters(runtime: Runtime, panels: list[Panel], page: gr.Blocks) -> N
         choices = adapter_choices(runtime, model)
         return [gr.Row(visible=len(choices) > 1), gr.Dropdown(choices=choices)]
 
-    def drop(model: str, chosen: str | None) -> Any:
-        return gr.skip() if chosen in ("", *runtime.adapters_for(model)) else ""
+    def drop(model: str, *chosen: str | None) -> list[Any]:
+        return [fitting_adapter(runtime, model, one) for one in chosen]
 
+    adapters = [panel.settings.adapter for panel in panels]
     for panel in panels if runtime.adapters is not None else ():
         settings = panel.settings
         shown = [panel.hints.adapting, settings.adapter]
         gr.on([page.load, settings.model.change], offer, settings.model, shown, **AT_ONCE)
-        settings.model.input(drop, [settings.model, settings.adapter], settings.adapter, **AT_ONCE)
+        settings.model.input(drop, [settings.model, *adapters], adapters, **AT_ONCE)  # the other tabs follow it
 
 
 def follow_model(runtime: Runtime, panels: list[Panel]) -> None:

@@ -7,7 +7,7 @@ was in it is shown as text only.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, read_bytes
+from amused.generation.images import check_digest, read_bytes
 from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from amused.serving.runtime import Runtime
-from amused.ui.run import Desk, Request, Run, connect, explain, sample
-from amused.ui.settings import AT_ONCE, Panel, fill, read_recipe
+from amused.ui.run import Request, Run, TabState, as_request, connect, explain, sample
+from amused.ui.settings import AT_ONCE, Panel, fill, fill_model, read_recipe
 
 MAX_REMEMBERED = 30
 MAX_REMEMBERED_LENGTH = 4000  # of one recipe: the browser keeps a few megabytes in all
 NO_RECIPE = "This holds no recipe: paste a link that was copied from this page."
 TITLES = {TEXT_TO_IMAGE: "Text to image", IMAGE_TO_IMAGE: "Image to image", INPAINT: "Inpaint"}
 
+COPY_LINK = "Copy link"
 COPY_JS = "(link) => window.amusedCopyLink(link)"
 # Settings are written down by the browser itself, and only after those of the last visit were put in place.
 REMEMBER_JS = "(former, ...values) => [window.amusedRestored ? values : former]"
@@ -47,7 +48,7 @@ def link(base: str | gr.Request, recipe: Recipe, digest: str | None = None, made
         base: the page's address or a request from the page. With "" the link is only the query, which the button that
             copies it puts behind the address that the browser knows.
         digest: of the picture's pixels.
-        made: on what it was made (`Runtime.made`).
+        made: on what it was made (`Result.fingerprint`).
     """
     address = page_address(base) if isinstance(base, gr.Request) else base
     return f"{address.partition('#')[0].partition('?')[0]}?{to_query(recipe, digest, made)}"
@@ -60,19 +61,26 @@ def page_address(request: gr.Request) -> str:
 
 @dataclass(frozen=True)
 class CopyLink:
-    """A button, and the link it copies: whoever picks a picture sets `address` to `link(...)`."""
+    """A button, and the link it copies: the event that picks an image sets both by `offer_link`."""
 
     address: gr.Textbox
     button: gr.Button
 
+    def outputs(self) -> list[Any]:
+        return [self.address, self.button]
+
 
 def build_copy_link(elem_id: str, **look: Any) -> CopyLink:
     """A "Copy link" button. Where the browser forbids copying it shows the link instead, to be copied by hand."""
-    button = gr.Button("Copy link", elem_id=f"{elem_id}-copy-link", **{"size": "sm", "min_width": 110, **look})
+    button = gr.Button(COPY_LINK, elem_id=f"{elem_id}-copy-link", **{"size": "sm", "min_width": 110, **look})
     address = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link")
     button.click(None, address, [button, address], js=COPY_JS, **AT_ONCE)
-    address.change(None, None, button, js="() => ({ __type__: 'update', value: 'Copy link' })", **AT_ONCE)
     return CopyLink(address, button)
+
+
+def offer_link(address: str) -> list[Any]:
+    """Updates for `CopyLink.outputs()`."""
+    return [gr.Textbox(value=address, visible=False), gr.Button(COPY_LINK)]
 
 
 # Coming in
@@ -220,16 +228,21 @@ def wire(
     kept = gr.BrowserState([], storage_key="amused-kept", secret=SECRET)
     shaping = [part for panel in panels for part in panel.shaping]
     filled = [*card.outputs(), tabs, *shaping, *settings]
+    adapters = [panel.settings.adapter for panel in panels]
 
-    def put(read: Callable[[], Shared | None]) -> list[Any]:
-        """A recipe from outside into the page, or the reason why not into the card."""
+    def put(read: Callable[[], Shared | None], chosen: Sequence[Any]) -> list[Any]:
+        """A recipe from outside into the page, or the reason why not into the card.
+
+        It fills its own tab; the others take over its model, as only one is held in memory, and lose their adapter if
+        that does not fit. `chosen` are the tabs' adapters.
+        """
         skips = [gr.skip() for _ in [*shaping, *settings]]
         try:
             shared = read()
             if shared is None:
                 return [gr.skip() for _ in filled]
             runtime.choice(shared.recipe.model)
-            runtime.named(shared.recipe)
+            runtime.resolve_adapters(shared.recipe)
         except Exception as error:
             hidden = [gr.Button(visible=False) for _ in card.replays]
             said = paragraphs(f"This was not used. {explain(error)}")
@@ -237,10 +250,13 @@ def wire(
         task = shared.recipe.first.task
         shapes: list[Any] = []
         values: list[Any] = []
-        for panel in panels:
-            shapes += panel.shape(shared.recipe.first) if panel.task == task else [gr.skip() for _ in panel.shaping]
-            ours = fill(shared.recipe)
-            values += ours if panel.task == task else [gr.skip() for _ in ours[:-1]] + ours[-1:]
+        for panel, adapter in zip(panels, chosen, strict=True):
+            if panel.task == task:
+                shapes += panel.shape(shared.recipe.first)
+                values += fill(shared.recipe)
+            else:
+                shapes += [gr.skip() for _ in panel.shaping]
+                values += fill_model(runtime, shared.recipe.model, adapter)
         replays = [gr.Button(visible=name == task) for name in card.replays]
         said = paragraphs(*describe(runtime, shared))
         return [gr.Column(visible=True), said, *replays, shared, gr.Tabs(selected=task), *shapes, *values]
@@ -248,7 +264,7 @@ def wire(
     def arrive(request: gr.Request, former: Any, recent: Any, kept: Any) -> list[Any]:
         """A reload, or a link: the link wins over what the browser remembers."""
         put_back = restored(runtime, panels, former)
-        from_link = put(lambda: from_request(request))
+        from_link = put(lambda: from_request(request), [put_back[settings.index(one)] for one in adapters])
         values = [mine if is_skip(theirs) else theirs for mine, theirs in zip(put_back, from_link[-len(settings) :])]
         return [*from_link[: -len(settings)], *values, choices(recent, kept)]
 
@@ -257,24 +273,29 @@ def wire(
     ).then(None, None, None, js=RESTORED_JS, **AT_ONCE)  # fmt: skip
     gr.on([part.change for part in settings], None, [remembered, *settings], remembered, js=REMEMBER_JS, **AT_ONCE)
 
-    restore.file.upload(lambda path: put(lambda: from_file(path)), restore.file, filled, **AT_ONCE)
+    restore.file.upload(
+        lambda path, *chosen: put(lambda: from_file(path), chosen), [restore.file, *adapters], filled, **AT_ONCE
+    )
     gr.on(
         [restore.button.click, restore.text.submit],
-        lambda text: put(lambda: from_text(text)),
-        restore.text,
+        lambda text, *chosen: put(lambda: from_text(text), chosen),
+        [restore.text, *adapters],
         filled,
         **AT_ONCE,
     )
-    restore.recent.input(lambda query: put(lambda: from_query(query or "")), restore.recent, filled, **AT_ONCE)
+    restore.recent.input(
+        lambda query, *chosen: put(lambda: from_query(query or ""), chosen),
+        [restore.recent, *adapters],
+        filled,
+        **AT_ONCE,
+    )
     for panel in panels:
         inputs = [] if panel.task == TEXT_TO_IMAGE else [*panel.own, *panel.settings.inputs()]
         replayed = partial(replay, runtime, panel)
         connect(panel, [card.replays[panel.task].click], replayed, [card.shared, *inputs], bring=panel.bring)
-        panel.result.run.change(
-            record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE
-        )  # fmt: skip
+        panel.result.ended.change(record, [panel.result.run, recents, kept], [recents, restore.recent], **AT_ONCE)
         panel.result.status.change(None, panel.result.status, None, js=ANNOUNCE_JS, **AT_ONCE)
-    # By the gallery: the change of the tray itself reaches the page (Gradio 6.31) but starts nothing there.
+    # By the gallery: the browser does not hear that a State was changed by an event with `queue=False` (Gradio 6.31).
     kept_gallery.change(keep, [tray, recents, kept], [kept, restore.recent], **AT_ONCE)
 
 
@@ -283,7 +304,7 @@ def is_skip(update: Any) -> bool:
 
 
 def replay(
-    runtime: Runtime, panel: Panel, former: Run, desk: Desk, tag: bool, shared: Shared, *values: Any
+    runtime: Runtime, panel: Panel, former: Run, tab: TabState, tag: bool, shared: Shared, *values: Any
 ) -> Iterator[list[Any]]:
     """Run exactly the recipe, whatever the page's settings are by now, and compare the picture with the recipe's."""
 
@@ -293,7 +314,7 @@ def replay(
         _, image, mask = panel.read(*values)
         return checked(shared.recipe, image, mask)
 
-    for update in sample(runtime, former, desk, tag, read):
+    for update in sample(runtime, former, tab, tag, lambda: as_request(read())):
         run = update[2]
         if isinstance(run, Run) and run.note and run.made == run.wanted == 1:
             answer = verdict(shared, run.shots[-1].digest, run.shots[-1].made)
@@ -304,10 +325,8 @@ def replay(
 
 def checked(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Request:
     """The recipe with the pictures for it, if they are those that it names."""
-    given = recipe.first
-    for name, wanted, picture in (("picture", given.image, image), ("mask", given.mask, mask)):
-        if wanted is not None and (picture is None or digest(picture) != wanted):
-            raise UserError(f"This is not the {name} that the recipe was made with: choose that one.")
+    check_digest(image, recipe.first.image, "image")
+    check_digest(mask, recipe.first.mask, "mask")
     return recipe, image, mask
 
 

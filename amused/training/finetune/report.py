@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from amused.generation.images import to_image
-from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
 from amused.model.transformer import UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
 
 COLUMNS = ("step", "loss", "learning_rate", "masking_rate", "seconds")
 SMOOTHING = 0.05
-WIDTH, HEIGHT, MARGIN = 720, 360, 48
 SEED = 0  # of validation pictures: the same at every step, so that they can be compared
 
 
@@ -45,36 +46,21 @@ class LossLog:
             csv.DictWriter(stream, COLUMNS).writerow(self.rows[-1])
 
     def draw(self) -> None:
-        draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).save(self.folder / "loss.png")
+        draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).savefig(self.folder / "loss.png")
 
 
-def draw_curve(points: Sequence[tuple[int, float]]) -> Image.Image:
-    """Every loss as a dot, and their running average."""
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen = ImageDraw.Draw(image)
-    if not points:
-        return image
-    steps, losses = zip(*points)
-    low, high = min(losses), max(losses)
-
-    def place(step: int, loss: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * (step - steps[0]) / max(1, steps[-1] - steps[0])
-        return x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (loss - low) / max(1e-9, high - low)
-
-    average, line = losses[0], []
-    for step, loss in points:
-        x, y = place(step, loss)
-        pen.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#b0b8d0")
-        average += SMOOTHING * (loss - average)
-        line.append(place(step, average))
-    pen.line((MARGIN, MARGIN, MARGIN, HEIGHT - MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), fill="#606060")
-    pen.line(line, fill="#3b4cc0", width=2)
-    pen.text((MARGIN, MARGIN - 24), "loss, and its running average", fill="black")
-    pen.text((4, MARGIN - 6), f"{high:.3f}", fill="black")
-    pen.text((4, HEIGHT - MARGIN - 6), f"{low:.3f}", fill="black")
-    pen.text((MARGIN, HEIGHT - MARGIN + 8), f"step {steps[0]}", fill="black")
-    pen.text((WIDTH - 2 * MARGIN, HEIGHT - MARGIN + 8), f"step {steps[-1]}", fill="black")
-    return image
+def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
+    """Every loss as a dot, and their running average as a line."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="loss")
+    if points:
+        steps, losses = zip(*points)
+        averages = itertools.accumulate(losses, lambda average, loss: average + SMOOTHING * (loss - average))
+        axes.plot(steps, losses, ".", color="#b0b8d0", label="loss")
+        axes.plot(steps, list(averages), color="#3b4cc0", label="running average")
+        axes.legend(frameon=False)
+    return figure
 
 
 @torch.no_grad()
@@ -90,17 +76,14 @@ def sample(
             transformer.condition(*texts, conditions),
         ]
     )
-    mask_id, length = config.vocab_size - 1, side * side
-    tokens = torch.full((size, length), mask_id, device=device)
-    counts = mask_counts(mask_ratios("cosine", Recipe.steps, "cpu"), length, length)
+    mask_id = config.vocab_size - 1
+    tokens = torch.full((size, side, side), mask_id, device=device)
     generators = [torch.Generator(device).manual_seed(SEED) for _ in range(size)]
-    for count, temperature in zip(counts, temperatures(*Recipe.temperature, Recipe.steps, device)):
-        logits = transformer(tokens.view(-1, side, side).repeat(2, 1, 1), conditioning).float()
-        logits = guide(*logits.chunk(2), Recipe.guidance_scale)
-        tokens = torch.stack(
-            [reveal(logits[i], tokens[i], mask_id, count, temperature, generators[i]) for i in range(size)]
-        )
-    return tokens.view(-1, side, side)
+    for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
+        logits = transformer(tokens.repeat(2, 1, 1), conditioning).float()
+        logits = apply_cfg(*logits.chunk(2), Recipe.guidance_scale)
+        tokens = unmask_step(logits, tokens, mask_id, step, generators)
+    return tokens
 
 
 @torch.no_grad()

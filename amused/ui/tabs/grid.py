@@ -5,9 +5,8 @@ Knows how a grid is asked for and shown; what can be put on an axis is known by 
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,29 +15,21 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import grid as lay_out
-from amused.recipe.grid import AXES, NONE, expand
+from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
-from amused.serving.runtime import Finished, Runtime, Waiting, Working
+from amused.serving import jobs
+from amused.serving.runtime import Runtime
 from amused.ui.run import (
-    Desk,
     Request,
     Run,
-    Shot,
-    at_desk,
-    busy_line,
-    completed,
+    TabState,
     connect,
     count_pictures,
     describe_seconds,
-    finished,
-    page,
     png_bytes,
+    sample,
     save_file,
-    save_source,
-    show,
     status_line,
-    summary,
-    told,
 )
 from amused.ui.settings import AT_ONCE, Panel
 from amused.ui.sync import follow
@@ -53,6 +44,12 @@ PLACEHOLDERS = {
     "strength": "0.3, 0.5, 0.7, 0.9",
     WORDING: "fox, owl, cow: the first stands in the prompt",
 }
+OFFER_JS = """(axis) => {
+    const chosen = (window.amusedAxes ||= {});
+    if (axis === (chosen["%(field)s"] ?? %(first)s)) return { __type__: "update" };
+    chosen["%(field)s"] = axis;
+    return %(offers)s[axis] ?? { __type__: "update" };
+}"""
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
@@ -83,14 +80,14 @@ def build(runtime: Runtime, panel: Panel, sheet: gr.Image, own: list[Any], read:
         start = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
 
     for name, values in ((across, across_values), (down, down_values)):
-        name.input(offer_values, name, values, **AT_ONCE)
+        name.input(None, name, values, js=offer_values(name), **AT_ONCE)
     say = partial(say_before, runtime, task)
     told.value = say(*(part.value for part in [*axes, *asked]))
     inputs = [*axes, *asked]
-    follow([*(part.change for part in inputs), panel.result.run.change], say, inputs, [told])
+    follow([*(part.change for part in inputs), panel.result.ended.change], say, inputs, [told])
 
-    def run(former: Run, desk: Desk, tag: bool, *values: Any) -> Iterator[list[Any]]:
-        yield from make(runtime, former, desk, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))
+    def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
+        yield from make(runtime, former, tab, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))
 
     connect(panel, [start.click], run, [*axes, *own, *settings.inputs()], also=[sheet])
 
@@ -109,10 +106,22 @@ def axis(task: str, side: str, label: str, names: list[str], name: str, values: 
     return chosen, listed
 
 
-def offer_values(name: str) -> gr.Textbox:
-    """Values for an axis that has just been chosen; a wording is the visitor's own."""
-    example = PLACEHOLDERS.get(name, "")
-    return gr.Textbox(value="" if name == WORDING else example, placeholder=example, interactive=name != NONE)
+def offer_values(axis: gr.Dropdown) -> str:
+    """The script that fills in values for an axis that has just been chosen; a wording is the visitor's own.
+
+    It runs in the browser, where nothing can be typed before it is done. A dropdown (Gradio 6.31) reports an input
+    whenever it loses the focus, too: values stay as they are unless the axis is another one than before.
+    """
+    offers = {
+        name: {
+            "__type__": "update",
+            "value": "" if name == WORDING else example,
+            "placeholder": example,
+            "interactive": name != NONE,
+        }
+        for name, example in PLACEHOLDERS.items()
+    }
+    return OFFER_JS % {"field": axis.elem_id, "first": json.dumps(axis.value), "offers": json.dumps(offers)}
 
 
 def say_before(
@@ -133,7 +142,7 @@ def say_before(
         recipes = expand(start, across, across_values, down, down_values).recipes
     except UserError as error:
         return status_line(str(error))
-    text, pace = count_pictures(len(recipes)), runtime.pace(model)
+    text, pace = count_pictures(len(recipes)), runtime.seconds_per_step(model)
     if pace is not None:
         text += f", about {describe_seconds(pace * count_steps(recipes))}"
     return status_line(text)
@@ -144,62 +153,25 @@ def count_steps(recipes: Sequence[Recipe]) -> int:
 
 
 def make(
-    runtime: Runtime, former: Run, desk: Desk, tag: bool, axes: Sequence[str], read: Callable[[], Request]
+    runtime: Runtime, former: Run, tab: TabState, tag: bool, axes: Sequence[str], read: Callable[[], Request]
 ) -> Iterator[list[Any]]:
     """Make the pictures of a grid one by one, then its sheet. Stopped, it keeps the finished ones, on a sheet too."""
+    start: Recipe
+    table: Grid
 
-    def work(former: Run, waited: bool) -> Iterator[list[Any]]:
-        with runtime.visit() as visit:
-            yield from ([*update, gr.skip()] for update in told(visit.admitted(), desk))
-            recipe, image, mask = read()
-            table = expand(recipe, *axes)
-            run = replace(former, wanted=len(table.recipes))
-            started = time.monotonic()
-            yield [*page(status=busy_line("Starting"), run=run, stop=gr.Button(visible=True)), gr.skip()]
-            yield from ([*update, gr.skip()] for update in told(visit.wait(recipe.model), desk))
-            shots: tuple[Shot, ...] = former.shots if waited else ()
-            pictures: list[Image.Image] = []
-            source = save_source(image), save_source(mask, "mask.png")
-            recipes = [completed(runtime, point, image, mask) for point in table.recipes]
-            total, done, cut = len(shots) + len(recipes), 0, False
-            began = time.monotonic()
-            for point in recipes if not desk.stop else ():
-                for event in visit.generate(point, image, mask):
-                    if isinstance(event, Waiting):
-                        update = page(status=busy_line(event.text, event.share))
-                    elif isinstance(event, Finished):
-                        cut |= event.cut
-                        shots = (*shots, finished(event, point, tag, *source))
-                        pictures.append(event.image)
-                        run = replace(run, shots=shots, made=len(pictures))
-                        update = page(gallery=show(shots, total), run=run)
-                    else:
-                        done += 1
-                        seconds = (time.monotonic() - began) / done * (count_steps(recipes) - done)
-                        share = done / count_steps(recipes)
-                        update = page(status=busy_line(describe(event, len(pictures), len(recipes), seconds), share))
-                        if event.preview is not None:
-                            update[1] = show(shots, total, event)
-                    yield [*update, gr.skip()]
-                    if desk.stop:
-                        break
-                if desk.stop:
-                    break
-            visit.stopped = desk.stop
-            run = replace(run, note=summary(run, desk.stop, time.monotonic() - started, cut))
-            yield [*page(run=run), show_sheet(pictures, table.across, table.down, recipe)]
+    def read_grid() -> jobs.Request:
+        nonlocal start, table
+        start, image, mask = read()
+        table = expand(start, *axes)
+        return jobs.Request(table.recipes, image, mask)
 
-    yield from at_desk(desk, former, work, outputs=6)
+    def finish(images: list[Image.Image]) -> list[Any]:
+        return [show_sheet(images, table.across, table.down, start) if images else gr.skip()]
 
-
-def describe(event: Working, made: int, wanted: int, seconds: float) -> str:
-    text = f"picture {made + 1} of {wanted}, step {event.step} of {event.steps}"
-    return text if seconds < 0.5 else f"{text}, about {describe_seconds(seconds)} left"
+    yield from sample(runtime, former, tab, tag, read_grid, finish=finish, also=1)
 
 
 def show_sheet(pictures: list[Image.Image], across: Sequence[str], down: Sequence[str], recipe: Recipe) -> gr.Image:
     """The sheet of what was made, as a file: a picture given to the page would be compressed."""
-    if not pictures:
-        return gr.skip()
     sheet = lay_out(pictures, across, down, recipe.prompt)
     return gr.Image(value=save_file(png_bytes(sheet), "amused-grid.png"), visible=True)

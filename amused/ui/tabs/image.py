@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, fit, load_picture
+from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.runtime import Runtime
 from amused.ui import examples
@@ -87,7 +87,7 @@ def build(runtime: Runtime) -> Panel:
     with controls:
         follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
     both = [comparing, slider]
-    result.run.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
+    result.ended.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
     result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)
     told = partial(shape_of, runtime)
     return replace(panel, media=[picture], own=own, read=reading, shaping=[shape, fitting], shape=told)
@@ -97,14 +97,14 @@ def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *setti
     recipe = read_recipe(IMAGE_TO_IMAGE, *settings)
     if picture is None:
         raise UserError(NO_PICTURE)
-    image = load_picture(picture)
-    width, height = sides(shape, *runtime.measures(recipe.model))
+    image = load_image(picture)
+    width, height = sides(shape, *runtime.native_size(recipe.model))
     return replace(recipe, width=width, height=height, fit=fitting, image=digest(image)), image, None
 
 
 def shape_of(runtime: Runtime, recipe: Recipe) -> list[Any]:
     """Shape and fit as a recipe needs them; the picture's own shape where its sides are of none that is offered."""
-    wanted, measures = (recipe.width, recipe.height), runtime.measures(recipe.model)
+    wanted, measures = (recipe.width, recipe.height), runtime.native_size(recipe.model)
     return [next((shape for shape in SHAPES if sides(shape, *measures) == wanted), OWN_SHAPE), recipe.fit]
 
 
@@ -124,10 +124,10 @@ def show_seen(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, m
     try:
         if picture is None:
             raise UserError(NO_PICTURE)
-        image = load_picture(picture)
-        width, height = sides(shape, *runtime.measures(model))
+        image = load_image(picture)
+        width, height = sides(shape, *runtime.native_size(model))
         recipe = Recipe(IMAGE_TO_IMAGE, "", (0,), model=model, width=width, height=height, fit=fitting)
-        shown = fitted(runtime.sized(recipe, image), image)
+        shown = fitted(runtime.with_default_size(recipe, image), image)
     except UserError:
         return [gr.Image(value=None, visible=False), gr.Row(visible=False)]
     label = f"What the model sees: {shown.width} x {shown.height}"
@@ -146,7 +146,7 @@ def compare(run: Run, picture: Raw | None, index: int) -> list[Any]:
     """The picture as the model saw it, and a result of it; nothing if another picture has been chosen since."""
     shot = run.shots[index] if 0 <= index < len(run.shots) else None
     try:
-        image = load_picture(picture) if shot is not None and picture is not None else None
+        image = load_image(picture) if shot is not None and picture is not None else None
     except UserError:
         image = None
     if image is None or shot.recipe.task != IMAGE_TO_IMAGE or digest(image) != shot.recipe.image:

@@ -1,0 +1,53 @@
+"""How far a sampling step is from the limit of the CPU: the time of its matmuls alone, with the same shapes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import amused
+from amused.recipe.recipe import Recipe
+
+REPEATS = 5
+
+
+@torch.inference_mode()
+def measure_matmuls(model: Path, dtype: str) -> dict[str, float]:
+    """Seconds of a guided step and of the matmuls of its linear layers alone, and the rate of these."""
+    loaded = amused.load(model, device="cpu", dtype=dtype)
+    step = loaded.step(Recipe("text_to_image", "a red cat", (0,)))
+    shapes: Counter[tuple[int, int, int]] = Counter()
+
+    def count(layer: torch.nn.Module, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        if isinstance(layer, torch.nn.Linear):
+            shapes[(inputs[0].numel() // layer.in_features, layer.in_features, layer.out_features)] += 1
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    step()
+    hook.remove()
+    seconds, operations = 0.0, 0
+    for (rows, in_features, out_features), calls in shapes.items():
+        x, weight = (torch.randn(size, in_features).to(loaded.dtype) for size in (rows, out_features))
+        seconds += calls * median_seconds(lambda x=x, weight=weight: F.linear(x, weight))
+        operations += calls * 2 * rows * in_features * out_features
+    return {
+        "seconds": round(median_seconds(step), 3),
+        "matmul_seconds": round(seconds, 3),
+        "flops_per_second": round(operations / seconds),
+    }
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    work()
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,310 @@
+"""One run from the queue to its log line, as a stream of events; page, grid and API consume the same ones.
+
+A run yields `Status` while it waits, `Started` once its request is read, `Progress` after each step, `Result` after
+each image, and `Summary` at its end; `Runtime.run` starts it. It samples image by image in turns with other runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from amused.errors import UserError
+from amused.limits import REQUEST_SECONDS
+from amused.recipe.recipe import Recipe
+from amused.serving.metrics import DONE, FAILED, LEFT, REFUSED, STOPPED
+from amused.serving.model import FinishedImage, Model
+from amused.serving.scheduler import Slot, Status, StoppedError
+from amused.serving.zero_gpu import ON_ZERO_GPU
+
+if TYPE_CHECKING:
+    from amused.serving.runtime import Runtime
+
+PREVIEW_SECONDS = 0.35  # at least this long between two previews
+PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make: recipes for one model (a grid has many), and the image and mask they all start from."""
+
+    recipes: tuple[Recipe, ...]
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run has a place and its request is read; it has yet to wait for its turn and its model."""
+
+    request: Request
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One sampling step is done.
+
+    Attributes:
+        index: of the image within the run.
+        step: steps done of this image, from 1 to `steps`.
+        preview: the image so far, where there was time to draw it.
+        share: the fraction of the run that is done.
+        seconds_left: an estimate for the whole run, None where it is too early for one.
+    """
+
+    index: int
+    seed: int
+    step: int
+    steps: int
+    preview: Image.Image | None
+    num_images: int = 1
+    share: float = 0.0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image is finished.
+
+    Attributes:
+        index: of the image within the run.
+        recipe: replays exactly this image: of its seed alone, with the digests of its inputs and its size.
+        tokens: an array (height, width).
+        fingerprint: what every bit of the image depends on besides the recipe (`Model.fingerprint`).
+        prompt_is_cut: a prompt is longer than the model reads.
+    """
+
+    index: int
+    seed: int
+    recipe: Recipe
+    image: Image.Image
+    tokens: np.ndarray
+    fingerprint: str
+    prompt_is_cut: bool
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The recipe cannot be made of its inputs. An event, as errors lose their sentence between processes."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The run has ended, not by an error: all images are made, or it was stopped. `seconds` since it started."""
+
+    stopped: bool
+    num_done: int
+    num_images: int
+    seconds: float
+    prompt_is_cut: bool
+
+
+Event = Status | Started | Progress | Result | Summary
+ReadRequest = Callable[[], Request]
+
+
+class Job:
+    """One run; `run` yields its events, once.
+
+    Args:
+        read_request: called once the run has a place, as what it reads may be large; raises UserError to refuse.
+        owner: runs of one owner go one after the other, and `Runtime.stop` ends them all; None for nobody.
+        should_stop: asked after each event, for a stop that `Runtime.stop` could not yet tell this run.
+    """
+
+    def __init__(
+        self, runtime: Runtime, read_request: ReadRequest, owner: Hashable, should_stop: Callable[[], bool]
+    ) -> None:
+        self._runtime = runtime
+        self._read_request = read_request
+        self._owner = owner
+        self._should_stop = should_stop
+        self._slot: Slot
+        self._lock = threading.Lock()
+        self._sampling: Generator[Progress | Result | Rejected] | None = None
+        self._entered = self._started = time.monotonic()
+        self._recipe: Recipe | None = None  # the first one, for the log
+        self._num_images = self._num_done = 0
+        self._num_steps = self._steps_done = 0
+        self._began: float | None = None  # when the first step began
+        self._worked = 0.0
+        self._has_model = False
+        self._prompt_is_cut = False
+
+    def run(self) -> Iterator[Event]:
+        # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
+        on_preempt = (lambda: None) if ON_ZERO_GPU else self._drop_sampling
+        try:
+            self._slot = self._runtime.scheduler.enter(self._owner, on_preempt)
+        except UserError as error:
+            self._runtime.metrics.add(None, REFUSED, why=str(error))
+            raise
+        with self._slot:
+            outcome, why = LEFT, None
+            try:
+                try:
+                    with contextlib.closing(self._stages()) as events:
+                        self._check_stopped()
+                        for event in events:
+                            yield event
+                            self._check_stopped()
+                    outcome = DONE
+                except StoppedError:
+                    outcome = STOPPED
+                self._drop_sampling()
+                self._slot.release()
+                # Still in its place: what the caller does with the summary comes before the owner's next run.
+                seconds = time.monotonic() - self._started
+                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._prompt_is_cut)
+            except UserError as error:
+                outcome, why = REFUSED, str(error)
+                raise
+            except Exception as error:
+                outcome, why = FAILED, type(error).__name__
+                raise
+            finally:
+                self._drop_sampling()
+                waited = time.monotonic() - self._entered - self._worked
+                self._runtime.metrics.add(
+                    self._recipe, outcome, self._num_done, self._num_images, waited, self._worked, why
+                )
+
+    def _check_stopped(self) -> None:
+        if self._slot.stopped or self._should_stop():
+            raise StoppedError
+
+    def _stages(self) -> Generator[Event]:
+        yield from self._slot.admit()
+        request = self._read_request()
+        for recipe in request.recipes:
+            self._runtime.choice(recipe.model)
+        self._recipe = request.recipes[0]
+        self._num_images = sum(len(recipe.seeds) for recipe in request.recipes)
+        self._num_steps = sum(len(recipe.seeds) * (recipe.steps - recipe.start) for recipe in request.recipes)
+        self._started = time.monotonic()
+        yield Started(request, self._num_images)
+        yield from self._acquire(self._recipe.model)
+        # Only now, as the native size of some models is known once they are loaded.
+        recipes = [self._runtime.freeze_recipe(recipe, request.image, request.mask) for recipe in request.recipes]
+        for recipe in recipes:
+            yield from self._sample(recipe, request.image, request.mask)
+
+    def _acquire(self, name: str) -> Iterator[Status]:
+        yield from self._slot.acquire(name)
+        self._runtime.note_size(name, self._slot.model)
+        self._has_model = True
+        if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
+            self._slot.release()
+
+    def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Iterator[Event]:
+        """Sample one recipe, letting other runs have their turn after each image."""
+        before, done = self._num_done, 0
+        while done < len(recipe.seeds):
+            if not self._slot.holds_model and not (ON_ZERO_GPU and self._has_model):
+                yield from self._acquire(recipe.model)
+            if self._sampling is None:
+                # Finished images are not made again: a seed gives the same image alone and in any sweep.
+                first, worked = done, self._worked
+                self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:]), image, mask)
+            event = self._next_event()
+            event = replace(event, index=before + first + event.index)
+            if isinstance(event, Progress):
+                yield self._with_totals(event)
+                continue
+            done += 1
+            self._num_done += 1
+            self._prompt_is_cut |= event.prompt_is_cut
+            steps = (recipe.steps - recipe.start) * (done - first)
+            self._runtime.note_pace(recipe.model, (self._worked - worked) / steps)
+            if done == len(recipe.seeds):
+                self._drop_sampling()
+            # Before the image goes out: it is saved and sent while the next one's first step is made.
+            self._slot.yield_turn()
+            yield event
+
+    def _next_event(self) -> Progress | Result:
+        if self._worked > REQUEST_SECONDS:
+            raise UserError(
+                f"Stopped after the {REQUEST_SECONDS} s limit; finished images are kept. Ask for fewer images or steps."
+            )
+        assert self._sampling is not None
+        began = time.monotonic()
+        self._began = began if self._began is None else self._began
+        try:
+            event = next(self._sampling)
+        finally:
+            self._worked += time.monotonic() - began
+        if isinstance(event, Rejected):
+            raise UserError(event.sentence)
+        return event
+
+    def _with_totals(self, event: Progress) -> Progress:
+        self._steps_done += 1
+        seconds_left = None
+        if self._steps_done > 1 and self._began is not None:
+            per_step = (time.monotonic() - self._began) / self._steps_done
+            seconds_left = per_step * (self._num_steps - self._steps_done)
+        share = self._steps_done / self._num_steps
+        return replace(event, num_images=self._num_images, share=share, seconds_left=seconds_left)
+
+    def _drop_sampling(self) -> None:
+        with self._lock:
+            sampling, self._sampling = self._sampling, None
+            if sampling is not None:
+                sampling.close()
+
+
+def sample(
+    model: Model, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
+) -> Generator[Progress | Result | Rejected]:
+    """Sample a recipe with previews. On ZeroGPU in a process of its own: every event can be pickled."""
+    budget = PreviewBudget()
+    prompt_is_cut = any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
+    events = model.generate(recipe, image, mask)
+    try:
+        for event in events:
+            if isinstance(event, FinishedImage):
+                seed, tokens = event.seed, np.asarray(event.tokens)
+                alone = recipe.with_seeds([seed])
+                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, prompt_is_cut)
+                continue
+            preview = None
+            if event.step < event.steps and budget.allows_one():
+                with budget:
+                    preview = model.preview(event.tokens, event.masked)
+            yield Progress(event.index, event.seed, event.step, event.steps, preview)
+    except UserError as error:
+        yield Rejected(str(error))
+    finally:
+        events.close()
+
+
+class PreviewBudget:
+    """Keeps previews from slowing down the images: not too often, and within a share of the time."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._last = 0.0
+        self._spent = 0.0
+
+    def allows_one(self) -> bool:
+        now = time.monotonic()
+        if self._last == 0.0:
+            return True
+        return now - self._last >= PREVIEW_SECONDS and self._spent <= PREVIEW_SHARE * (now - self._began)
+
+    def __enter__(self) -> None:
+        self._last = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._spent += time.monotonic() - self._last

@@ -1,0 +1,88 @@
+"""What serving and the page ask of a model: the real `Amused`, the tests' fake, later a remote worker.
+
+Imports no torch. The type checker fails if `Amused` drifts from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+from amused.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from amused.generation.pipeline import Amused
+
+
+class SamplingStep(Protocol):
+    """One sampling step is done; `step` counts from 1 to `steps`. Tokens are (height, width); masked ones are open."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def tokens(self) -> Any: ...
+    @property
+    def masked(self) -> Any: ...
+
+
+@runtime_checkable
+class FinishedImage(Protocol):
+    """One image is finished. Tokens are (height, width) and convert to a NumPy array."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def image(self) -> Image.Image: ...
+    @property
+    def tokens(self) -> Any: ...
+
+
+class Model(Protocol):
+    """A model that samples recipes.
+
+    Attributes:
+        size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
+        traits: the words a bundled model knows, None for others.
+        fingerprint: device, precision and versions: what every bit of an image depends on besides its recipe.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def traits(self) -> dict[str, Any] | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def read_weights(self, everything: bool = False) -> None:
+        """Load the weights that every recipe needs, or `everything`."""
+
+    def prompt_is_cut(self, prompt: str) -> bool:
+        """Whether a prompt is longer than the text encoder reads."""
+
+    def generate(
+        self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
+    ) -> Generator[SamplingStep | FinishedImage]:
+        """Sample one seed after the other. It can be closed between two events."""
+
+    def preview(self, tokens: Any, masked: Any = None) -> Image.Image:
+        """A quick look at unfinished tokens."""
+
+
+if TYPE_CHECKING:
+
+    def _amused_is_a_model(model: Amused) -> Model:
+        return model
