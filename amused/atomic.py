@@ -1,4 +1,4 @@
-"""Folders on disk that are whole or absent, whatever interrupts their writing."""
+"""Atomic writes: after an interruption, a file or folder is either complete or as before."""
 
 from __future__ import annotations
 
@@ -16,25 +16,35 @@ def write_json(path: Path, data: object) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into beside `folder`, which takes its place when all has been written to the disk."""
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    beside.mkdir(parents=True)
+def atomic_dir(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which replaces `folder` once everything is on disk."""
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
     try:
-        yield beside
-        for path in beside.rglob("*"):
-            sync(path)
-        old = beside.with_suffix(".old")
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(beside, folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        yield part
+        for path in part.rglob("*"):
+            fsync(path)
+        replace_dir(part, folder)
+        fsync(folder.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
+def replace_dir(part: Path, folder: Path) -> None:
+    """Move `part` to `folder`; what was there comes back if that fails."""
+    old = part.with_suffix(".old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(part, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,12 +53,12 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted `whole_folder` or `save_checkpoint` left; put back what was about to be replaced."""
+    """Clean up after interrupted writes in a folder: restore what was being replaced, remove what was being written."""
     for old in folder.glob(".*.old"):
         target = folder / old.name[1:].rsplit(".", 2)[0]
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, target)
-    for partial in (*folder.glob(".*.part"), *folder.glob(".model.*")):
-        shutil.rmtree(partial, ignore_errors=True)
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)

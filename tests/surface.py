@@ -68,7 +68,7 @@ def launched_page() -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "app.py", "--model", "nouns", "--port", str(port), "--adapters", str(ADAPTERS)],
             cwd=REPOSITORY,
-            env={**environment, "GRADIO_TEMP_DIR": str(Path(folder) / "files"), "PYTHONUNBUFFERED": "1"},
+            env={**environment, "GRADIO_TEMP_DIR": str(Path(folder) / "files"), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
         )

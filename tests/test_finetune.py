@@ -29,6 +29,7 @@ import amused
 from amused.checkpoints.hub import locate
 from amused.checkpoints.lora import merged, read_adapter
 from amused.errors import UserError
+from amused.model.text import tokenize
 from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
@@ -163,7 +164,7 @@ def test_the_loss_is_the_published_one(model, pictures, tmp_path, monkeypatch, l
     monkeypatch.setattr(Batches, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     (loss,) = train(model, pictures, tmp_path / "out", *["--use_lora"][:lora], max_train_steps=1, train_batch_size=5)
     tokens, masked, micro = seen[0]
-    ids = locate(model).tokenizer()([d.caption for d in drawn[0]])
+    ids = tokenize(locate(model).load_tokenizer(), [d.caption for d in drawn[0]])
     assert loss == pytest.approx(reference_loss(model, tokens, masked, ids, micro).item(), rel=1e-5)
 
 
@@ -265,11 +266,12 @@ def test_a_whole_model_is_in_the_published_layout(model, pictures, tmp_path) -> 
     folder = tmp_path / "out" / "model"
     tuned, first = amused.load(folder, device="cpu", dtype="float32"), amused.load(model, device="cpu", dtype="float32")
     for part, changed in (("transformer", True), ("text_encoder", True), ("vqgan", False)):
-        same = [torch.equal(a, b) for a, b in zip(tuned._part(part).parameters(), first._part(part).parameters())]
+        networks = [getattr(model.components, part) for model in (tuned, first)]
+        same = [torch.equal(a, b) for a, b in zip(*(network.parameters() for network in networks))]
         assert all(same) != changed and (not changed or not any(same[:1])), part
     reference = AmusedPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float32)
     for name, tensor in reference.transformer.state_dict().items():
-        assert torch.equal(tensor, tuned._part("transformer").state_dict()[name])
+        assert torch.equal(tensor, tuned.components.transformer.state_dict()[name])
     assert len(tuned.text_to_image("a red cat", seeds=[1], steps=2)) == 1
 
 

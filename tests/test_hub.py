@@ -19,8 +19,9 @@ from tiny import tiny_checkpoint
 
 from amused.checkpoints import hub as hubs
 from amused.checkpoints.catalog import PUBLISHED
-from amused.checkpoints.checkpoint import REQUIRED_FILES, WEIGHTS, weight_files
+from amused.checkpoints.config import REQUIRED_FILES
 from amused.checkpoints.hub import locate
+from amused.checkpoints.weights import WEIGHTS, weight_files
 from amused.errors import UserError
 
 

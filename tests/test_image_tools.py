@@ -19,7 +19,8 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_mask, load_picture
+from amused.generation.images import digest, load_image
+from amused.generation.masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
@@ -246,7 +247,7 @@ def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) ->
     recipe, image, mask = inpaint_tab.read(
         Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, *MODEL
     )
-    assert (recipe.image, recipe.mask) == (digest(load_picture(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
     assert (recipe.feather, recipe.only_masked) == (4, True)
 
@@ -284,7 +285,7 @@ def test_one_pixel_is_one_cell() -> None:
     picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
     recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
-    assert mask_tools.preview(recipe, picture, mask, 256)[1:] == (1, 256)
+    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
 
 
 def png(image: Image.Image) -> bytes:
@@ -493,7 +494,7 @@ def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
         assert len(examples) >= 2
         for example in examples:
             if task != TEXT_TO_IMAGE:
-                picture = load_picture(prompts.FOLDER / example.picture)
+                picture = load_image(prompts.FOLDER / example.picture)
                 assert picture.size == (256, 256)
             if task == INPAINT:
                 assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()

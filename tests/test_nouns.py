@@ -13,6 +13,7 @@ from test_exactness import Reference, results
 
 import amused
 from amused.checkpoints.catalog import BUNDLED
+from amused.model.text import is_truncated, tokenize
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
@@ -54,11 +55,11 @@ def test_knows_enough_traits(known) -> None:
 
 
 def test_each_word_of_a_caption_is_one_token(model, known) -> None:
-    tokenizer = model.checkpoint.tokenizer()
+    tokenizer = model.checkpoint.load_tokenizer()
     for noun in known.evaluation(50):
         words = caption(noun).replace("-", " - ").replace(",", " ,").split()
-        ids = tokenizer([caption(noun)])[0].tolist()
-        assert ids.index(tokenizer.eos_id) == len(words) + 1 and not tokenizer.is_cut(caption(noun))
+        ids = tokenize(tokenizer, [caption(noun)])[0].tolist()
+        assert ids.index(tokenizer.eos_token_id) == len(words) + 1 and not is_truncated(tokenizer, caption(noun))
 
 
 def test_gives_the_background_that_was_asked_for(model, known) -> None:
@@ -81,9 +82,9 @@ def test_a_patch_is_the_same_token_wherever_it_stands(model) -> None:
     """So that inpainting keeps all tokens but those of the mask."""
     rng = np.random.default_rng(0)
     art = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
-    before = model._encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    before = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
     art[10:12, 20:22] = 255 - art[10:12, 20:22]
-    after = model._encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    after = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
     assert (before != after).nonzero().tolist() == [[5, 10]]
 
 

@@ -23,7 +23,7 @@ from surface import (
 
 import amused
 
-THROUGH_THE_PAGE = ["link-settings", "link-image", "link-inpaint", "link-v1-touch-up", "link-nested", "link-adapter"]
+THROUGH_THE_PAGE = ["link-image", "link-v1-touch-up", "link-adapter"]
 
 
 @pytest.fixture(scope="module")

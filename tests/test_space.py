@@ -54,13 +54,13 @@ def GPU(task, duration):
 SCRIPT = """
 import json, os, sys, threading
 from PIL import Image
-import amused.checkpoints.checkpoint as checkpoint
+from amused.checkpoints import weights
 reads = []
-read_weights = checkpoint.read_weights
+read_weights = weights.read_weights
 def counted(path, *rest):
     print("read", os.getpid(), path.name, flush=True)
     return read_weights(path, *rest)
-checkpoint.read_weights = counted
+weights.read_weights = counted
 
 import spaces
 from amused.errors import UserError

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 from amused.benchmark.weights import WORDS, byte_tokenizer, scale_logits
 from amused.checkpoints.save import save_checkpoint
-from amused.model.text_encoder import TextConfig, TextEncoder, initialize
+from amused.model.text import TextConfig, build_text_encoder, num_ids
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 
@@ -20,7 +21,7 @@ MASK_TOKEN_ID = 79
 def tiny_checkpoint(
     folder: Path,
     downsample: bool = False,
-    seed: int = 0,
+    seed: int = 2,
     masking_schedule: str = "cosine",
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
@@ -32,7 +33,7 @@ def tiny_checkpoint(
         tokenizer = byte_tokenizer(WORDS)
         transformer = tiny_transformer(downsample)
         vqgan = tiny_vqgan()
-        text_encoder = tiny_text_encoder(len(tokenizer), tokenizer.eos_id)
+        text_encoder = tiny_text_encoder(num_ids(tokenizer), tokenizer.eos_token_id)
         scale_logits(transformer)
     save_checkpoint(
         folder,
@@ -96,7 +97,7 @@ def tiny_vqgan() -> VQGAN:
     return vqgan
 
 
-def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> TextEncoder:
+def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> CLIPTextModelWithProjection:
     config = TextConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -108,7 +109,7 @@ def tiny_text_encoder(vocab_size: int, eos_token_id: int) -> TextEncoder:
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
     )
-    return initialize(TextEncoder(config), factor=2.0).eval()  # different prompts have to look different
+    return build_text_encoder(config, initializer_factor=2.0).eval()  # different prompts have to look different
 
 
 def roughen(module: nn.Module) -> nn.Module:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from amused.checkpoints.save import save_checkpoint
-from amused.model.text_encoder import TextConfig, TextEncoder, initialize
-from amused.model.tokenizer import END, START, WORD_END, Tokenizer
+from amused.model.text import END, START, WORD_END, TextConfig, build_text_encoder, new_tokenizer
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 
@@ -44,7 +44,12 @@ def random_checkpoint(folder: Path, size: int) -> None:
     """Write a checkpoint of the shapes of amused-256 or amused-512, 1.6 GB, its logits scaled to be of use."""
     torch.manual_seed(size)
     tokenizer = byte_tokenizer(WORDS)
-    text = replace(CLIP_L, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    text = replace(
+        CLIP_L,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.device("meta"):
         transformer, vqgan = UViT(SIZES[size]), VQGAN(VQGAN_CONFIG)
     for network in (transformer, vqgan):
@@ -55,7 +60,7 @@ def random_checkpoint(folder: Path, size: int) -> None:
         folder,
         transformer=transformer,
         vqgan=vqgan,
-        text_encoder=initialize(TextEncoder(text)),
+        text_encoder=build_text_encoder(text),
         tokenizer=tokenizer,
     )
 
@@ -85,7 +90,7 @@ def scale_logits(transformer: UViT) -> None:
         transformer.mlm_layer.conv2.weight.mul_(LOGITS_STD / logits.std())
 
 
-def byte_tokenizer(words: Sequence[str]) -> Tokenizer:
+def byte_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     """CLIP's byte-level vocabulary with a handful of words merged to one token."""
     letters = sorted(ByteLevel.alphabet())
     symbols = letters + [letter + WORD_END for letter in letters]
@@ -98,4 +103,4 @@ def byte_tokenizer(words: Sequence[str]) -> Tokenizer:
                 symbols.append(parts[0] + parts[1])
             parts[:2] = [parts[0] + parts[1]]
     symbols += [START, END]
-    return Tokenizer({symbol: i for i, symbol in enumerate(symbols)}, merges, max_length=77)
+    return new_tokenizer({symbol: i for i, symbol in enumerate(symbols)}, merges, max_length=77)

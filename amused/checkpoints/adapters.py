@@ -1,8 +1,7 @@
-"""The folder of adapters that the page's owner names: which can be chosen, where one lies, what its digest is.
+"""Lists and finds the adapters in the folder that the page's owner configures.
 
-An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`, or a finished run of fine-tuning that
-holds one; what it changes of the text encoder lies in a folder of that name within. Reads no weights and imports
-nothing that takes time.
+An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`, or the output folder of a finished
+fine-tuning; its text encoder part is in a subfolder `text_encoder`. Reads no weights; cheap to import.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from amused.recipe.recipe import ADAPTER_NAME, Recipe
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TRANSFORMER, TEXT_ENCODER = PARTS = ("transformer", "text_encoder")
-FINISHED = "adapter"  # where fine-tuning leaves one within its output folder
+FINISHED = "adapter"  # the subfolder of its output where fine-tuning writes one
 
 MAX_ADAPTERS = 200
 MAX_CONFIG_BYTES = 1_000_000
@@ -29,19 +28,19 @@ MAX_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Listed:
-    """An adapter that can be chosen. `base`: the model that it was made for, where it says so."""
+    """An available adapter. `base`: the model it was trained on, if it says so."""
 
     name: str
     digest: str
     base: str | None
 
     def fits(self, model: str) -> bool:
-        """Whether it says of itself that it is for this model; "owner/name" and a folder go by their last part."""
+        """Whether it was trained on this model or does not say. Only the last part of a path or "owner/name" counts."""
         return self.base is None or self.base.rstrip("/").rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]
 
 
 def list_adapters(folder: Path | None) -> list[Listed]:
-    """The usable adapters of a folder, by name; whatever else is in it is left out."""
+    """The usable adapters of a folder, sorted by name; everything else is ignored."""
     if folder is None or not folder.is_dir():
         return []
     found = []
@@ -55,10 +54,10 @@ def list_adapters(folder: Path | None) -> list[Listed]:
 
 
 def find_adapter(folder: Path | None, name: str) -> Path:
-    """Where an adapter lies.
+    """The path of an adapter.
 
     Raises:
-        UserError: there is none of that name within the folder.
+        UserError: the folder has no adapter of that name.
     """
     if folder is not None and ADAPTER_NAME.fullmatch(name):
         inside = folder.resolve()
@@ -68,7 +67,7 @@ def find_adapter(folder: Path | None, name: str) -> Path:
                 file.resolve().is_relative_to(inside) and file.stat().st_size <= MAX_BYTES for file in files
             ):
                 return place
-    raise UserError(f"There is no adapter {name} here: choose one that is listed.")
+    raise UserError(f"There is no adapter {name} here: choose one from the list.")
 
 
 def files_of(place: Path) -> list[Path]:
@@ -77,7 +76,7 @@ def files_of(place: Path) -> list[Path]:
 
 
 def digest_of(place: Path) -> str:
-    """16 hexadecimal digits that change with anything that the adapter does."""
+    """16 hexadecimal digits that depend on all files of an adapter."""
     digest = hashlib.sha256()
     for file in files_of(place):
         about = file.stat()
@@ -114,10 +113,10 @@ def base_of(config: dict[str, Any]) -> str | None:
 
 
 def with_digests(folder: Path | None, recipe: Recipe) -> Recipe:
-    """The recipe with the digests of its adapters, that of the picture it goes on from too.
+    """The recipe with the digest of its adapter, and those of its parents.
 
     Raises:
-        UserError: an adapter is not here, or is not the one that the recipe was made with.
+        UserError: an adapter is missing, or differs from the one the recipe was made with.
     """
     if recipe.parent is not None:
         recipe = replace(recipe, parent=with_digests(folder, recipe.parent))
@@ -125,5 +124,5 @@ def with_digests(folder: Path | None, recipe: Recipe) -> Recipe:
         return recipe
     found = digest_of(find_adapter(folder, recipe.adapter))
     if recipe.adapter_digest not in (None, found):
-        raise UserError(f"The adapter {recipe.adapter} is not the one that the recipe was made with: get that one.")
+        raise UserError(f"The adapter {recipe.adapter} differs from the one this recipe was made with: get that one.")
     return replace(recipe, adapter_digest=found)

@@ -1,4 +1,4 @@
-"""The models that can be had by name. What is published is pinned here. Imports nothing that takes time."""
+"""Models available by name, bundled or published. Cheap to import."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 BUNDLED = Path(__file__).parent
 
-INDEX = "model_index.json"  # what makes a folder a checkpoint
-TRAITS = "traits.json"  # the words that a model knows
+INDEX = "model_index.json"  # marks a folder as a checkpoint
+TRAITS = "traits.json"  # the words a model was trained on
 
 
 @dataclass(frozen=True)
 class Published:
     repo: str
     revision: str
-    download: str  # about as much as is read at first use, for people
+    download: str  # approximate size, for people
 
 
-# The revision should be the hash of a commit, so that nobody can change the weights under us; it is not known here yet.
+# TODO: pin each revision to a commit hash, so that the weights cannot change.
 PUBLISHED = {
     "amused-256": Published(repo="amused/amused-256", revision="main", download="1.6 GB"),
     "amused-512": Published(repo="amused/amused-512", revision="main", download="1.6 GB"),

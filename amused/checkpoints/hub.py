@@ -1,7 +1,6 @@
-"""Where a checkpoint comes from: the ones in this package, a folder, or a repository on the Hugging Face hub.
+"""Finds a checkpoint: bundled with this package, in a folder, or in a repository on the Hugging Face hub.
 
-Knows the hub's client, its cache and all that can go wrong with a download; what a
-checkpoint holds it leaves to `amused.checkpoints.checkpoint`.
+Handles the hub's client, its cache and failed downloads.
 """
 
 from __future__ import annotations
@@ -17,30 +16,31 @@ from typing import Any
 
 from amused.checkpoints import catalog
 from amused.checkpoints.catalog import PUBLISHED, Published, bundled_names
-from amused.checkpoints.checkpoint import REQUIRED_FILES, SMALL_FILES, Checkpoint, read_checkpoint
+from amused.checkpoints.config import REQUIRED_FILES, SMALL_FILES
+from amused.checkpoints.weights import Checkpoint, read_checkpoint
 from amused.errors import CheckpointError, UserError
 
 LEFTOVER_SECONDS = 3600
 
 Progress = Callable[[str, int, int], None]
-"""Called while a file is downloaded: its name inside the checkpoint, bytes so far, bytes in all."""
+"""Called during a download with a file's name inside the checkpoint, bytes so far and total bytes."""
 
 
 def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
-    """Find a checkpoint and check its configurations, without reading weights.
+    """Find a checkpoint and validate its configurations. Reads no weights.
 
     Args:
         name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
             of a repository on the hub ("owner/name").
-        progress: told of downloads, from the thread that downloads.
+        progress: called during downloads, from the downloading thread.
     """
     if isinstance(name_or_path, Path):
         if not name_or_path.is_dir():
-            raise UserError("There is no such folder of a model.")
+            raise UserError("The model folder does not exist.")
         return read_checkpoint(name_or_path, name_or_path.resolve().name)
     name = name_or_path
     if not isinstance(name, str):
-        raise UserError("A model is chosen by its name.")
+        raise UserError("Choose a model by its name.")
     if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (catalog.BUNDLED / name).is_dir():
         return read_checkpoint(catalog.BUNDLED / name, name)
     if name in PUBLISHED:
@@ -64,27 +64,27 @@ def fetch_checkpoint(name: str, source: Published, progress: Progress | None) ->
 
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
-    except Exception as error:  # whatever the network, the disk and the hub can come up with
+    except Exception as error:  # network, disk and hub errors of all kinds
         raise explain_download(error, name, source.download) from error
     missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
     clear_leftovers(folder.parent.parent / "blobs")
-    # The folder is named by its commit: weights and configurations are of one version even if a branch moves on.
+    # The folder is named by its commit: weights come from the same commit as configurations even if the branch moves.
     pinned = replace(source, revision=folder.name)
     return read_checkpoint(folder, name, fetch=lambda file: download_file(file, name, pinned, progress))
 
 
 def clear_leftovers(blobs: Path) -> None:
-    """Remove what killed downloads have left: the hub's library does not use it again, and it can be gigabytes."""
+    """Remove what killed downloads left behind. The hub client never resumes it, and it can be gigabytes."""
     for file in blobs.glob("*.incomplete"):
         with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:  # nobody writes to it any more
+            if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:  # nobody is still writing to it
                 file.unlink()
 
 
 def download_file(file: str, name: str, source: Published, progress: Progress | None) -> bool:
-    """Download a file next to the ones already there; False if the repository has none of that name."""
+    """Download a file into the checkpoint's folder; False if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -99,7 +99,7 @@ def download_file(file: str, name: str, source: Published, progress: Progress | 
 
 
 def progress_bar(file: str, progress: Progress) -> type:
-    """The hub's library reports through a subclass of tqdm only: make one that draws nothing and tells `progress`."""
+    """A tqdm class, the hub client's only way to report progress, that draws nothing and calls `progress`."""
     from tqdm import tqdm
 
     class Nowhere:
@@ -116,7 +116,7 @@ def progress_bar(file: str, progress: Progress) -> type:
             progress(file, int(self.n), int(self.total or 0))
             return result
 
-        # With these two the library does not open a second bar for the bytes on the wire.
+        # With these two the client does not open a second bar for transferred bytes.
         def update_transfer(self, n: float | None = 1) -> None: ...
 
         def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
@@ -125,7 +125,7 @@ def progress_bar(file: str, progress: Progress) -> type:
 
 
 def explain_download(error: BaseException, name: str, download: str | None) -> UserError:
-    """Turn what went wrong with a download into a sentence that says what to do."""
+    """The error of a failed download as a sentence that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,

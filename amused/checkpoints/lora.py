@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) in peft's layout: reading them, and networks that have one merged.
+"""LoRA adapters (arXiv 2106.09685) in peft's layout: reads them and merges them into networks.
 
-Files are taken for hostile: only safetensors are read, every matrix must fit a linear layer of the network, and nothing
-is merged before all of it has been checked. Knows neither peft nor training.
+Files are untrusted: only safetensors are read, every matrix must fit a linear layer of the network, and nothing is
+merged before everything has been checked. Needs no peft.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from amused.checkpoints.adapters import (
     find_adapter,
     read_config,
 )
-from amused.checkpoints.checkpoint import check_header, is_finite, shown
+from amused.checkpoints.config import shown
+from amused.checkpoints.weights import check_header, is_finite
 from amused.errors import CheckpointError, UserError
 from amused.model.packed import packed, unpacked
 
 MAX_RANK = 4096
 KEY = re.compile(r"base_model\.model\.(?P<layer>[\w.]{1,200})\.lora_(?P<side>[AB])\.weight", re.ASCII)
 Network = TypeVar("Network", bound=nn.Module)
-PLAIN = {  # settings of peft that change what is computed, and their only value that is supported
+SUPPORTED = {  # peft settings that change the computation, and the one value supported
     "use_dora": False,
     "fan_in_fan_out": False,
     "bias": "none",
@@ -48,8 +49,8 @@ PLAIN = {  # settings of peft that change what is computed, and their only value
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """A change of one matrix: `scale * up @ down`, (out, rank) by (rank, in)."""
+class LoraWeights:
+    """The update of one matrix: `scale * up @ down`, (out, rank) by (rank, in)."""
 
     down: Tensor
     up: Tensor
@@ -58,20 +59,20 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in memory: its changes by component, then by layer. `base`: the model that it was made for."""
+    """An adapter in memory: its updates by component, then by layer. `base`: the model it was trained on."""
 
     name: str
     digest: str
-    parts: dict[str, dict[str, LowRank]] = field(repr=False)
+    parts: dict[str, dict[str, LoraWeights]] = field(repr=False)
     base: str | None = None
 
 
 def read_adapter(folder: Path | None, name: str) -> Adapter:
-    """Read an adapter of a folder by its name.
+    """Read an adapter by its name.
 
     Raises:
-        UserError: there is none of that name.
-        CheckpointError: its files are unusable; names the file.
+        UserError: there is no adapter of that name.
+        CheckpointError: a file of it is unusable; names the file.
     """
     place = find_adapter(folder, name)
     parts = {TRANSFORMER: read_part(place)}
@@ -80,7 +81,7 @@ def read_adapter(folder: Path | None, name: str) -> Adapter:
     return Adapter(name, digest_of(place), parts, base_of(read_config(place)))
 
 
-def read_part(place: Path) -> dict[str, LowRank]:
+def read_part(place: Path) -> dict[str, LoraWeights]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -91,7 +92,7 @@ def read_part(place: Path) -> dict[str, LowRank]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{WEIGHTS} is not a whole safetensors file, copy it again.") from error
+        raise CheckpointError(f"{WEIGHTS} is not a complete safetensors file: copy it again.") from error
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
@@ -107,16 +108,18 @@ def read_part(place: Path) -> dict[str, LowRank]:
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1] or pair["A"].shape[0] > MAX_RANK:
             raise CheckpointError(f"{WEIGHTS}: the two matrices of {shown(layer)} do not fit each other.")
         rank = pair["A"].shape[0]
-        layers[layer] = LowRank(pair["A"], pair["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+        layers[layer] = LoraWeights(
+            pair["A"], pair["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        )
     return layers
 
 
 def read_alpha(config: dict[str, Any]) -> float:
-    """`lora_alpha`, of an adapter whose settings are all supported."""
+    """`lora_alpha`, once all settings are known to be supported."""
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{CONFIG}: peft_type is {shown(config.get('peft_type'))}, only LORA is supported.")
-    for key, plain in PLAIN.items():
-        if key in config and config[key] not in (plain, None):
+    for key, supported in SUPPORTED.items():
+        if key in config and config[key] not in (supported, None):
             raise CheckpointError(f"{CONFIG}: {key} is {shown(config[key])}, which is not supported.")
     alpha = config.get("lora_alpha")
     if type(alpha) not in (int, float) or not 0 < alpha <= 100_000:
@@ -129,20 +132,20 @@ def read_alpha(config: dict[str, Any]) -> float:
 
 def check_fits(adapter: Adapter, part: str, network: nn.Module) -> None:
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    for name, change in adapter.parts[part].items():
+    for name, update in adapter.parts[part].items():
         layer = layers.get(name)
-        if layer is None or layer.weight.shape != (change.up.shape[0], change.down.shape[1]):
-            made = f" It was made for {adapter.base}." if adapter.base else ""
-            raise UserError(f"The adapter {adapter.name} is not for this model: choose another.{made}")
+        if layer is None or layer.weight.shape != (update.up.shape[0], update.down.shape[1]):
+            hint = f" It was trained on {adapter.base}." if adapter.base else ""
+            raise UserError(f"The adapter {adapter.name} does not fit this model: choose another one.{hint}")
 
 
 @torch.inference_mode()
-def merged(network: Network, layers: dict[str, LowRank], strength: float) -> Network:
-    """The network with the changes added: a copy that shares all other weights with it."""
+def merged(network: Network, layers: dict[str, LoraWeights], strength: float) -> Network:
+    """A copy of the network with the adapter merged. It shares all unchanged weights with the original."""
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    for name, change in layers.items():
+    for name, update in layers.items():
         weight = network.get_submodule(name).weight
-        down, up = (side.to(weight.device) for side in (change.down, change.up))
-        changed = (unpacked(weight).float() + strength * change.scale * (up @ down)).to(weight.dtype)
+        down, up = (side.to(weight.device) for side in (update.down, update.up))
+        changed = (unpacked(weight).float() + strength * update.scale * (up @ down)).to(weight.dtype)
         shared[id(weight)] = packed(changed) if weight.is_mkldnn else nn.Parameter(changed, requires_grad=False)
     return copy.deepcopy(network, shared)

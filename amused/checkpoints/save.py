@@ -1,35 +1,28 @@
-"""Writing a checkpoint in the published layout, whole or not at all."""
+"""Writes a checkpoint in the published layout, atomically."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from amused.atomic import atomic_dir, write_json
 from amused.checkpoints.catalog import INDEX, TRAITS
-from amused.checkpoints.checkpoint import (
-    CLASSES,
-    CONFIGS,
-    SCHEDULER,
-    SCHEDULES,
-    TOKENIZER,
-    WEIGHTS,
-    is_finite,
-    read_checkpoint,
-)
+from amused.checkpoints.config import CLASSES, CONFIGS, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
+from amused.checkpoints.weights import WEIGHTS, is_finite
 from amused.errors import CheckpointError, UserError
-from amused.model.text_encoder import TextEncoder
-from amused.model.tokenizer import Tokenizer
+from amused.model.text import config_of
 from amused.model.transformer import UViT
 from amused.model.vqgan import VQGAN
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 DIFFUSERS = "0.25.0"  # the first version that reads this layout
 
@@ -39,41 +32,43 @@ def save_checkpoint(
     *,
     transformer: UViT,
     vqgan: VQGAN,
-    text_encoder: TextEncoder,
-    tokenizer: Tokenizer | str | Path,
+    text_encoder: CLIPTextModelWithProjection,
+    tokenizer: CLIPTokenizer | str | Path,
     masking_schedule: str = "cosine",
     traits: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
 ) -> None:
-    """Write a whole checkpoint in the published layout, which diffusers' AmusedPipeline reads as well.
+    """Write a complete checkpoint in the published layout, which diffusers' AmusedPipeline reads as well.
 
-    It is written beside `folder` and put in its place when it is whole, so that an interruption leaves the old one.
+    An existing checkpoint is replaced only when the new one is complete.
 
     Args:
-        tokenizer: one in memory, or a folder with the files of one.
+        tokenizer: a tokenizer, or a folder with its files.
         dtype: of the weights in the files.
         variant: part of the weights' file names: "fp16", or None for full precision.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
-        raise UserError("The folder to save to holds something else than a checkpoint, choose another.")
+        raise UserError("The folder is not empty and holds no checkpoint: choose another one.")
     if masking_schedule not in SCHEDULES:
         raise UserError(f"The masking schedule must be one of {', '.join(SCHEDULES)}.")
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with atomic_dir(folder) as part:
         for component in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler"):
-            (beside / component).mkdir(parents=True)
+            (part / component).mkdir()
         for component, network in (("transformer", transformer), ("vqvae", vqgan), ("text_encoder", text_encoder)):
-            write_weights(beside, component, network, dtype, variant)
+            write_weights(part, component, network, dtype, variant)
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
-            write_json(beside / CONFIGS[component], {**described, **dataclasses.asdict(config)})
+            write_json(part / CONFIGS[component], {**described, **dataclasses.asdict(config)})
         described = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
-        write_json(beside / CONFIGS["text_encoder"], {**described, **dataclasses.asdict(text_encoder.config)})
-        write_tokenizer(beside / "tokenizer", tokenizer)
+        write_json(part / CONFIGS["text_encoder"], {**described, **dataclasses.asdict(config_of(text_encoder))})
+        if isinstance(tokenizer, (str, Path)):
+            copy_tokenizer(Path(tokenizer), part / "tokenizer")
+        else:
+            write_tokenizer(part / "tokenizer", tokenizer)
         write_json(
-            beside / SCHEDULER,
+            part / SCHEDULER,
             {
                 "_class_name": "AmusedScheduler",
                 "_diffusers_version": DIFFUSERS,
@@ -82,9 +77,9 @@ def save_checkpoint(
             },
         )
         if traits is not None:
-            write_json(beside / TRAITS, dict(traits))
+            write_json(part / TRAITS, dict(traits))
         write_json(
-            beside / INDEX,
+            part / INDEX,
             {
                 "_class_name": "AmusedPipeline",
                 "_diffusers_version": DIFFUSERS,
@@ -95,14 +90,7 @@ def save_checkpoint(
                 "vqvae": ["diffusers", "VQModel"],
             },
         )
-        read_checkpoint(beside, folder.name)
-        replace_folder(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+        read_configs(part)
 
 
 def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch.dtype, variant: str | None) -> None:
@@ -116,26 +104,27 @@ def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch
     save_file(state, folder / file, metadata={"format": "pt"})
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer | str | Path) -> None:
-    if isinstance(tokenizer, (str, Path)):
-        for file in TOKENIZER:
-            source = Path(tokenizer) / Path(file).name
-            if source.is_file():
-                shutil.copyfile(source, folder / source.name)
-        return
-    tokenizer.write(folder)
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    for file in TOKENIZER:
+        path = source / Path(file).name
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` where `folder` is or was. Both names are on one file system."""
-    if not folder.exists():
-        os.rename(new, folder)
-        return
-    old = new.with_name(new.name + ".old")
-    os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def write_tokenizer(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Write the published files, vocab.json and merges.txt; transformers 5 itself writes a tokenizer.json."""
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    special = {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
+    added = {str(i): token.__getstate__() for i, token in sorted(tokenizer.added_tokens_decoder.items())}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_prefix_space": False,
+            "added_tokens_decoder": added,
+            "do_lower_case": True,
+            "model_max_length": tokenizer.model_max_length,
+            "tokenizer_class": "CLIPTokenizer",
+            **special,
+        },
+    )

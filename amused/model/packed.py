@@ -1,7 +1,6 @@
-"""Linear layers whose weights are laid out once for a processor's bfloat16 units, not anew for each product.
+"""Linear layers prepacked for oneDNN bf16 kernels. Results are bit-identical.
 
-The products are the same, bit for bit, so this can be done when the first picture is under way: before, it would only
-keep its visitor waiting.
+Packing happens while the first image is generated, so it does not delay its start.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from amused.model.transformer import UViT
 
-USES = 4  # of a layer before it is worth it
+USES = 4  # calls after which a layer is packed
 
 
 class PackedLinear(nn.Linear):
-    """`nn.Linear` whose weight, after a few uses, only the processor can read as it lies: see `unpacked`."""
+    """`nn.Linear` that packs its weight after a few calls; `unpacked` gives the plain weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -26,7 +25,7 @@ class PackedLinear(nn.Linear):
         self.weight, self.bias, self.uses = linear.weight, linear.bias, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight  # another thread may replace it meanwhile
+        weight = self.weight  # read once: another thread may replace it
         if weight.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         self.uses += 1
@@ -45,33 +44,33 @@ def packed(weight: Tensor) -> nn.Parameter:
 
 
 def unpacked(weight: Tensor) -> Tensor:
-    """A layer's weight (out, in) in the common layout, whichever it has."""
+    """A plain weight (out, in), from a packed or a plain one."""
     return weight.to_dense() if weight.is_mkldnn else weight
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this machine has the units, and a weight of this kind would be read by them."""
-    on_processor = device.type == "cpu" and dtype == torch.bfloat16
-    return on_processor and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether oneDNN has bf16 kernels for this device and type."""
+    on_cpu = device.type == "cpu" and dtype == torch.bfloat16
+    return on_cpu and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.no_grad()
 def pack(network: UViT) -> UViT:
-    """Have the weights of what runs at every step laid out, in place."""
+    """Make the layers that run at every step `PackedLinear`, in place."""
     for module, name in run_at_every_step(network):
         setattr(module, name, PackedLinear(getattr(module, name)))
     return network
 
 
 def pack_now(network: UViT) -> None:
-    """Before a copy shares the weights: each would lay out its own."""
+    """Pack every layer now. Call it before copies share the weights, or each would pack its own."""
     for module in network.modules():
         if isinstance(module, PackedLinear):
             module.pack()
 
 
 def run_at_every_step(network: UViT) -> Iterator[tuple[nn.Module, str]]:
-    """The large linear layers, as a module and a name in it, without what runs once a prompt, and the logits."""
+    """The large linear layers of a sampling step, as (module, attribute). Not those that run once per prompt."""
     for block in (*network.down_block.res_blocks, *network.up_block.res_blocks):
         yield block, "channelwise_linear_1"
         yield block, "channelwise_linear_2"

@@ -1,9 +1,9 @@
-"""The U-ViT that fills in masked tokens (aMUSEd, arXiv 2401.01808, section 3; U-ViT of arXiv 2301.11093).
+"""The U-ViT that predicts masked tokens (aMUSEd, arXiv 2401.01808, section 3; U-ViT of arXiv 2301.11093).
 
-Module and parameter names are those of the published checkpoints, so that a state dict loads strictly.
+Module and parameter names match the published checkpoints, so a state dict loads strictly.
 
-Nothing here depends on the sampling step. What depends on the prompt alone (modulations, keys and values of the
-cross attention) is computed once by `UViT.condition` and given to every `UViT.forward`.
+Nothing depends on the sampling step. Prompt-only work (modulations, keys and values of the cross-attention) is done
+once, by `UViT.condition`, and passed to every `UViT.forward`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Conditioning = list[tuple[Tensor, ...]]
-"""What the network needs to know of its prompts: one tuple of tensors a stage, the first dimension the batch."""
+"""Prompt-only tensors: one tuple per block, batch first."""
 
-LANES = 32  # bfloat16 numbers in a register: a softmax is slow on what of a row does not fill one
+LANES = 32  # bfloat16 values per vector register: softmax is slow on a row that does not fill its last one
 
 
 @dataclass(frozen=True)
 class UViTConfig:
-    """`transformer/config.json`. Widths in channels, `sample_size` in tokens a side."""
+    """`transformer/config.json`. Widths in channels, `sample_size` in tokens per side."""
 
     hidden_size: int = 1024
     use_bias: bool = False
@@ -53,7 +53,7 @@ class UViTConfig:
         if not self.ln_elementwise_affine:
             raise ValueError("ln_elementwise_affine=false is not supported")
         if self.downsample != self.upsample:
-            raise ValueError("downsample and upsample must be switched on together")
+            raise ValueError("downsample and upsample must both be true or both false")
         if self.hidden_size % self.num_attention_heads or self.block_out_channels % self.block_num_heads:
             raise ValueError("num_attention_heads must divide hidden_size, block_num_heads block_out_channels")
         if self.micro_cond_embed_dim != 5 * self.micro_cond_encode_dim:
@@ -63,7 +63,7 @@ class UViTConfig:
 
 
 def concatenate(conditionings: Sequence[Conditioning]) -> Conditioning:
-    """Join conditionings along the batch."""
+    """Concatenate along the batch."""
     return [tuple(torch.cat(tensors) for tensors in zip(*stages)) for stages in zip(*conditionings)]
 
 
@@ -76,7 +76,7 @@ def sinusoids(values: Tensor, dim: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values are projected apart from its queries, unless `join` is called."""
+    """Multi-head attention. Queries, keys and values have separate projections until `fuse_qkv` is called."""
 
     def __init__(self, dim: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -93,18 +93,18 @@ class Attention(nn.Module):
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
-    def join(self) -> None:
-        """Have one product give queries, keys and values, for `to_itself` alone; it cannot be saved any more."""
+    def fuse_qkv(self) -> None:
+        """Merge the three projections into one matmul. Only `self_attention` works afterwards, and saving does not."""
         parts = (self.to_q, self.to_k, self.to_v)
         width, out = self.to_q.in_features, sum(part.out_features for part in parts)
-        joined = nn.Linear(width, out, self.to_q.bias is not None, device="meta")
-        for name, _ in list(joined.named_parameters()):
+        fused = nn.Linear(width, out, self.to_q.bias is not None, device="meta")
+        for name, _ in list(fused.named_parameters()):
             whole = torch.cat([getattr(part, name).detach() for part in parts])
-            setattr(joined, name, nn.Parameter(whole, requires_grad=False))
-        self.to_qkv = joined
+            setattr(fused, name, nn.Parameter(whole, requires_grad=False))
+        self.to_qkv = fused
         del self.to_q, self.to_k, self.to_v
 
-    def to_itself(self, x: Tensor) -> Tensor:
+    def self_attention(self, x: Tensor) -> Tensor:
         parts = (self.to_q(x), self.to_k(x), self.to_v(x)) if self.to_qkv is None else self.to_qkv(x).chunk(3, dim=-1)
         return self.merge(attend(*map(self.split, parts)))
 
@@ -123,20 +123,20 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def attend_by_matrices(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same, at up to twice the speed of torch's own where the processor has units for bfloat16 matrices."""
-    length, spare = keys.shape[-2], -keys.shape[-2] % LANES
+    """`attend` by two batched matmuls: up to twice as fast as torch's own on CPUs with bfloat16 matrix units."""
+    length, padding = keys.shape[-2], -keys.shape[-2] % LANES
     scale, shape = queries.shape[-1] ** -0.5, queries.shape
     queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))  # bh l d
-    unseen = queries.new_zeros(length + spare)
-    if spare:
-        keys, values = (F.pad(x, (0, 0, 0, spare)) for x in (keys, values))
-        unseen[length:] = -torch.inf
-    scores = torch.baddbmm(unseen[None, None], queries, keys.mT, beta=1 if spare else 0, alpha=scale)  # bh l l
+    bias = queries.new_zeros(length + padding)
+    if padding:
+        keys, values = (F.pad(x, (0, 0, 0, padding)) for x in (keys, values))
+        bias[length:] = -torch.inf
+    scores = torch.baddbmm(bias[None, None], queries, keys.mT, beta=1 if padding else 0, alpha=scale)  # bh l l
     return torch.bmm(scores.softmax(dim=-1), values).view(shape)
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt V2 block (arXiv 2301.00808), its output scaled and shifted by the prompt. Works on b h w c."""
+    """ConvNeXt V2 block (arXiv 2301.00808), its output modulated by the prompt. Works on b h w c."""
 
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
@@ -167,13 +167,13 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        roomy = x.float() if x.dtype == torch.float16 else x  # a square may be too large for it
-        energy = roomy.square().sum(dim=(1, 2), keepdim=True).sqrt().to(x.dtype)  # b 1 1 c
+        wide = x.float() if x.dtype == torch.float16 else x  # a square may overflow float16
+        energy = wide.square().sum(dim=(1, 2), keepdim=True).sqrt().to(x.dtype)  # b 1 1 c
         return torch.addcmul(self.beta, x, 1 + self.gamma * (energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)))
 
 
 class CrossAttentionBlock(nn.Module):
-    """Two attentions to the prompt, no feed-forward. Works on b l c."""
+    """Two cross-attentions to the prompt, no feed-forward. Works on b l c."""
 
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Resample(nn.Module):
 
 
 class UViTBlock(nn.Module):
-    """The convolutional stages at either end of the U-ViT. Works on b h w c."""
+    """The convolutional blocks at either end of the U-ViT. Works on b h w c."""
 
     def __init__(self, config: UViTConfig, downsample: bool, upsample: bool) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class UViTBlock(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """A norm scaled and shifted by the prompt. Works on b l c."""
+    """A norm modulated by the prompt. Works on b l c."""
 
     def __init__(self, config: UViTConfig, norm: nn.Module) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self attention, attention to the prompt, feed-forward; each norm modulated. Works on b l c."""
+    """Self-attention, cross-attention to the prompt, feed-forward; each norm is modulated. Works on b l c."""
 
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, stage: tuple[Tensor, ...]) -> Tensor:
         scale1, shift1, scale2, shift2, scale3, shift3, keys, values = stage
-        x = self.attn1.to_itself(self.norm1(x, scale1, shift1)) + x
+        x = self.attn1.self_attention(self.norm1(x, scale1, shift1)) + x
         x = self.attn2(self.norm2(x, scale2, shift2), keys, values) + x
         return self.ff(self.norm3(x, scale3, shift3)) + x
 
@@ -325,7 +325,7 @@ class MlmLayer(nn.Module):
 
 
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution on channels-last x (..., c): one matrix product, no permutation."""
+    """A 1x1 convolution on channels-last x (..., c) as one matmul, without permuting."""
     return F.linear(x, conv.weight[:, :, 0, 0], conv.bias)
 
 
@@ -367,7 +367,7 @@ class UViT(nn.Module):
         self.mlm_layer = MlmLayer(config)
 
     def condition(self, text: Tensor, pooled: Tensor, micro_conditions: Tensor) -> Conditioning:
-        """All that depends on the prompt alone.
+        """Everything that depends on the prompt alone.
 
         Args:
             text: hidden states of the text encoder, (batch, text length, encoder_hidden_size).
@@ -384,9 +384,10 @@ class UViT(nn.Module):
         ]
 
     def features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        """The last hidden states, (batch, height * width, block_out_channels), of which `mlm_layer` makes logits.
+        """The last hidden states, (batch, height * width, block_out_channels), which `mlm_layer` turns into logits.
 
-        `tokens` of a batch of one go with all of `conditioning`: what comes before the first modulation is shared.
+        `tokens` may have a batch of one for a larger batch of `conditioning`; work before the first modulation is
+        then shared.
         """
         ends = self.config.num_res_blocks
         x = self.embed(tokens)  # b h w c
@@ -401,8 +402,8 @@ class UViT(nn.Module):
         """Logits of every position.
 
         Args:
-            tokens: (batch or 1, height, width), integers in [0, codebook_size) or the mask token's id.
-            conditioning: of `condition`, for the batch.
+            tokens: (batch or 1, height, width), integers in [0, codebook_size) or the id of the mask token.
+            conditioning: from `condition`, for the batch.
 
         Returns:
             (batch, height * width, codebook_size)

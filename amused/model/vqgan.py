@@ -1,6 +1,6 @@
-"""The VQ-GAN between pictures and tokens (arXiv 2012.09841; MUSE, arXiv 2301.00704, section 2.2).
+"""The VQ-GAN that converts images to tokens and back (arXiv 2012.09841; MUSE, arXiv 2301.00704, section 2.2).
 
-Module and parameter names are those of the published checkpoints, so that a state dict loads strictly.
+Module and parameter names match the published checkpoints, so a state dict loads strictly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """`vqvae/config.json`. `block_out_channels` from the highest resolution to the lowest, a factor of 2 between."""
+    """`vqvae/config.json`. `block_out_channels` go from the highest resolution to the lowest, halving it each time."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -57,7 +57,7 @@ class VQGANConfig:
 
     @property
     def scale_factor(self) -> int:
-        """Pixels a side of one token."""
+        """Pixels per side of one token."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
@@ -66,7 +66,7 @@ class VQGANConfig:
 
 
 def activate(x: Tensor) -> Tensor:
-    """SiLU in the memory of `x`: at full resolution a new one takes longer than the function."""
+    """SiLU in place: at full resolution, allocating the result takes longer than computing it."""
     return F.silu(x, inplace=True)
 
 
@@ -99,8 +99,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def join(self) -> None:
-        """Double and convolve in one: a transposed convolution of 4x4, at 4/9 of the products."""
+    def fuse(self) -> None:
+        """Replace upsampling and convolution by one transposed 4x4 convolution, with 4/9 of the multiplications."""
         weight, bias = self.conv.weight.data, self.conv.bias.data
         flipped = weight.float().flip(2, 3)
         kernel = sum(F.pad(flipped, (column, 1 - column, row, 1 - row)) for row in (0, 1) for column in (0, 1))
@@ -117,7 +117,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The resnets of one resolution, then (but at the last level) the step to the next."""
+    """The resnets of one resolution; subclasses add the step to the next one."""
 
     def __init__(self, in_channels: int, out_channels: int, resnets: int, groups: int) -> None:
         super().__init__()
@@ -198,18 +198,18 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(config.num_vq_embeddings, config.codebook_dim)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Nearest code of each latent: (batch, dim, height, width) to (batch, height, width)."""
+        """The nearest code of each latent: (batch, dim, height, width) to (batch, height, width)."""
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
         nearest = torch.cdist(flat, self.embedding.weight).argmin(dim=1)
         return nearest.view(latents.shape[0], *latents.shape[2:])
 
 
 HALVES = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
-"""The modules that only one direction needs; both need the codebook."""
+"""The modules that only one direction uses; both use the codebook."""
 
 
 class VQGAN(nn.Module):
-    """Pictures to tokens and back."""
+    """Images to tokens and back."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -221,22 +221,22 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(config)
 
     def keep(self, half: str) -> None:
-        """Drop what the other half of `HALVES` alone needs."""
+        """Delete the modules that only the other half uses."""
         for other, modules in HALVES.items():
             for module in modules if other != half else ():
                 delattr(self, module)
 
-    def join(self) -> None:
-        """Lay the weights out for work on a processor: they are no longer those of the published layout."""
+    def fuse_upsampling(self) -> None:
+        """Fuse every upsampling with its convolution, faster on a CPU. The network can no longer be saved."""
         for module in self.modules():
             if isinstance(module, Upsample):
-                module.join()
+                module.fuse()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (batch, 3, height, width), to tokens (batch, height / f, width / f), f = scale_factor."""
         return self.quantize(self.quant_conv(self.encoder(pixels)))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), meant for [0, 1], not clipped."""
+        """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), about in [0, 1], not clipped."""
         latents = self.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
         return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))

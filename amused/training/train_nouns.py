@@ -25,7 +25,7 @@ from amused.training.finetune.muon import Muon
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
 from amused.training.nouns.model import Batches, TextToTokens, losses, raw_art, sample_tokens
 from amused.training.nouns.scores import trait_scores
-from amused.training.nouns.text import new_text_encoder, write_tokenizer
+from amused.training.nouns.text import new_text_encoder, train_tokenizer
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
@@ -147,7 +147,7 @@ def train(options: argparse.Namespace) -> None:
     codebook = vqgan.quantize.embedding.weight.detach()
 
     torch.manual_seed(options.seed)
-    tokenizer = write_tokenizer(nouns, folder / "tokenizer")
+    tokenizer = train_tokenizer(nouns, folder / "tokenizer")
     model = TextToTokens(tokenizer, new_text_encoder(tokenizer))
     average = copy.deepcopy(model).eval().requires_grad_(False)
     updates = optimizers(model, options.learning_rate)

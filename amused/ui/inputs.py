@@ -21,7 +21,8 @@ from gradio.data_classes import ImageData
 from PIL import Image, ImageChops
 
 from amused.errors import UserError
-from amused.generation.images import load_mask, load_picture, upright
+from amused.generation.images import load_image, upright
+from amused.generation.masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.serving import file_cache
 
@@ -63,7 +64,7 @@ class Drawing:
     def picture(self) -> Image.Image:
         if self.background is None:
             raise UserError(NO_PICTURE)
-        return load_picture(self.background)
+        return load_image(self.background)
 
     def painted(self, size: tuple[int, int]) -> Image.Image | None:
         """White where any layer was painted on, by its opacity whatever its colour; None if none was."""

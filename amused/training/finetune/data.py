@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from amused.atomic import whole_folder, write_json
-from amused.checkpoints.checkpoint import Checkpoint
+from amused.atomic import atomic_dir, write_json
+from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
-from amused.generation.images import Source, load_picture, to_tensor
+from amused.generation.images import Source, load_image, to_tensor
+from amused.model.text import encode_text, tokenize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
@@ -148,8 +149,8 @@ def encode_pictures(
     folder = cache / f"tokens-{digest_of(key)}"
     if not folder.is_dir():
         pictures = encode_anew(checkpoint, examples, resolution, device, split)
-        with whole_folder(folder) as beside_it:
-            save_file(vars(pictures), beside_it / "tokens.safetensors")
+        with atomic_dir(folder) as part:
+            save_file(vars(pictures), part / "tokens.safetensors")
     return Pictures(**load_file(folder / "tokens.safetensors"))
 
 
@@ -171,7 +172,7 @@ def encode_anew(
             waiting.clear()
 
     for example in tqdm(examples, desc="Encoding pictures", unit="picture", disable=len(examples) < 2):
-        picture = load_picture(example.source())
+        picture = load_image(example.source())
         crops = list(crops_of(picture, resolution, example.digest))
         counts.append(len(crops))
         for image, left, top in crops:
@@ -189,7 +190,7 @@ def check_pictures(examples: Sequence[Example]) -> None:
     broken = []
     for example in examples:
         try:
-            load_picture(example.source())
+            load_image(example.source())
         except UserError as error:
             broken.append(f"{example.name}: {error}")
         except Exception:  # a dataset decodes by itself, and raises what it happens to raise
@@ -244,18 +245,16 @@ def encode_texts(
     texts = unique(texts)
     folder = cache / f"texts-{digest_of([FORMAT, identity(checkpoint, 'text_encoder'), str(dtype), texts])}"
     if not folder.is_dir():
-        tokenizer, encoder = checkpoint.tokenizer(), checkpoint.load_text_encoder(device, torch.float32)
-        with whole_folder(folder) as beside_it:
+        tokenizer, encoder = checkpoint.load_tokenizer(), checkpoint.load_text_encoder(device, torch.float32)
+        with atomic_dir(folder) as part:
             for start in tqdm(range(0, len(texts), CAPTIONS_A_FILE), desc="Encoding captions", disable=len(texts) < 2):
-                part = texts[start : start + CAPTIONS_A_FILE]
-                batches = [part[i : i + CAPTIONS_AT_A_TIME] for i in range(0, len(part), CAPTIONS_AT_A_TIME)]
+                captions = texts[start : start + CAPTIONS_A_FILE]
+                batches = [captions[i : i + CAPTIONS_AT_A_TIME] for i in range(0, len(captions), CAPTIONS_AT_A_TIME)]
                 with torch.inference_mode():
-                    rows = [encoder(tokenizer(batch).to(device)) for batch in batches]
+                    rows = [encode_text(encoder, tokenize(tokenizer, batch).to(device)) for batch in batches]
                 hidden, pooled = (torch.cat(parts).to("cpu", dtype) for parts in zip(*rows))
-                save_file(
-                    {"hidden": hidden, "pooled": pooled}, beside_it / f"{start // CAPTIONS_A_FILE:05}.safetensors"
-                )
-            write_json(beside_it / "texts.json", texts)
+                save_file({"hidden": hidden, "pooled": pooled}, part / f"{start // CAPTIONS_A_FILE:05}.safetensors")
+            write_json(part / "texts.json", texts)
     return Texts(folder, texts)
 
 

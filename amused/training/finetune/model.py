@@ -11,26 +11,29 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from amused.atomic import whole_folder
+from amused.atomic import atomic_dir
 from amused.checkpoints.adapters import TEXT_ENCODER, WEIGHTS
-from amused.checkpoints.checkpoint import Checkpoint, is_finite
-from amused.checkpoints.lora import LowRank, merged
+from amused.checkpoints.lora import LoraWeights, merged
 from amused.checkpoints.save import save_checkpoint
+from amused.checkpoints.weights import Checkpoint, is_finite
 from amused.errors import UserError
-from amused.model.text_encoder import EncoderLayer, TextEncoder
+from amused.model.text import encode_text
 from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer, UViT
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
 NOT_DECAYED = ("bias", "layer_norm.weight", "mlm_ln.weight", "embeddings.weight")  # as published
 Network = TypeVar("Network", bound=nn.Module)
 
-LAYERS = (ConvNextBlock, CrossAttentionBlock, TransformerLayer, EncoderLayer)
+LAYERS = (ConvNextBlock, CrossAttentionBlock, TransformerLayer)
 CLIP_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
 """Published targets, which the text encoder calls otherwise."""
 
@@ -38,7 +41,7 @@ CLIP_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": 
 class Trainee(nn.Module):
     """The networks of a training step, and its loss."""
 
-    def __init__(self, transformer: UViT, text_encoder: TextEncoder | None) -> None:
+    def __init__(self, transformer: UViT, text_encoder: CLIPTextModelWithProjection | None) -> None:
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
@@ -51,7 +54,7 @@ class Trainee(nn.Module):
             micro: (batch, 5).
             texts: hidden states and pooled embeddings, or token ids if the text encoder is trained.
         """
-        hidden, pooled = texts if self.text_encoder is None else self.text_encoder(*texts)
+        hidden, pooled = texts if self.text_encoder is None else encode_text(self.text_encoder, *texts)
         inputs = tokens.masked_fill(masked, self.transformer.config.vocab_size - 1)
         conditioning = self.transformer.condition(hidden, pooled, micro)
         features = self.transformer.features(inputs, conditioning)
@@ -82,7 +85,7 @@ def build(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.dev
     if options.gradient_checkpointing:
         recompute(transformer)
         if text_encoder is not None:
-            recompute(text_encoder)
+            text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
     return Trainee(transformer, text_encoder).train()
 
 
@@ -202,15 +205,15 @@ def write_adapter(folder: Path, trainee: Trainee, base: str) -> None:
     from safetensors.torch import save_file
 
     check_finite(trainee.trained().values())
-    with whole_folder(folder) as beside:
-        for network, place in ((trainee.transformer, beside), (trainee.text_encoder, beside / TEXT_ENCODER)):
+    with atomic_dir(folder) as part:
+        for network, place in ((trainee.transformer, part), (trainee.text_encoder, part / TEXT_ENCODER)):
             if network is None:
                 continue
             config = replace(network.peft_config["default"], inference_mode=True, base_model_name_or_path=base)
             config.save_pretrained(place)
             state = {
                 f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
-                for name, tensor in get_peft_model_state_dict(network).items()
+                for name, tensor in get_peft_model_state_dict(network, save_embedding_layers=False).items()
             }
             save_file(state, place / WEIGHTS, metadata={"format": "pt"})
 
@@ -237,12 +240,12 @@ def whole(network: Network | None, load: Callable[[str, torch.dtype], Network]) 
     return first if network is None else merged(first, changes(network), strength=1.0)
 
 
-def changes(network: nn.Module) -> dict[str, LowRank]:
+def changes(network: nn.Module) -> dict[str, LoraWeights]:
     """The adapter of a network, by layer."""
     from peft.tuners.lora import LoraLayer
 
     return {
-        name: LowRank(
+        name: LoraWeights(
             layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach(), layer.scaling["default"]
         )
         for name, layer in network.named_modules()

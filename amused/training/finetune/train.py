@@ -28,13 +28,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from amused.atomic import sweep, whole_folder, write_json
+from amused.atomic import atomic_dir, sweep, write_json
 from amused.checkpoints.adapters import FINISHED
 from amused.checkpoints.catalog import PUBLISHED, Published
-from amused.checkpoints.checkpoint import Checkpoint, read_json
+from amused.checkpoints.config import read_json
 from amused.checkpoints.hub import fetch_checkpoint, is_folder, locate
+from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.placement import place
+from amused.model.text import encode_text, tokenize
 from amused.training.finetune.data import (
     AESTHETIC_SCORE,
     Batches,
@@ -169,7 +171,7 @@ class Words:
         self, checkpoint: Checkpoint, options: argparse.Namespace, captions: list[str], accelerator: Accelerator
     ) -> None:
         self.device, self.prompts = accelerator.device, options.validation_prompts
-        self.tokenizer = checkpoint.tokenizer() if options.train_text_encoder else None
+        self.tokenizer = checkpoint.load_tokenizer() if options.train_text_encoder else None
         if self.tokenizer is None:
             dtype = torch.float32 if accelerator.mixed_precision == "no" else torch.float16
             cache = options.cache_dir
@@ -180,7 +182,7 @@ class Words:
         """What `Trainee.forward` takes as its texts."""
         captions = [draw.caption for draw in draws]
         if self.tokenizer is not None:
-            return (self.tokenizer(captions).to(self.device),)
+            return (tokenize(self.tokenizer, captions).to(self.device),)
         return self.read(self.captions, captions)
 
     def read(self, texts: Texts, wanted: list[str]) -> tuple[Tensor, ...]:
@@ -189,7 +191,7 @@ class Words:
     def validation(self, prompts: list[str], trainee: Trainee) -> tuple[Tensor, ...]:
         if self.tokenizer is None:
             return self.read(self.others, prompts)
-        return trainee.text_encoder(self.tokenizer(prompts).to(self.device))
+        return encode_text(trainee.text_encoder, tokenize(self.tokenizer, prompts).to(self.device))
 
 
 class Run:
@@ -393,9 +395,9 @@ def write_state(
             tensors[f"optimizer/{name}/{key}"] = tensor.clone() if tensor.numel() <= SMALL else tensor
     check_finite(tensor for tensor in tensors.values() if tensor.is_floating_point())
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    with whole_folder(folder / f"checkpoint-{step}") as beside:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, beside / STATE)
-        write_json(beside / ABOUT, {"step": step, "seed": seed, "scaler": scaler})
+    with atomic_dir(folder / f"checkpoint-{step}") as part:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part / STATE)
+        write_json(part / ABOUT, {"step": step, "seed": seed, "scaler": scaler})
     log.debug("saved checkpoint-%d", step)
 
 

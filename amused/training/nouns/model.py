@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
-from amused.model.text_encoder import TextEncoder
-from amused.model.tokenizer import Tokenizer
+from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
+from amused.model.text import encode_text, tokenize
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
 from amused.training.nouns.text import WIDTH
@@ -52,7 +53,7 @@ LABEL_SMOOTHING = 0.02
 class TextToTokens(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, tokenizer: Tokenizer, text_encoder: TextEncoder) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -60,7 +61,7 @@ class TextToTokens(nn.Module):
         initialize(self.transformer)
 
     def condition(self, captions: list[str]) -> Conditioning:
-        hidden, pooled = self.text_encoder(self.tokenizer(captions))
+        hidden, pooled = encode_text(self.text_encoder, tokenize(self.tokenizer, captions))
         pixels = float(SIZE * SCALE)
         micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
         return self.transformer.condition(hidden, pooled, micro)
@@ -154,7 +155,7 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     index = batch.positions.repeat(2, 1)[..., None].expand(-1, -1, features.shape[-1])
     conditional, unconditional = model.transformer.mlm_layer(features.gather(1, index)).flatten(0, 1).chunk(2)
     targets = batch.tokens.gather(1, batch.positions)
-    guided = guide(unconditional, conditional, guidance_scale)
+    guided = apply_cfg(unconditional, conditional, guidance_scale)
     with_caption = F.cross_entropy(conditional, targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
     without = F.cross_entropy(unconditional, targets.flatten(), label_smoothing=LABEL_SMOOTHING)
     # Its gradient grows with the scale.
@@ -170,14 +171,11 @@ def sample_tokens(
     size = len(captions)
     conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
     tokens = torch.full((size, LENGTH), MASK)
-    counts = mask_counts(mask_ratios("cosine", steps, "cpu"), LENGTH, LENGTH)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
-    for count, temperature in zip(counts, temperatures(2.0, 0.0, steps, "cpu")):
+    for step in sampling_steps("cosine", steps, (2.0, 0.0), tokens == MASK):
         logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
-        logits = guide(*logits.chunk(2), guidance_scale)
-        tokens = torch.stack(
-            [reveal(logits[i], tokens[i], MASK, count, temperature, generators[i]) for i in range(size)]
-        )
+        logits = apply_cfg(*logits.chunk(2), guidance_scale)
+        tokens = unmask_step(logits, tokens, MASK, step, generators)
     return tokens
 
 

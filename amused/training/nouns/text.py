@@ -7,16 +7,18 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from amused.model.text_encoder import TextConfig, TextEncoder, initialize
-from amused.model.tokenizer import END, START, WORD_END, Tokenizer
+from amused.checkpoints.save import write_tokenizer
+from amused.model.text import END, START, WORD_END, TextConfig, build_text_encoder, new_tokenizer, num_ids
 from amused.training.nouns.data import Nouns, caption_words
 
 MAX_LENGTH = 40
 WIDTH = 128
 
 
-def write_tokenizer(nouns: Nouns, folder: Path) -> Tokenizer:
+def train_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
     """Learn merges until every caption word is one token; write CLIP's tokenizer files to `folder`."""
     words = [word for word in caption_words(nouns) if word.isalpha()]
     learned = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
@@ -29,16 +31,16 @@ def write_tokenizer(nouns: Nouns, folder: Path) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [symbol + WORD_END for symbol in alphabet]
     entries = dict.fromkeys([*alphabet, *ends, *map("".join, merges), START, END])
-    tokenizer = Tokenizer({entry: i for i, entry in enumerate(entries)}, merges, MAX_LENGTH)
+    tokenizer = new_tokenizer({entry: i for i, entry in enumerate(entries)}, merges, MAX_LENGTH)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.write(folder)
+    write_tokenizer(folder, tokenizer)
     return tokenizer
 
 
-def new_text_encoder(tokenizer: Tokenizer) -> TextEncoder:
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """A text encoder with random weights."""
     config = TextConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=num_ids(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         projection_dim=WIDTH,
@@ -46,8 +48,8 @@ def new_text_encoder(tokenizer: Tokenizer) -> TextEncoder:
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
         hidden_act="gelu",
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return initialize(TextEncoder(config))
+    return build_text_encoder(config)

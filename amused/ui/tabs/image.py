@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, fit, load_picture
+from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.runtime import Runtime
 from amused.ui import examples
@@ -97,7 +97,7 @@ def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *setti
     recipe = read_recipe(IMAGE_TO_IMAGE, *settings)
     if picture is None:
         raise UserError(NO_PICTURE)
-    image = load_picture(picture)
+    image = load_image(picture)
     width, height = sides(shape, *runtime.native_size(recipe.model))
     return replace(recipe, width=width, height=height, fit=fitting, image=digest(image)), image, None
 
@@ -124,7 +124,7 @@ def show_seen(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, m
     try:
         if picture is None:
             raise UserError(NO_PICTURE)
-        image = load_picture(picture)
+        image = load_image(picture)
         width, height = sides(shape, *runtime.native_size(model))
         recipe = Recipe(IMAGE_TO_IMAGE, "", (0,), model=model, width=width, height=height, fit=fitting)
         shown = fitted(runtime.with_default_size(recipe, image), image)
@@ -146,7 +146,7 @@ def compare(run: Run, picture: Raw | None, index: int) -> list[Any]:
     """The picture as the model saw it, and a result of it; nothing if another picture has been chosen since."""
     shot = run.shots[index] if 0 <= index < len(run.shots) else None
     try:
-        image = load_picture(picture) if shot is not None and picture is not None else None
+        image = load_image(picture) if shot is not None and picture is not None else None
     except UserError:
         image = None
     if image is None or shot.recipe.task != IMAGE_TO_IMAGE or digest(image) != shot.recipe.image:

@@ -13,8 +13,8 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_picture
-from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
+from amused.generation.images import digest, load_image
+from amused.recipe.recipe import INPAINT, MAX_FEATHER, SIDE_MULTIPLE, Recipe
 from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
 from amused.ui.inputs import Carried, Drawing, DrawingInput, PictureInput, Raw
@@ -170,7 +170,7 @@ def as_uploaded(drawing: Drawing, original: Original | None) -> Image.Image:
     picture = drawing.picture()
     if original is None or digest(picture) != original.reduced:
         return picture
-    return load_picture(original.path)
+    return load_image(original.path)
 
 
 def show_cells(
@@ -193,7 +193,9 @@ def show_cells(
         mask = mask_tools.build_mask(picture.size, drawing, file, (left, top, across, down), inverted)
         recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=only_masked)
         size, _ = runtime.native_size(model)
-        shown, count, total = mask_tools.preview(runtime.with_default_size(recipe, picture), picture, mask, size)
+        shown, count, total = mask_tools.preview(
+            runtime.with_default_size(recipe, picture), picture, mask, size, SIDE_MULTIPLE
+        )
     except UserError:
         return gr.Image(value=None, visible=False)
     return gr.Image(value=shown, visible=True, label=f"Will be repainted: {count} of {total} cells")

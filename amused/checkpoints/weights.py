@@ -1,0 +1,228 @@
+"""Reads a checkpoint's weights into its networks.
+
+A checkpoint is a folder in the published layout: `transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
+Networks are built on the meta device, which allocates nothing. Weights come from safetensors files only; every tensor's
+name, shape, type and values are checked, and a network gets either all of them or none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from amused.checkpoints.config import CONFIGS, TOKENIZER, CheckpointConfig, read_configs, shown
+from amused.errors import CheckpointError
+from amused.model.text import build_text_encoder, num_ids, read_tokenizer, set_position_ids
+from amused.model.transformer import UViT
+from amused.model.vqgan import VQGAN
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+Fetch = Callable[[str], bool]
+"""Downloads a file of this name into the checkpoint's folder; False if its source has none."""
+
+WEIGHTS = {
+    "transformer": "transformer/diffusion_pytorch_model",
+    "vqvae": "vqvae/diffusion_pytorch_model",
+    "text_encoder": "text_encoder/model",
+}
+MAX_TOKENIZER_BYTES = 16_000_000
+MAX_HEADER_BYTES = 16_000_000
+BYTES_AT_ONCE = 100_000_000
+
+# Older versions of transformers saved this constant with the weights.
+LEGACY_KEYS = frozenset(("text_model.embeddings.position_ids",))
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class SkipInit(TorchFunctionMode):
+    """Skips `torch.nn.init`, which on the meta device is useless and imports torch's compiler."""
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def on_meta(build: Callable[[Config], Network], config: Config) -> Network:
+    """A network without memory for its weights."""
+    with torch.device("meta"), SkipInit():
+        return build(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointConfig):
+    """A checkpoint with valid configurations; the `load_` methods read its weights.
+
+    Attributes:
+        fetch: downloads a missing file, if the checkpoint comes from the hub.
+    """
+
+    name: str
+    folder: Path
+    fetch: Fetch | None = None
+
+    def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> UViT:
+        return self._fill(on_meta(UViT, self.transformer), "transformer", device, dtype)
+
+    def load_vqgan(self, device: torch.device | str, dtype: torch.dtype, half: str | None = None) -> VQGAN:
+        """The VQ-GAN, or for inference only one of `vqgan.HALVES`, which cannot be saved.
+
+        The whole file is checked in either case.
+        """
+        network = on_meta(VQGAN, self.vqgan)
+        names = dict(network.state_dict())
+        if half is not None:
+            network.keep(half)
+        self._fill(network, "vqvae", device, dtype, names)
+        if half is not None and torch.device(device).type == "cpu":
+            network.fuse_upsampling()
+        # Convolutions on a CPU are faster with channels last.
+        return network.to(memory_format=torch.channels_last)
+
+    def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+        network = self._fill(on_meta(build_text_encoder, self.text_encoder), "text_encoder", device, dtype)
+        set_position_ids(network, device)
+        return network
+
+    def load_tokenizer(self) -> CLIPTokenizer:
+        for path in (self.folder / "tokenizer").rglob("*"):
+            if not path.is_dir() and not path.is_file():
+                raise CheckpointError(f"tokenizer/{shown(path.name)} is not a regular file.")
+            if path.is_file() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise CheckpointError(f"tokenizer/{path.name} is too large for a tokenizer.")
+        vocabulary = TOKENIZER[0]
+        try:
+            tokenizer = read_tokenizer(self.folder / "tokenizer")
+        except Exception as error:  # transformers and its parsers raise all kinds
+            raise CheckpointError(f"{vocabulary} and the files next to it are not a CLIP tokenizer.") from error
+        if num_ids(tokenizer) > self.text_encoder.vocab_size:
+            raise CheckpointError(
+                f"{vocabulary} has {num_ids(tokenizer)} entries, "
+                f"{CONFIGS['text_encoder']} has vocab_size {self.text_encoder.vocab_size}."
+            )
+        return tokenizer
+
+    def _fill(
+        self,
+        network: Network,
+        component: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        names: Mapping[str, Tensor] | None = None,
+    ) -> Network:
+        """Read the network's weights. The file must hold exactly the tensors of `names`, by default the network's."""
+        file, wanted = self._weights(component), network.state_dict()
+        state = read_weights(self.folder / file, file, names or wanted, torch.device(device), dtype, wanted.keys())
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def fetch_weights(self) -> None:
+        """Download all weights now instead of at first use."""
+        for component in WEIGHTS:
+            self._weights(component)
+
+    def _weights(self, component: str) -> str:
+        """The name of the component's weights file, half precision if there is a choice; downloaded if need be."""
+        names = weight_files(component)
+        for name in names:
+            if (self.folder / name).is_file():
+                return name
+        for name in names if self.fetch else ():
+            if self.fetch(name):
+                return name
+        raise CheckpointError(f"{names[-1]} is missing.")
+
+
+def weight_files(component: str) -> list[str]:
+    """The possible names of a component's weights, the preferred one first."""
+    return [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
+
+
+def read_checkpoint(folder: Path, name: str, fetch: Fetch | None = None) -> Checkpoint:
+    return Checkpoint(name=name, folder=folder, fetch=fetch, **vars(read_configs(folder)))
+
+
+def read_weights(
+    path: Path,
+    file: str,
+    expected: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as `dtype`.
+
+    Args:
+        path: the file.
+        file: its name inside the checkpoint, for error messages.
+        expected: the names and shapes that the file must have, as a state dict; its values do not matter.
+        wanted: the names of the tensors to read; all by default.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_header(path, file)
+    state: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as weights:
+            found = set(weights.keys()) - LEGACY_KEYS
+            for key in expected:
+                if key not in found:
+                    raise CheckpointError(f"{file}: {key} is missing.")
+            for key in sorted(found - set(expected)):
+                raise CheckpointError(f"{file}: {shown(key)} is not part of this network.")
+            for key, tensor in expected.items():
+                stored = weights.get_slice(key)
+                if stored.get_dtype() not in FLOATS:
+                    raise CheckpointError(f"{file}: {key} is of the type {stored.get_dtype()}, not floating point.")
+                if stored.get_shape() != list(tensor.shape):
+                    raise CheckpointError(f"{file}: {key} is {stored.get_shape()}, not {list(tensor.shape)}.")
+        keys = list(expected if wanted is None else wanted)
+        while keys:
+            # Reopened now and then: the pages of a mapped file count as memory until it is closed.
+            with safe_open(path, framework="pt", device="cpu") as weights:
+                size = 0
+                while keys and size < BYTES_AT_ONCE:
+                    key = keys.pop(0)
+                    stored = weights.get_tensor(key)
+                    size += stored.nbytes
+                    # A copy: a tensor backed by the file would change or crash with it.
+                    state[key] = stored.to(device, dtype, copy=True)
+                    if not is_finite(state[key]):
+                        raise CheckpointError(f"{file}: {key} holds a value that is not a finite number in {dtype}.")
+                    del stored
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file, download or copy it again.") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read.") from error
+    return state
+
+
+def check_header(path: Path, file: str) -> None:
+    """Refuse an absurd header by its length alone: safetensors would parse 100 MB of it."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read.") from error
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{file} is not a safetensors file: its header cannot be {length} bytes long.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    # Minimum and maximum are NaN if any value is: one fast pass without a temporary.
+    return tensor.numel() == 0 or all(math.isfinite(bound.item()) for bound in tensor.aminmax())
