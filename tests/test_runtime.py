@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from amused.serving.scheduler import BUSY, ReportProgress, Status
 CHOICES = [Choice("nouns", "small"), Choice("amused-256", "large", "1.6 GB")]
 
 
-def runtime_of(load: Callable[[str, ReportProgress], Any], **limits: int) -> Runtime:
+def runtime_of(load: Callable[[str, ReportProgress], Any], **limits: Any) -> Runtime:
     return Runtime(CHOICES, load, default="nouns", **limits)
 
 
@@ -53,7 +53,7 @@ def together(*tasks: Callable[[], Any]) -> list[Any]:
     return given
 
 
-def start(runtime: Runtime, asked: Recipe, **options: Any) -> Iterator[Event]:
+def start(runtime: Runtime, asked: Recipe, **options: Any) -> Generator[Event]:
     return runtime.run(lambda: Request((asked,)), **options)
 
 
@@ -441,8 +441,15 @@ def test_a_result_says_all_that_replays_it() -> None:
 # Owners
 
 
-def owned(runtime: Runtime, prompt: str, owner: str = "a tab", seeds: int = 2) -> Iterator[Event]:
+def owned(runtime: Runtime, prompt: str, owner: str = "a tab", seeds: int = 2) -> Generator[Event]:
     return start(runtime, recipe(prompt, seeds=seeds, steps=2), owner=owner)
+
+
+def last(events: Generator[Event]) -> tuple[bool, int]:
+    """Whether a run was stopped, and how many images it made."""
+    *_, summary = events
+    assert isinstance(summary, Summary)
+    return summary.stopped, summary.num_done
 
 
 def test_runs_of_one_owner_go_one_after_the_other_in_the_order_they_came() -> None:
@@ -476,7 +483,7 @@ def test_an_owner_s_runs_that_wait_are_limited() -> None:
         next(owned(runtime, "one too many"))
     assert isinstance(next(owned(runtime, "other", owner="another tab")), Started)
     runs[2].close()
-    assert next(owned(runtime, "once more")).behind_owner
+    assert next(owned(runtime, "once more")) == Status("Queued: 4 ahead of you", behind_owner=True)
 
 
 @pytest.mark.parametrize("when", ["started", "sampling", "loading"])
@@ -492,8 +499,7 @@ def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
     for run, num_images in ((first, 64), (second, 0)):
         (summary,) = run
         assert isinstance(summary, Summary) and summary.stopped and summary.num_images == num_images
-    assert list(other)[-1].stopped is False
-    assert list(owned(runtime, "later"))[-1].num_done == 2
+    assert last(other) == (False, 2) and last(owned(runtime, "later")) == (False, 2)
 
 
 def test_stop_wakes_runs_that_wait() -> None:
@@ -518,7 +524,11 @@ def test_stop_wakes_runs_that_wait() -> None:
         runtime.stop("a tab")
 
     events, _ = together(wait, stop)
-    assert events[-1].stopped and all(isinstance(event, Status) for event in events[:-1])
+    assert (
+        isinstance(events[-1], Summary)
+        and events[-1].stopped
+        and all(isinstance(event, Status) for event in events[:-1])
+    )
     held.close()
 
 

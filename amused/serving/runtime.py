@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class Runtime:
         read_request: ReadRequest,
         owner: Hashable = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """The whole life of a run, as events: see `amused.serving.jobs`. Close the iterator to cancel the run.
 
         Args:

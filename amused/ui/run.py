@@ -189,7 +189,7 @@ def connect(
     """
     result: Result = panel.result
     gr.on(pressed, None, None, [result.status, panel.stop], js=WAITING_JS, show_progress="hidden")
-    gr.on(pressed, lambda tab: tab.press(), result.tab, None, **AT_ONCE)
+    gr.on(pressed, lambda tab: tab.press(), result.tab, None, trigger_mode="multiple", **AT_ONCE)
     start = partial(gr.on, pressed) if bring is None else bring(pressed).then
     running = start(
         run,
@@ -200,9 +200,10 @@ def connect(
         trigger_mode="multiple",
         **SAMPLING,
     )
-    # However a run ended, and even if it could not say so itself.
+    # However a run ended, and even if it could not say so itself. The next one may end before the answer is here.
+    shown = [result.status, result.gallery, panel.stop]
     for ended in (running.then, running.failure):
-        ended(settle, [result.run, result.tab], [result.status, result.gallery, panel.stop], **AT_ONCE)
+        ended(settle, [result.run, result.tab], shown, trigger_mode="multiple", **AT_ONCE)
         ended(None, None, result.ended, js=COUNT_JS, **AT_ONCE)
 
 
