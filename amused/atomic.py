@@ -18,7 +18,7 @@ def write_json(path: Path, data: object) -> None:
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which replaces `folder` once everything is on disk."""
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    part = part_of(folder)
     part.mkdir(parents=True)
     try:
         yield part
@@ -28,6 +28,24 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
         fsync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which replaces `path` once it is on disk."""
+    part = part_of(path)
+    try:
+        yield part
+        fsync(part)
+        os.replace(part, path)
+        fsync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """A name next to `path` for what is being written; `sweep` knows it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 def replace_dir(part: Path, folder: Path) -> None:
@@ -61,4 +79,7 @@ def sweep(folder: Path) -> None:
         else:
             os.rename(old, target)
     for part in folder.glob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)

@@ -75,12 +75,12 @@ def draw_picture(folder: Path, size: int) -> None:
 
 
 def ours(model: Path, options: argparse.Namespace, recipe: list[str]) -> float:
-    from amused.training.finetune.options import arguments
+    from amused.training.finetune.options import parse_options
     from amused.training.finetune.train import train
 
     output = options.work / "run"
     shutil.rmtree(output, ignore_errors=True)
-    train(arguments([
+    train(parse_options([
         "--pretrained_model_name_or_path", str(model), "--instance_data_image", str(options.work / "a red cat.png"),
         "--output_dir", str(output), "--train_batch_size", "1", "--max_train_steps", str(options.steps),
         "--checkpointing_steps", str(options.steps), "--report_to", "none", "--seed", "0", *recipe,

@@ -34,9 +34,10 @@ from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
 from amused.training.finetune import train as finetune
-from amused.training.finetune.data import Batches, Pictures, read_dataset, read_folder
-from amused.training.finetune.model import Average, HalfLinear, Trainee, keep_half
-from amused.training.finetune.options import arguments
+from amused.training.finetune.data import Batches, EncodedImages
+from amused.training.finetune.examples import read_dataset, read_folder
+from amused.training.finetune.model import EMA, HalfLinear, TrainingModel, keep_half
+from amused.training.finetune.options import parse_options
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red cat", "a blue dog", "hat"]
@@ -63,7 +64,7 @@ def options(model, *more, **named):
     given = ["--pretrained_model_name_or_path", str(model), *map(str, more)]
     for name, value in {**quick, **named}.items():
         given += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return arguments(given)
+    return parse_options(given)
 
 
 def train(model, pictures, output, *more, **named) -> list[float]:
@@ -99,7 +100,7 @@ PUBLISHED = {  # of the published script, where they are not None
 
 
 def test_the_published_options_have_their_names_and_defaults() -> None:
-    found = arguments(["--pretrained_model_name_or_path", "amused/amused-256", "--instance_data_image", "x.png"])
+    found = parse_options(["--pretrained_model_name_or_path", "amused/amused-256", "--instance_data_image", "x.png"])
     assert {name: getattr(found, name) for name in PUBLISHED} == PUBLISHED
 
 
@@ -110,16 +111,16 @@ def test_a_published_command_line_is_understood() -> None:
         "--prompt_key text --resolution 256 --mixed_precision fp16 --lr_scheduler constant --max_train_steps 10000 "
         "--checkpointing_steps 500 --validation_steps 250 --gradient_checkpointing --validation_prompts"
     )
-    found = arguments([*line.split(), "a pixel art character", "square red glasses"])
+    found = parse_options([*line.split(), "a pixel art character", "square red glasses"])
     assert found.validation_prompts == ["a pixel art character", "square red glasses"]
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"train_batch_size": 0}, "--train_batch_size must be above 0"),
+        ({"train_batch_size": 0}, "--train_batch_size must be greater than 0"),
         ({"learning_rate": "nan"}, "--learning_rate"),
-        ({"cond_dropout_prob": 2}, "--cond_dropout_prob must be from 0 to 1"),
+        ({"cond_dropout_prob": 2}, "--cond_dropout_prob must be between 0 and 1"),
         ({"instance_data_image": "x.png"}, "Give one of"),
         ({"resolution": 60}, "multiple of 16"),
         ({"resume_from_checkpoint": "checkpoint-9"}, "no checkpoint checkpoint-9"),
@@ -152,7 +153,7 @@ def reference_loss(model, tokens, masked, ids, micro) -> torch.Tensor:
 @pytest.mark.parametrize("lora", (False, True))
 def test_the_loss_is_the_published_one(model, pictures, tmp_path, monkeypatch, lora) -> None:
     seen = []
-    forward = Trainee.forward
+    forward = TrainingModel.forward
 
     def spy(self, tokens, masked, micro, texts):
         seen.append((tokens, masked, micro))
@@ -160,7 +161,7 @@ def test_the_loss_is_the_published_one(model, pictures, tmp_path, monkeypatch, l
 
     drawn = []
     draw = Batches.draw
-    monkeypatch.setattr(Trainee, "forward", spy)
+    monkeypatch.setattr(TrainingModel, "forward", spy)
     monkeypatch.setattr(Batches, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     (loss,) = train(model, pictures, tmp_path / "out", *["--use_lora"][:lora], max_train_steps=1, train_batch_size=5)
     tokens, masked, micro = seen[0]
@@ -178,14 +179,14 @@ def test_batches_are_as_published(model, pictures, tmp_path, monkeypatch) -> Non
     batches = Batches(encoded, PROMPTS, options(model, instance_data_dir=pictures, min_masking_rate=0.1), 0)
     draws = [draw for step in range(400) for draw in batches.draw(step, range(3), 3)]
     assert {len({d.caption for d in draws[i : i + 3]}) for i in range(0, len(draws), 3)} == {3}
-    rates = np.array([draw.rate for draw in draws])
+    rates = np.array([draw.mask_ratio for draw in draws])
     assert rates.min() == 0.1 and rates.mean() == pytest.approx(2 / math.pi, abs=0.03)
-    assert all(int(draw.masked.sum()) == max(1, round(16 * draw.rate)) for draw in draws)
+    assert all(int(draw.masked.sum()) == max(1, round(16 * draw.mask_ratio)) for draw in draws)
 
 
-def encode(model, pictures, cache, split=4) -> Pictures:
+def encode(model, pictures, cache, split=4) -> EncodedImages:
     examples = read_folder(pictures)
-    return finetune_data.encode_pictures(locate(model), examples, 64, cache / "c", torch.device("cpu"), split)
+    return finetune_data.encode_images(locate(model), examples, 64, cache / "c", torch.device("cpu"), split)
 
 
 @pytest.mark.parametrize("probability, empty", [(0.0, 0), (1.0, 300), (0.3, 90)])
@@ -306,14 +307,14 @@ def test_one_picture_and_what_a_run_shows(model, pictures, tmp_path) -> None:
 def test_ema_is_diffusers(model) -> None:
     from diffusers.training_utils import EMAModel
 
-    trainee = Trainee(locate(model).load_transformer("cpu", torch.float32).requires_grad_(True), None)
-    ours, theirs = Average(trainee, 0.6, after=2), EMAModel(trainee.parameters(), decay=0.6, update_after_step=2)
+    network = TrainingModel(locate(model).load_transformer("cpu", torch.float32).requires_grad_(True), None)
+    ours, theirs = EMA(network, 0.6, after=2), EMAModel(network.parameters(), decay=0.6, update_after_step=2)
     for step in range(1, 8):
         with torch.no_grad():
-            for parameter in trainee.parameters():
+            for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        ours.update(trainee, step)
-        theirs.step(trainee.parameters())
+        ours.update(network, step)
+        theirs.step(network.parameters())
     for tensor, expected in zip(ours.weights.values(), theirs.shadow_params):
         assert torch.allclose(tensor, expected, atol=1e-5)
 
@@ -331,12 +332,12 @@ def test_encoders_are_freed_and_frozen_weights_are_half(model, pictures, tmp_pat
 
     def look(self, errors, step):
         seen.append(encoders() - before)
-        network = self.trainee.transformer
+        network = self.model.transformer
         assert all(p.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
         assert all(module.weight.dtype == torch.float16 for module in network.modules() if type(module) is HalfLinear)
         assert not any(type(module) is torch.nn.Linear and "lora" not in n for n, module in network.named_modules())
 
-    monkeypatch.setattr(finetune.Run, "check_loss", look)
+    monkeypatch.setattr(finetune.Trainer, "check_loss", look)
     gc.collect()
     before = encoders()
     train(model, pictures, tmp_path / "out", "--use_lora", max_train_steps=1)
@@ -408,7 +409,7 @@ def test_a_run_goes_on_to_the_same_losses(model, pictures, tmp_path, more) -> No
 def test_a_state_of_other_settings_is_refused(model, pictures, tmp_path) -> None:
     train(model, pictures, tmp_path / "out", "--use_lora", max_train_steps=1)
     for more in (["--use_lora", "--lora_r", "8"], ["--use_lora", "--use_ema"], []):
-        with pytest.raises(UserError, match="other settings"):
+        with pytest.raises(UserError, match="different options"):
             train(model, pictures, tmp_path / "out", *more, resume_from_checkpoint="latest")
 
 
@@ -417,41 +418,41 @@ def test_a_loss_that_is_no_number_stops_without_overwriting(model, pictures, tmp
     train(model, pictures, output, "--use_lora", checkpointing_steps=2)
     shutil.rmtree(output / "checkpoint-4")
     kept = {name: data for name, data in files(output).items() if not name.startswith("loss.")}
-    forward, calls = Trainee.forward, []
+    forward, calls = TrainingModel.forward, []
 
     def spoilt(self, *args):
         calls.append(1)
         return forward(self, *args) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(Trainee, "forward", spoilt)
-    with pytest.raises(UserError, match="loss of step 4 is not a number"):
+    monkeypatch.setattr(TrainingModel, "forward", spoilt)
+    with pytest.raises(UserError, match="loss of step 4 is not finite"):
         train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest", max_train_steps=9)
     assert {name: data for name, data in files(output).items() if not name.startswith("loss.")} == kept
     assert len(losses(output)) == 3
 
 
 def test_weights_that_are_no_numbers_are_not_saved(model, pictures, tmp_path, monkeypatch) -> None:
-    def spoil(self, trainee, steps):
-        next(iter(trainee.trained().values())).data[0] = float("inf")
+    def spoil(self, network, step):
+        next(iter(network.trainable().values())).data[0] = float("inf")
 
-    monkeypatch.setattr(finetune_model.Average, "update", spoil)
-    with pytest.raises(UserError, match="no longer finite"):
+    monkeypatch.setattr(finetune_model.EMA, "update", spoil)
+    with pytest.raises(UserError, match="not finite"):
         train(model, pictures, tmp_path / "out", "--use_lora", "--use_ema", max_train_steps=1)
     assert not list((tmp_path / "out").glob("checkpoint*")) and not (tmp_path / "out" / "adapter").exists()
 
 
 KILLED = """
 import os, signal, sys
-from amused.training.finetune import train as finetune
-save, calls = finetune.save_file, []
+from amused.training.finetune import state, train
+save, calls = state.save_file, []
 def half(tensors, path):
     save(tensors, path)
     calls.append(1)
     if len(calls) == 2:
         os.truncate(path, 100)
         os.kill(os.getpid(), signal.SIGKILL)
-finetune.save_file = half
-finetune.train(finetune.arguments(sys.argv[1:]))
+state.save_file = half
+train.train(train.parse_options(sys.argv[1:]))
 """
 
 
@@ -475,20 +476,20 @@ def test_killed_while_saving(model, pictures, tmp_path) -> None:
 def test_an_empty_or_missing_folder_is_refused(model, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.pdf").write_bytes(b"%PDF")
-    with pytest.raises(UserError, match="no pictures in"):
+    with pytest.raises(UserError, match="no images in"):
         train(model, tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UserError, match="no folder"):
         train(model, tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         finetune.train(options(model, instance_data_image=tmp_path / "no.png", output_dir=tmp_path / "out"))
 
 
 def test_broken_pictures_are_all_named_before_the_first_step(model, pictures, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(Trainee, "forward", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(TrainingModel, "forward", lambda *_: pytest.fail("a step was made"))
     whole = (pictures / "hat.png").read_bytes()
     (pictures / "half.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "text.jpg").write_text("not a picture")
-    with pytest.raises(UserError, match=r"2 of 5 pictures[^/]*half\.png: [^/]*text\.jpg: ") as refused:
+    with pytest.raises(UserError, match=r"2 of 5 images[^/]*half\.png: [^/]*text\.jpg: ") as refused:
         train(model, pictures, tmp_path / "out")
     assert str(tmp_path) not in str(refused.value)
     assert not list((tmp_path / "out" / "cache").glob("*"))
@@ -526,7 +527,7 @@ def test_a_hub_dataset(model, tmp_path, monkeypatch) -> None:
     finetune.train(options(model, "--use_lora", **given, output_dir=tmp_path / "out"))
     assert len(losses(tmp_path / "out")) == 4
     assert [example.caption for example in read_dataset("me/mine", "image", "text", "a ")] == ["a red", "a blue"]
-    with pytest.raises(UserError, match="no column caption, but image, text"):
+    with pytest.raises(UserError, match="no column caption, only image, text"):
         read_dataset("me/mine", "image", "caption")
     monkeypatch.setattr(Table, "rows", ({"image": None, "text": None},))
     with pytest.raises(UserError, match="Row 0 of the dataset me/mine has no caption"):
@@ -571,7 +572,7 @@ def test_published_command_lines_run(model, pictures, tmp_path, monkeypatch, lin
     where = ["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
     where += ["--validation_prompts", "a red cat", "hat"]
     picked = ["--instance_data_image", str(style)] if line == "StyleDrop" else []
-    finetune.train(arguments([*given.split(), *where, *picked]))
+    finetune.train(parse_options([*given.split(), *where, *picked]))
     assert len(losses(tmp_path / "out")) == 2 and len(list((tmp_path / "out").rglob("validation/*/*.png"))) == 2
     assert (tmp_path / "out" / ("model" if "full" in line else "adapter")).is_dir()
 

@@ -1,7 +1,6 @@
-"""What is fine-tuned: a network or its adapters, in how much memory, the loss, and what is written in the end.
+"""The networks to fine-tune, whole or by adapters: memory, loss, optimizer, EMA, and the results.
 
-Knows no files of pictures and no steps. Adapters are peft's; weights that are not trained stay in half precision and
-are brought to the precision of what they meet, one matrix at a time.
+Adapters are peft's. Frozen weights stay in half precision; each is converted only for its matmul.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint as recompute
 
 from amused.atomic import atomic_dir
 from amused.checkpoints.adapters import TEXT_ENCODER, WEIGHTS
@@ -30,16 +29,17 @@ from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, Transfo
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
-NOT_DECAYED = ("bias", "layer_norm.weight", "mlm_ln.weight", "embeddings.weight")  # as published
 Network = TypeVar("Network", bound=nn.Module)
 
+NO_WEIGHT_DECAY = ("bias", "layer_norm.weight", "mlm_ln.weight", "embeddings.weight")  # as in the published script
 LAYERS = (ConvNextBlock, CrossAttentionBlock, TransformerLayer)
 CLIP_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
-"""Published targets, which the text encoder calls otherwise."""
+"""Names of the layers to adapt, as the published script spells them, to CLIP's own."""
+ADAPTER = "default"  # peft's name for the only adapter
 
 
-class Trainee(nn.Module):
-    """The networks of a training step, and its loss."""
+class TrainingModel(nn.Module):
+    """The networks of a training step, and its loss. The text encoder is None while it is frozen."""
 
     def __init__(self, transformer: UViT, text_encoder: CLIPTextModelWithProjection | None) -> None:
         super().__init__()
@@ -47,26 +47,31 @@ class Trainee(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, tokens: Tensor, masked: Tensor, micro: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        """The sum of the cross-entropies of the masked tokens.
+        """The cross-entropy of the masked tokens, summed (aMUSEd, arXiv 2401.01808; MaskGIT, equation 3).
 
         Args:
-            tokens, masked: (batch, height, width).
-            micro: (batch, 5).
+            tokens: (batch, height, width) int64.
+            masked: (batch, height, width) bool, the tokens to predict.
+            micro: (batch, 5) micro-conditions, as `UViT.condition` takes them.
             texts: hidden states and pooled embeddings, or token ids if the text encoder is trained.
         """
         hidden, pooled = texts if self.text_encoder is None else encode_text(self.text_encoder, *texts)
         inputs = tokens.masked_fill(masked, self.transformer.config.vocab_size - 1)
         conditioning = self.transformer.condition(hidden, pooled, micro)
         features = self.transformer.features(inputs, conditioning)
-        logits = self.transformer.mlm_layer(features[masked.flatten(1)])  # masked tokens, codebook size
+        logits = self.transformer.mlm_layer(features[masked.flatten(1)])  # masked tokens, codebook
         return F.cross_entropy(logits.float(), tokens[masked], reduction="sum")
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
-def build(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.device) -> Trainee:
-    """The networks to train, on the device, what is trained of them in single precision."""
+def build_model(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.device) -> TrainingModel:
+    """Load the networks to train onto the device. What is trained is in single precision.
+
+    Raises:
+        UserError: a network has no layers of the names to adapt.
+    """
     if options.use_lora:
         transformer = checkpoint.load_transformer(device, torch.float16)
         keep_half(transformer)
@@ -78,23 +83,28 @@ def build(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.dev
         text_encoder = checkpoint.load_text_encoder(device, torch.float32)
         if options.text_encoder_use_lora:
             targets = [CLIP_NAMES.get(name, name) for name in options.text_encoder_lora_target_modules]
-            r, alpha = options.text_encoder_lora_r, options.text_encoder_lora_alpha
-            add_adapter(text_encoder, r, alpha, targets)
+            add_adapter(text_encoder, options.text_encoder_lora_r, options.text_encoder_lora_alpha, targets)
         else:
             text_encoder.requires_grad_(True)
     if options.gradient_checkpointing:
-        recompute(transformer)
+        checkpoint_gradients(transformer)
         if text_encoder is not None:
             text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    return Trainee(transformer, text_encoder).train()
+    return TrainingModel(transformer, text_encoder).train()
 
 
-def add_adapter(network: nn.Module, r: int, alpha: int, targets: Sequence[str]) -> None:
+def add_adapter(network: nn.Module, rank: int, alpha: int, targets: Sequence[str]) -> None:
+    """Add a LoRA adapter in place, in single precision, and freeze everything else.
+
+    Args:
+        alpha: the update is scaled by alpha / rank.
+        targets: names of linear layers, or ends of their names.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=list(targets))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     try:
-        inject_adapter_in_model(config, network)
+        inject_adapter_in_model(config, network, ADAPTER)
     except ValueError as error:
         known = sorted({name.rpartition(".")[2] for name, part in network.named_modules() if type(part) is nn.Linear})
         raise UserError(f"No layers are called {', '.join(targets)}; there are {', '.join(known)}.") from error
@@ -104,14 +114,14 @@ def add_adapter(network: nn.Module, r: int, alpha: int, targets: Sequence[str]) 
 
 
 class HalfLinear(nn.Linear):
-    """A linear layer that is not trained, its weight in half precision whatever is computed in."""
+    """A frozen linear layer that keeps its weight in half precision and computes in the precision of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = HalfProduct.apply(x, self.weight)
-        return x if self.bias is None else x + self.bias
+        y: Tensor = HalfMatmul.apply(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
-class HalfProduct(torch.autograd.Function):
+class HalfMatmul(torch.autograd.Function):
     """x W^T. Only the half-precision W is kept for the backward pass."""
 
     @staticmethod
@@ -127,7 +137,7 @@ class HalfProduct(torch.autograd.Function):
 
 
 def keep_half(network: nn.Module) -> None:
-    """Leave the matrices of a half-precision network as they are; all else, which is little, in single precision."""
+    """Keep the matrices of a half-precision network as they are and convert everything else, which is small."""
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = HalfLinear
@@ -136,55 +146,72 @@ def keep_half(network: nn.Module) -> None:
                 parameter.data = parameter.data.float()
 
 
-def recompute(network: nn.Module) -> None:
-    """Forget what is within a layer and compute it again on the way back."""
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Recompute the activations within each layer in the backward pass instead of keeping them."""
     for layer in network.modules():
         if isinstance(layer, LAYERS):
-            layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
+            wrapped = partial(recompute, layer.forward, use_reentrant=False)
+            layer.forward = wrapped  # type: ignore[method-assign]  # no hook of torch can skip keeping activations
 
 
-# Optimizer and average
+# Optimizer and EMA
 
 
-def new_optimizer(trainee: Trainee, options: argparse.Namespace, rate: float) -> torch.optim.Optimizer:
-    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
-    if options.use_8bit_adam:
-        try:
-            from bitsandbytes.optim import AdamW8bit as kind
-        except ImportError as error:
-            raise UserError("8-bit Adam is in another library: pip install bitsandbytes, and try again.") from error
-    decayed, others = [], []
-    for name, parameter in trainee.trained().items():
-        plain = name.startswith("transformer.") and any(part in name for part in NOT_DECAYED)
-        (others if plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": options.adam_weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return kind(
+def new_optimizer(model: TrainingModel, options: argparse.Namespace, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW, with weight decay only where the published script has it.
+
+    Raises:
+        UserError: 8-bit Adam is asked for and bitsandbytes is missing.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.trainable().items():
+        no_decay = name.startswith("transformer.") and any(part in name for part in NO_WEIGHT_DECAY)
+        (plain if no_decay else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": options.adam_weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return optimizer_class(options.use_8bit_adam)(
         [group for group in groups if group["params"]],
-        lr=rate,
+        lr=learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
     )
 
 
-class Average:
-    """An exponential moving average of what is trained."""
+def optimizer_class(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]:
+    if not use_8bit_adam:
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("--use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes") from error
+    optimizer: Callable[..., torch.optim.Optimizer] = AdamW8bit
+    return optimizer
 
-    def __init__(self, trainee: Trainee, decay: float, after: int) -> None:
+
+class EMA:
+    """Exponential moving average of the trained weights, with the warm-up of diffusers' `EMAModel`.
+
+    Args:
+        decay: the largest share of the average that a step keeps, 0 to 1.
+        after: number of steps before averaging starts.
+    """
+
+    def __init__(self, model: TrainingModel, decay: float, after: int) -> None:
         self.decay, self.after = decay, after
-        self.weights = {name: parameter.detach().clone() for name, parameter in trainee.trained().items()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
 
     @torch.no_grad()
-    def update(self, trainee: Trainee, steps: int) -> None:
-        """After the optimizer's step number `steps`, counted from 1."""
-        seen = max(0, steps - self.after - 1)
-        decay = min((1 + seen) / (10 + seen), self.decay) if seen else 0.0
-        for name, parameter in trainee.trained().items():
+    def update(self, model: TrainingModel, step: int) -> None:
+        """Call after the optimizer's step number `step`, counted from 1."""
+        averaged = max(0, step - self.after - 1)
+        decay = min((1 + averaged) / (10 + averaged), self.decay) if averaged else 0.0
+        for name, parameter in model.trainable().items():
             self.weights[name].lerp_(parameter, 1 - decay)
 
     @torch.no_grad()
-    def swap(self, trainee: Trainee) -> None:
-        """Exchange the network's weights for the average, and back by a second call."""
-        for name, parameter in trainee.trained().items():
+    def swap(self, model: TrainingModel) -> None:
+        """Exchange the model's weights for the average; a second call undoes it."""
+        for name, parameter in model.trainable().items():
             current = parameter.detach().clone()
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(current)
@@ -194,23 +221,32 @@ class Average:
 
 
 def check_finite(tensors: Iterable[Tensor]) -> None:
-    """Refuse to write weights that no step can bring back."""
+    """Raise a UserError if a value is not finite."""
     if not all(is_finite(tensor) for tensor in tensors):
-        raise UserError("The weights are no longer finite numbers and are not saved: try a lower --learning_rate.")
+        raise UserError("The weights are not finite and are not saved: try a lower --learning_rate.")
 
 
-def write_adapter(folder: Path, trainee: Trainee, base: str) -> None:
-    """The adapters in peft's layout: the U-ViT's in the folder, the text encoder's, if it is trained, within."""
+def write_adapter(folder: Path, model: TrainingModel, base: str) -> None:
+    """Write the adapters in peft's layout: the transformer's in the folder, the text encoder's in a subfolder.
+
+    Args:
+        base: name of the model that was fine-tuned.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    check_finite(trainee.trained().values())
+    check_finite(model.trainable().values())
     with atomic_dir(folder) as part:
-        for network, place in ((trainee.transformer, part), (trainee.text_encoder, part / TEXT_ENCODER)):
+        for network, place in ((model.transformer, part), (model.text_encoder, part / TEXT_ENCODER)):
             if network is None:
                 continue
-            config = replace(network.peft_config["default"], inference_mode=True, base_model_name_or_path=base)
-            config.save_pretrained(place)
+            config = vars(network)["peft_config"][ADAPTER]
+            assert isinstance(config, LoraConfig)
+            replace(config, inference_mode=True, base_model_name_or_path=base).save_pretrained(place)
             state = {
                 f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32).contiguous()
                 for name, tensor in get_peft_model_state_dict(network, save_embedding_layers=False).items()
@@ -218,35 +254,41 @@ def write_adapter(folder: Path, trainee: Trainee, base: str) -> None:
             save_file(state, place / WEIGHTS, metadata={"format": "pt"})
 
 
-def write_model(folder: Path, trainee: Trainee, checkpoint: Checkpoint) -> None:
-    """The whole model in the published layout, in half precision; adapters that were trained are merged into it."""
-    check_finite(trainee.trained().values())
+def write_model(folder: Path, model: TrainingModel, checkpoint: Checkpoint) -> None:
+    """Write the whole model in the published layout, in half precision, with adapters merged.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    check_finite(model.trainable().values())
     save_checkpoint(
         folder,
-        transformer=whole(trainee.transformer, checkpoint.load_transformer),
+        transformer=without_adapter(model.transformer, checkpoint.load_transformer),
         vqgan=checkpoint.load_vqgan("cpu", torch.float32),
-        text_encoder=whole(trainee.text_encoder, checkpoint.load_text_encoder),
+        text_encoder=without_adapter(model.text_encoder, checkpoint.load_text_encoder),
         tokenizer=checkpoint.folder / "tokenizer",
         masking_schedule=checkpoint.masking_schedule,
         traits=checkpoint.traits,
     )
 
 
-def whole(network: Network | None, load: Callable[[str, torch.dtype], Network]) -> Network:
-    """A network without adapters: itself, or the first one with its adapters merged."""
+def without_adapter(network: Network | None, load: Callable[[str, torch.dtype], Network]) -> Network:
+    """The network itself, the original one with the adapter merged, or the original one if it was not trained."""
     if network is not None and not hasattr(network, "peft_config"):
         return network
-    first = load("cpu", torch.float32)
-    return first if network is None else merged(first, changes(network), strength=1.0)
+    original = load("cpu", torch.float32)
+    return original if network is None else merged(original, lora_weights(network), strength=1.0)
 
 
-def changes(network: nn.Module) -> dict[str, LoraWeights]:
+def lora_weights(network: nn.Module) -> dict[str, LoraWeights]:
     """The adapter of a network, by layer."""
     from peft.tuners.lora import LoraLayer
 
     return {
         name: LoraWeights(
-            layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach(), layer.scaling["default"]
+            network.get_parameter(f"{name}.lora_A.{ADAPTER}.weight").detach(),
+            network.get_parameter(f"{name}.lora_B.{ADAPTER}.weight").detach(),
+            layer.scaling[ADAPTER],
         )
         for name, layer in network.named_modules()
         if isinstance(layer, LoraLayer)

@@ -1,6 +1,6 @@
-"""The options of fine-tuning: the published script's names and defaults, so that its command lines run unchanged.
+"""The options of fine-tuning: names and defaults of the published script, so its command lines run unchanged.
 
-Where a default differs, its help says so. Values that cannot be meant are refused here, before anything is read.
+The help says where a default differs. Invalid values are refused before anything is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wi
 ATTENTION = ("to_q", "to_k", "to_v")
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check a command line, `sys.argv` by default.
+
+    Raises:
+        UserError: a value is out of range, or options do not go together.
+        SystemExit: from argparse, for unknown or missing options.
+    """
     parser = argparse.ArgumentParser(
         prog="amused.training.finetune", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,25 +31,25 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--pretrained_model_name_or_path",
         required=True,
-        help='"nouns", "amused-256", "amused-512", a folder, or "owner/name" on the hub',
+        help='"nouns", "amused-256", "amused-512", a folder, or "owner/name" on the Hub',
     )
-    model.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    model.add_argument("--variant", help="accepted; half-precision files are read where there is a choice")
+    model.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    model.add_argument("--variant", help="ignored: half-precision files are preferred")
 
     data = parser.add_argument_group("data, one of the first three")
-    data.add_argument("--instance_data_dir", type=Path, help="a folder of pictures")
-    data.add_argument("--instance_data_image", type=Path, help="one picture, whose file name is its caption")
-    data.add_argument("--instance_data_dataset", help="a dataset on the hub, or what datasets.load_dataset reads")
-    data.add_argument("--image_key", help="the dataset's column of pictures")
-    data.add_argument("--prompt_key", help="the dataset's column of captions, or their key in metadata.jsonl")
-    data.add_argument("--prompt_prefix", default="", help="put before every caption")
+    data.add_argument("--instance_data_dir", type=Path, help="a folder of images")
+    data.add_argument("--instance_data_image", type=Path, help="a single image; its file name is its caption")
+    data.add_argument("--instance_data_dataset", help="a Hub dataset, or anything datasets.load_dataset reads")
+    data.add_argument("--image_key", help="column of images in the dataset")
+    data.add_argument("--prompt_key", help="column of captions in the dataset, or their key in metadata.jsonl")
+    data.add_argument("--prompt_prefix", default="", help="prepended to every caption")
     data.add_argument("--resolution", type=int, help="side in pixels (default: the model's own)")
-    data.add_argument("--split_vae_encode", type=int, default=4, help="pictures encoded at a time")
+    data.add_argument("--split_vae_encode", type=int, default=4, help="images encoded at once")
     data.add_argument("--cache_dir", type=Path, help="for tokens and embeddings (default: OUTPUT_DIR/cache)")
-    data.add_argument("--dataloader_num_workers", type=int, default=0, help="accepted; nothing is left to be loaded")
+    data.add_argument("--dataloader_num_workers", type=int, default=0, help="ignored: all data is in memory")
 
-    recipe = parser.add_argument_group("what is trained")
-    recipe.add_argument("--use_lora", action="store_true", help="train low-rank adapters, not the whole network")
+    recipe = parser.add_argument_group("what to train")
+    recipe.add_argument("--use_lora", action="store_true", help="train LoRA adapters instead of the whole network")
     recipe.add_argument("--lora_r", type=int, default=16)
     recipe.add_argument("--lora_alpha", type=int, default=32)
     recipe.add_argument("--lora_target_modules", nargs="+", default=list(ATTENTION))
@@ -52,18 +58,20 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--text_encoder_lora_r", type=int, default=16)
     recipe.add_argument("--text_encoder_lora_alpha", type=int, default=32)
     recipe.add_argument("--text_encoder_lora_target_modules", nargs="+", default=list(ATTENTION))
-    recipe.add_argument("--use_ema", action="store_true", help="keep an average of the weights, and save that")
+    recipe.add_argument("--use_ema", action="store_true", help="average the weights (EMA) and save the average")
     recipe.add_argument("--ema_decay", type=float, default=0.9999)
     recipe.add_argument("--ema_update_after_step", type=int, default=0)
     recipe.add_argument("--min_masking_rate", type=float, default=0.0)
-    recipe.add_argument("--cond_dropout_prob", type=float, default=0.0, help="share of captions left out")
+    recipe.add_argument("--cond_dropout_prob", type=float, default=0.0, help="share of captions that are dropped")
 
     steps = parser.add_argument_group("steps")
-    steps.add_argument("--train_batch_size", type=int, default=16, help="pictures a step on each device")
+    steps.add_argument("--train_batch_size", type=int, default=16, help="images per device and pass")
     steps.add_argument("--gradient_accumulation_steps", type=int, default=1)
     steps.add_argument("--max_train_steps", type=int, default=1000)
     steps.add_argument("--learning_rate", type=float, default=3e-4)
-    steps.add_argument("--scale_lr", action="store_true", help="times devices, accumulation and batch size")
+    steps.add_argument(
+        "--scale_lr", action="store_true", help="multiply the rate by devices, accumulation and batch size"
+    )
     steps.add_argument("--lr_scheduler", choices=SCHEDULERS, default="constant")
     steps.add_argument("--lr_warmup_steps", type=int, default=500)
     steps.add_argument("--use_8bit_adam", action="store_true", help="needs bitsandbytes")
@@ -73,22 +81,22 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     steps.add_argument("--adam_epsilon", type=float, default=1e-8)
     steps.add_argument("--max_grad_norm", type=float)
     steps.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"))
-    steps.add_argument("--gradient_checkpointing", action="store_true", help="less memory for slower steps")
+    steps.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower steps")
     steps.add_argument("--allow_tf32", action="store_true")
-    steps.add_argument("--seed", type=int, help="of batches and masks (default: a random one, kept on resuming)")
+    steps.add_argument("--seed", type=int, help="of batches and masks (default: random, kept on resuming)")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", type=Path, default=Path("muse_training"))
-    output.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, within OUTPUT_DIR")
-    output.add_argument("--logging_steps", type=int, default=50, help="between two reports to the tracker")
-    output.add_argument("--report_to", default="wandb", help="tracker, where it is installed; files are always written")
+    output.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, in OUTPUT_DIR")
+    output.add_argument("--logging_steps", type=int, default=50, help="steps between reports to the tracker")
+    output.add_argument("--report_to", default="wandb", help="tracker, if installed; loss.csv is always written")
     output.add_argument("--checkpointing_steps", type=int, default=500)
     output.add_argument("--checkpoints_total_limit", type=int)
-    output.add_argument("--resume_from_checkpoint", help='a folder checkpoint-N, or "latest"')
+    output.add_argument("--resume_from_checkpoint", help='a folder "checkpoint-N", or "latest"')
     output.add_argument("--validation_prompts", nargs="*", default=[])
     output.add_argument("--validation_steps", type=int, default=100)
 
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     check(options)
     options.new_seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     options.cache_dir = options.cache_dir or options.output_dir / "cache"
@@ -100,9 +108,9 @@ def check(options: argparse.Namespace) -> None:
     if sum(getattr(options, source) is not None for source in sources) != 1:
         raise UserError(f"Give one of {', '.join(f'--{source}' for source in sources)}.")
     if options.instance_data_dataset and not (options.image_key and options.prompt_key):
-        raise UserError("A dataset needs --image_key and --prompt_key, the names of its columns.")
+        raise UserError("--instance_data_dataset needs --image_key and --prompt_key, the names of its columns.")
     if options.text_encoder_use_lora and not options.train_text_encoder:
-        raise UserError("--text_encoder_use_lora goes with --train_text_encoder.")
+        raise UserError("--text_encoder_use_lora needs --train_text_encoder.")
     positive = (
         *("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "lora_r", "lora_alpha"),
         *("text_encoder_lora_r", "text_encoder_lora_alpha", "split_vae_encode", "learning_rate"),
@@ -112,12 +120,12 @@ def check(options: argparse.Namespace) -> None:
     for name in positive:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} must be above 0.")
+            raise UserError(f"--{name} must be greater than 0.")
     for name in ("min_masking_rate", "cond_dropout_prob", "ema_decay", "adam_beta1", "adam_beta2"):
         if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"--{name} must be from 0 to 1.")
+            raise UserError(f"--{name} must be between 0 and 1.")
     for name in ("lr_warmup_steps", "adam_weight_decay", "ema_update_after_step"):
         if not 0 <= getattr(options, name) < math.inf:
-            raise UserError(f"--{name} must be 0 or more.")
+            raise UserError(f"--{name} must not be negative.")
     if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise UserError("--seed must be from 0 to 4294967295.")
+        raise UserError("--seed must be between 0 and 4294967295.")

@@ -1,4 +1,4 @@
-"""What a run of fine-tuning shows of itself, as files: the loss of every step, its curve, validation pictures."""
+"""What a run reports as files: the loss of every step, its curve, and validation images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from amused.atomic import atomic_file
 from amused.generation.images import to_image
 from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
 from amused.model.transformer import UViT, concatenate
@@ -21,12 +22,17 @@ from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
 
 COLUMNS = ("step", "loss", "learning_rate", "masking_rate", "seconds")
-SMOOTHING = 0.05
-SEED = 0  # of validation pictures: the same at every step, so that they can be compared
+SMOOTHING = 0.05  # weight of a new loss in the running average
+SEED = 0  # of every validation image, so that those of different steps can be compared
 
 
 class LossLog:
-    """`loss.csv`, one row a step, and `loss.png`."""
+    """`loss.csv`, one row per step, and `loss.png`.
+
+    Args:
+        folder: of the run; rows of an earlier part of it are kept.
+        steps_done: rows of later steps are dropped.
+    """
 
     def __init__(self, folder: Path, steps_done: int) -> None:
         self.folder, self.path = folder, folder / "loss.csv"
@@ -35,7 +41,7 @@ class LossLog:
             with self.path.open(newline="") as stream:
                 self.rows = [row for row in csv.DictReader(stream) if row["step"].isdigit()]
         self.rows = [row for row in self.rows if int(row["step"]) <= steps_done]
-        with self.path.open("w", newline="") as stream:
+        with atomic_file(self.path) as part, part.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -50,7 +56,7 @@ class LossLog:
 
 
 def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
-    """Every loss as a dot, and their running average as a line."""
+    """A chart of (step, loss) points and their running average."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="loss")
@@ -65,30 +71,43 @@ def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
 
 @torch.no_grad()
 def sample(
-    transformer: UViT, texts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], side: int, micro: Tensor
+    transformer: UViT,
+    texts: tuple[Tensor, Tensor],
+    unconditional: tuple[Tensor, Tensor],
+    side: int,
+    micro: Tensor,
 ) -> Tensor:
-    """Tokens (batch, side, side) of embedded prompts, by the recipe's own defaults; a seed for each."""
+    """Sample one image per prompt with the default steps, guidance and temperature of a recipe.
+
+    Args:
+        texts: hidden states (batch, length, width) and pooled embeddings (batch, width) of the prompts.
+        unconditional: the same of the empty prompt, a batch of one.
+        side: of the token grid.
+        micro: (1, 5) micro-conditions.
+
+    Returns:
+        Tokens, (batch, side, side).
+    """
     size, config, device = len(texts[0]), transformer.config, micro.device
-    conditions = micro.expand(size, -1)
+    micro = micro.expand(size, -1)
+    hidden, pooled = (part.expand(size, *part.shape[1:]) for part in unconditional)
     conditioning = concatenate(
-        [
-            transformer.condition(*(part.expand(size, *part.shape[1:]) for part in empty), conditions),
-            transformer.condition(*texts, conditions),
-        ]
+        [transformer.condition(hidden, pooled, micro), transformer.condition(texts[0], texts[1], micro)]
     )
     mask_id = config.vocab_size - 1
     tokens = torch.full((size, side, side), mask_id, device=device)
     generators = [torch.Generator(device).manual_seed(SEED) for _ in range(size)]
     for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
-        logits = transformer(tokens.repeat(2, 1, 1), conditioning).float()
-        logits = apply_cfg(*logits.chunk(2), Recipe.guidance_scale)
+        logits: Tensor = transformer(tokens.repeat(2, 1, 1), conditioning)
+        without_text, with_text = logits.float().chunk(2)
+        logits = apply_cfg(without_text, with_text, Recipe.guidance_scale)
         tokens = unmask_step(logits, tokens, mask_id, step, generators)
     return tokens
 
 
 @torch.no_grad()
-def save_pictures(folder: Path, vqgan: VQGAN, tokens: Tensor, prompts: Sequence[str]) -> list[Image.Image]:
-    """A file for each prompt, named by it."""
+def save_images(folder: Path, vqgan: VQGAN, tokens: Tensor, prompts: Sequence[str]) -> list[Image.Image]:
+    """Decode tokens (batch, height, width) and write a PNG file per prompt, named after it."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = max(1, math.ceil(math.log10(len(prompts) + 1)))
     images = [to_image(vqgan.decode(one[None])[0]) for one in tokens]

@@ -1,9 +1,9 @@
-"""Fine-tune a model on your own pictures: `accelerate launch -m amused.training.finetune --help`.
+"""Fine-tune a model on your own images: `accelerate launch -m amused.training.finetune --help`.
 
-The options are those of the published script. Pictures and captions are encoded once; the networks that did it are
-freed before the one that is trained is read. Writes `adapter` (LoRA) or `model` (all weights), `loss.csv`, `loss.png`,
-`validation` and `checkpoint-N`, each whole or not at all. A run can be stopped at any time and goes on with
-`--resume_from_checkpoint latest`, to the same losses.
+Takes the options of the published script. Images and captions are encoded once, and the encoders are freed before the
+network to train is loaded. Writes `adapter` (LoRA) or `model` (all weights), `loss.csv`, `loss.png`, `validation` and
+`checkpoint-N`, each atomically. A run can be stopped at any time; with `--resume_from_checkpoint latest` it continues
+to the same losses.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import gc
 import importlib.util
 import logging
 import os
-import re
 import shutil
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from amused.atomic import atomic_dir, sweep, write_json
+from amused.atomic import sweep
 from amused.checkpoints.adapters import FINISHED
 from amused.checkpoints.catalog import PUBLISHED, Published
 from amused.checkpoints.config import read_json
@@ -36,45 +35,40 @@ from amused.checkpoints.hub import fetch_checkpoint, is_folder, locate
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.placement import place
-from amused.model.text import encode_text, tokenize
-from amused.training.finetune.data import (
-    AESTHETIC_SCORE,
-    Batches,
-    Draw,
-    Texts,
-    encode_pictures,
-    encode_texts,
-    read_examples,
-)
+from amused.training.finetune.captions import CaptionEncoder
+from amused.training.finetune.data import AESTHETIC_SCORE, Batches, Sample, encode_images
+from amused.training.finetune.examples import read_examples
 from amused.training.finetune.model import (
-    Average,
-    Trainee,
-    build,
-    check_finite,
+    EMA,
+    TrainingModel,
+    build_model,
     new_optimizer,
     write_adapter,
     write_model,
 )
-from amused.training.finetune.options import arguments
-from amused.training.finetune.report import LossLog, sample, save_pictures
+from amused.training.finetune.options import parse_options
+from amused.training.finetune.report import LossLog, sample, save_images
+from amused.training.finetune.state import PROGRESS, find_state, list_states, read_state, write_state
 
 log = logging.getLogger(__name__)
 
-STATE, ABOUT = "state.safetensors", "state.json"
-PROMPTS_AT_A_TIME = 4
-SMALL = 1024
-OTHER_SETTINGS = "{} was made with other settings: give the same recipe options again."
+PROMPTS_PER_BATCH = 4
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(arguments())
+        train(parse_options())
     except UserError as error:
         sys.exit(f"{error}")
 
 
 def train(options: argparse.Namespace) -> None:
+    """Fine-tune from `parse_options` to results in `options.output_dir`.
+
+    Raises:
+        UserError: options, data or checkpoint are unusable, or the loss is not finite.
+    """
     accelerator = new_accelerator(options)
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     checkpoint = find_model(options)
@@ -84,147 +78,184 @@ def train(options: argparse.Namespace) -> None:
         sweep(options.output_dir)
         sweep(options.cache_dir)
     accelerator.wait_for_everyone()
-    resumed = find_state(options)
-    about = read_json(resumed, ABOUT) if resumed else {"step": 0, "seed": share_seed(accelerator, options.new_seed)}
-    seed = about["seed"] if options.seed is None else options.seed
+    resumed = find_state(options.output_dir, options.resume_from_checkpoint)
+    progress = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": share_seed(accelerator, options)}
+    seed = progress["seed"] if options.seed is None else options.seed
+    batches, captions = load_data(options, accelerator, checkpoint, resolution, seed)
+    free_memory()
 
+    torch.manual_seed(seed)  # new adapters are random
+    model = build_model(checkpoint, options, accelerator.device)
+    batch_size = options.train_batch_size * accelerator.num_processes * options.gradient_accumulation_steps
+    learning_rate = options.learning_rate * (batch_size if options.scale_lr else 1)
+    optimizer = new_optimizer(model, options, learning_rate)
+    ema = EMA(model, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
+    if resumed:
+        read_state(resumed, model, optimizer, ema)
+        log.info("Resuming from step %d", progress["step"])
+    trainer = Trainer(
+        options=options,
+        accelerator=accelerator,
+        checkpoint=checkpoint,
+        resolution=resolution,
+        seed=seed,
+        batches=batches,
+        captions=captions,
+        model=model,
+        optimizer=optimizer,
+        ema=ema,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    trainer.run(progress["step"], progress.get("scaler"))
+
+
+def load_data(
+    options: argparse.Namespace, accelerator: Accelerator, checkpoint: Checkpoint, resolution: int, seed: int
+) -> tuple[Batches, CaptionEncoder]:
+    """Encode images and captions, or read them from the cache. One process per machine encodes, the others wait."""
     with accelerator.local_main_process_first():
         examples = read_examples(options)
-        device = accelerator.device
-        pictures = encode_pictures(
-            checkpoint, examples, resolution, options.cache_dir, device, options.split_vae_encode
+        images = encode_images(
+            checkpoint, examples, resolution, options.cache_dir, accelerator.device, options.split_vae_encode
         )
         captions = [example.caption for example in examples]
-        batches = Batches(pictures, captions, options, seed)
-        words = Words(checkpoint, options, captions, accelerator)
-    free_memory()
-    log.info("%d pictures, %d rows of tokens", len(examples), len(pictures.tokens))
-
-    torch.manual_seed(seed)  # adapters begin at random
-    trainee = build(checkpoint, options, device)
-    devices = accelerator.num_processes
-    size = options.train_batch_size * devices * options.gradient_accumulation_steps
-    rate = options.learning_rate * (size if options.scale_lr else 1)
-    optimizer = new_optimizer(trainee, options, rate)
-    average = Average(trainee, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
-    steps_done = about["step"]
-    if resumed:
-        read_state(resumed, trainee, optimizer, average)
-        log.info("going on from step %d", steps_done)
-    schedule = get_scheduler(
-        options.lr_scheduler, optimizer, options.lr_warmup_steps, options.max_train_steps
-    ).lr_lambdas[0]
-    prepared, stepper = accelerator.prepare(trainee, optimizer)
-    if resumed and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(about["scaler"])
-    losses = LossLog(options.output_dir, steps_done) if accelerator.is_main_process else None
-    run = Run(options, accelerator, checkpoint, trainee, optimizer, average, words, losses, seed, resolution)
-
-    bar = tqdm(
-        total=options.max_train_steps, initial=steps_done, desc="Training", disable=not accelerator.is_main_process
-    )
-    for step in range(steps_done, options.max_train_steps):
-        began = time.monotonic()
-        for group in stepper.param_groups:
-            group["lr"] = rate * schedule(step)
-        # The loss is the mean over all masked tokens of a step, however they are spread over devices and passes.
-        everything = batches.draw(step, range(size), size)
-        masked = sum(int(draw.masked.sum()) for draw in everything)
-        total = torch.zeros((), device=device)
-        for part in range(options.gradient_accumulation_steps):
-            first = (part * devices + accelerator.process_index) * options.train_batch_size
-            draws = everything[first : first + options.train_batch_size]
-            with accelerator.accumulate(prepared):
-                errors = prepared(*(t.to(device) for t in batches.tensors(draws)), words.of(draws))
-                total += errors.detach()
-                run.check_loss(errors, step)
-                accelerator.backward(errors * (devices * options.gradient_accumulation_steps / masked))
-                if options.max_grad_norm is not None and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trainee.trained().values(), options.max_grad_norm)
-                stepper.step()
-                stepper.zero_grad()
-        if average is not None:
-            average.update(trainee, step + 1)
-        loss = accelerator.reduce(total, "sum").item() / masked
-        run.after(
-            {
-                "step": step + 1,
-                "loss": loss,
-                "learning_rate": rate * schedule(step),
-                "masking_rate": sum(draw.rate for draw in everything) / size,
-                "seconds": time.monotonic() - began,
-            }
+        encoder = CaptionEncoder(
+            checkpoint,
+            captions,
+            options.validation_prompts,
+            cache=options.cache_dir,
+            device=accelerator.device,
+            dtype=torch.float32 if accelerator.mixed_precision == "no" else torch.float16,
+            train_text_encoder=options.train_text_encoder,
         )
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}")
-    bar.close()
-    # The wrapper goes before the process group: as the last to hold it, it would wait for threads that wait for Python.
-    del prepared, stepper
-    accelerator.free_memory()
-    run.finish()
+    log.info("%d images, %d crops", len(examples), len(images.tokens))
+    return Batches(images, captions, options, seed), encoder
 
 
-class Words:
-    """The captions and the validation prompts in the form that the trained networks take."""
+@dataclass
+class Trainer:
+    """The training loop, and what it reports and saves.
 
-    def __init__(
-        self, checkpoint: Checkpoint, options: argparse.Namespace, captions: list[str], accelerator: Accelerator
-    ) -> None:
-        self.device, self.prompts = accelerator.device, options.validation_prompts
-        self.tokenizer = checkpoint.load_tokenizer() if options.train_text_encoder else None
-        if self.tokenizer is None:
-            dtype = torch.float32 if accelerator.mixed_precision == "no" else torch.float16
-            cache = options.cache_dir
-            self.captions = encode_texts(checkpoint, ["", *captions], cache, self.device, dtype)
-            self.others = encode_texts(checkpoint, ["", *self.prompts], cache, self.device, dtype)
+    Attributes:
+        resolution: side of the images in pixels.
+        batch_size: images per step, over all devices and accumulated passes.
+        learning_rate: before the schedule.
+    """
 
-    def of(self, draws: list[Draw]) -> tuple[Tensor, ...]:
-        """What `Trainee.forward` takes as its texts."""
-        captions = [draw.caption for draw in draws]
-        if self.tokenizer is not None:
-            return (tokenize(self.tokenizer, captions).to(self.device),)
-        return self.read(self.captions, captions)
+    options: argparse.Namespace
+    accelerator: Accelerator
+    checkpoint: Checkpoint
+    resolution: int
+    seed: int
+    batches: Batches
+    captions: CaptionEncoder
+    model: TrainingModel
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    batch_size: int
+    learning_rate: float
+    saved_step: int = 0
+    losses: LossLog | None = None  # on the main process only
 
-    def read(self, texts: Texts, wanted: list[str]) -> tuple[Tensor, ...]:
-        return tuple(part.to(self.device, torch.float32) for part in texts.read(wanted))
+    def run(self, first_step: int, scaler: dict[str, Any] | None) -> None:
+        """Train from `first_step` to the end and write the results.
 
-    def validation(self, prompts: list[str], trainee: Trainee) -> tuple[Tensor, ...]:
-        if self.tokenizer is None:
-            return self.read(self.others, prompts)
-        return encode_text(trainee.text_encoder, tokenize(self.tokenizer, prompts).to(self.device))
+        Args:
+            scaler: state of the gradient scaler to resume from, if there is one.
+        """
+        if self.accelerator.is_main_process:
+            self.losses = LossLog(self.options.output_dir, first_step)
+        self.loop(first_step, scaler)
+        # Release the wrapped model before the process group: as its last owner it would wait for threads that wait
+        # for Python.
+        self.accelerator.free_memory()
+        self.finish()
 
+    def loop(self, first_step: int, scaler: dict[str, Any] | None) -> None:
+        options = self.options
+        # Computes factors only; the optimizer takes the rate from `step`.
+        schedule: Callable[[int], float] = get_scheduler(
+            options.lr_scheduler, self.optimizer, options.lr_warmup_steps, options.max_train_steps
+        ).lr_lambdas[0]
+        wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        with tqdm(
+            total=options.max_train_steps,
+            initial=first_step,
+            desc="Training",
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            for step in range(first_step, options.max_train_steps):
+                row = self.step(wrapped, optimizer, step, self.learning_rate * schedule(step))
+                self.report(row)
+                bar.update()
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
 
-class Run:
-    """What happens between two steps and in the end: reports, checkpoints, pictures, results."""
+    def step(self, wrapped: Any, optimizer: Any, step: int, learning_rate: float) -> dict[str, float]:
+        """One optimizer step.
 
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        accelerator: Accelerator,
-        checkpoint: Checkpoint,
-        trainee: Trainee,
-        optimizer: torch.optim.Optimizer,
-        average: Average | None,
-        words: Words,
-        losses: LossLog | None,
-        seed: int,
-        resolution: int,
-    ) -> None:
-        self.options, self.accelerator, self.checkpoint = options, accelerator, checkpoint
-        self.trainee, self.optimizer, self.average = trainee, optimizer, average
-        self.words, self.losses, self.seed, self.resolution = words, losses, seed, resolution
-        self.saved = 0
+        Args:
+            wrapped: the model as accelerate wraps it.
+            optimizer: the optimizer as accelerate wraps it.
+            step: counted from 0.
 
-    def check_loss(self, errors: Tensor, step: int) -> None:
-        """Stop at a loss that is not a number, on all processes together; what was written stays as it is."""
-        bad = (~torch.isfinite(errors.detach())).float()
+        Returns:
+            A row of `loss.csv`.
+        """
+        options, accelerator = self.options, self.accelerator
+        start = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        # The loss is the mean over all masked tokens of a step, however they are split over devices and passes.
+        samples = self.batches.draw(step, range(self.batch_size), self.batch_size)
+        num_masked = sum(int(one.masked.sum()) for one in samples)
+        total = torch.zeros((), device=accelerator.device)
+        for part in self.split(samples):
+            with accelerator.accumulate(wrapped):
+                tensors = (tensor.to(accelerator.device) for tensor in self.batches.tensors(part))
+                errors = wrapped(*tensors, self.captions.encode_captions([one.caption for one in part]))
+                total += errors.detach()
+                self.check_loss(errors, step)
+                passes = accelerator.num_processes * options.gradient_accumulation_steps  # accelerate takes their mean
+                accelerator.backward(errors * (passes / num_masked))
+                if options.max_grad_norm is not None and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.trainable().values(), options.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model, step + 1)
+        return {
+            "step": step + 1,
+            "loss": accelerator.reduce(total, "sum").item() / num_masked,
+            "learning_rate": learning_rate,
+            "masking_rate": sum(one.mask_ratio for one in samples) / self.batch_size,
+            "seconds": time.monotonic() - start,
+        }
+
+    def split(self, samples: list[Sample]) -> list[list[Sample]]:
+        """This process's part of a step's samples, by pass."""
+        size = self.options.train_batch_size
+        passes = range(self.options.gradient_accumulation_steps)
+        starts = [(i * self.accelerator.num_processes + self.accelerator.process_index) * size for i in passes]
+        return [samples[start : start + size] for start in starts]
+
+    def check_loss(self, loss: Tensor, step: int) -> None:
+        """Stop all processes if the loss of one is not finite.
+
+        Raises:
+            UserError: it is not.
+        """
+        bad = (~torch.isfinite(loss.detach())).float()
         if self.accelerator.reduce(bad, "sum").item():
             raise UserError(
-                f"The loss of step {step + 1} is not a number, so training stops; what was saved before is kept. "
-                "Try a lower --learning_rate or --max_grad_norm 1."
+                f"Training stopped: the loss of step {step + 1} is not finite. Earlier checkpoints are kept. "
+                "Try a lower --learning_rate, or --max_grad_norm 1."
             )
 
-    def after(self, row: dict[str, float]) -> None:
+    def report(self, row: dict[str, float]) -> None:
+        """Log a step; save a checkpoint and validation images when they are due."""
         options, step = self.options, int(row["step"])
         if self.losses is not None:
             self.losses.add(row)
@@ -236,76 +267,87 @@ class Run:
             self.validate(step)
 
     def save(self, step: int) -> None:
-        """Write `checkpoint-N`; then, and not before, remove those that are too many."""
-        self.saved = step
-        if not self.accelerator.is_main_process:
+        """Write `checkpoint-N`, then delete the oldest ones above the limit."""
+        self.saved_step = step
+        if self.losses is None:  # only the main process writes
             return
-        options = self.options
-        write_state(options.output_dir, step, self.seed, self.trainee, self.optimizer, self.average, self.accelerator)
+        folder, limit = self.options.output_dir, self.options.checkpoints_total_limit
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        write_state(folder, step, self.seed, self.model, self.optimizer, self.ema, scaler)
         self.losses.draw()
-        limit = options.checkpoints_total_limit
-        for old in states(options.output_dir)[:-limit] if limit else ():
+        for old in list_states(folder)[:-limit] if limit else ():
             shutil.rmtree(old)
 
     def validate(self, step: int) -> None:
-        options, side = self.options, self.resolution // self.checkpoint.vqgan.scale_factor
-        device = self.accelerator.device
-        micro = torch.tensor([[self.resolution, self.resolution, 0, 0, AESTHETIC_SCORE]], device=device)
-        self.trainee.eval()
-        if self.average is not None:
-            self.average.swap(self.trainee)
-        with torch.no_grad(), self.accelerator.autocast():
-            empty = self.words.validation([""], self.trainee)
-            tokens = []
-            for start in range(0, len(options.validation_prompts), PROMPTS_AT_A_TIME):
-                prompts = options.validation_prompts[start : start + PROMPTS_AT_A_TIME]
-                texts = self.words.validation(prompts, self.trainee)
-                tokens.append(sample(self.trainee.transformer, texts, empty, side, micro))
-        if self.average is not None:
-            self.average.swap(self.trainee)
-        self.trainee.train()
+        """Write `validation/step-N`: one image per validation prompt, with the averaged weights if there are any."""
+        prompts, device = self.options.validation_prompts, self.accelerator.device
+        self.model.eval()
+        if self.ema is not None:
+            self.ema.swap(self.model)
+        tokens = self.sample(prompts)
+        if self.ema is not None:
+            self.ema.swap(self.model)
+        self.model.train()
         vqgan = self.checkpoint.load_vqgan(device, torch.float32)
-        folder = options.output_dir / "validation" / f"step-{step:06}"
-        images = save_pictures(folder, vqgan, torch.cat(tokens), options.validation_prompts)
+        folder = self.options.output_dir / "validation" / f"step-{step:06}"
+        images = save_images(folder, vqgan, tokens, prompts)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"validation": images}, step=step)
 
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str]) -> Tensor:
+        """Tokens of one image per prompt, (prompts, height, width)."""
+        side = self.resolution // self.checkpoint.vqgan.scale_factor
+        micro = torch.tensor(
+            [[self.resolution, self.resolution, 0, 0, AESTHETIC_SCORE]], device=self.accelerator.device
+        )
+        tokens = []
+        with self.accelerator.autocast():
+            empty = self.captions.encode_prompts([""], self.model.text_encoder)
+            for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+                batch = prompts[start : start + PROMPTS_PER_BATCH]
+                texts = self.captions.encode_prompts(batch, self.model.text_encoder)
+                tokens.append(sample(self.model.transformer, texts, empty, side, micro))
+        return torch.cat(tokens)
+
     def finish(self) -> None:
-        options, folder = self.options, self.options.output_dir
-        if self.saved != options.max_train_steps:
-            self.save(options.max_train_steps)
+        """Save the last state and write the adapter or the model."""
+        if self.saved_step != self.options.max_train_steps:
+            self.save(self.options.max_train_steps)
         if self.accelerator.is_main_process:
-            if self.average is not None:
-                self.average.swap(self.trainee)
-            self.average = None
+            if self.ema is not None:
+                self.ema.swap(self.model)
+            self.ema = None
             self.optimizer.state.clear()
             free_memory()
-            write_results(folder, self.trainee, self.checkpoint, options)
+            write_results(self.options, self.model, self.checkpoint)
         self.accelerator.end_training()
 
 
-def write_results(folder: Path, trainee: Trainee, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
-    """`adapter` where only adapters were trained, `model` where whole networks were."""
-    if options.use_lora and (options.text_encoder_use_lora or not options.train_text_encoder):
-        write_adapter(folder / FINISHED, trainee, checkpoint.name)
-        log.info("The adapter is in %s.", folder / FINISHED)
+def write_results(options: argparse.Namespace, model: TrainingModel, checkpoint: Checkpoint) -> None:
+    """Write `adapter` if only adapters were trained, else `model`."""
+    only_adapters = options.use_lora and (options.text_encoder_use_lora or not options.train_text_encoder)
+    folder: Path = options.output_dir / (FINISHED if only_adapters else "model")
+    if only_adapters:
+        write_adapter(folder, model, checkpoint.name)
     else:
-        write_model(folder / "model", trainee, checkpoint)
-        log.info("The model is in %s.", folder / "model")
+        write_model(folder, model, checkpoint)
+    log.info("The %s is in %s.", "adapter" if only_adapters else "model", folder)
 
 
 # Before the first step
 
 
 def new_accelerator(options: argparse.Namespace) -> Accelerator:
+    """The accelerator, with a precision that this machine has and a tracker that is installed."""
     precision = options.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and not torch.cuda.is_available():
         precision = "bf16" if place("cpu").dtype == torch.bfloat16 else "no"
-        log.info("There is no GPU: %s is used in the place of fp16.", {"no": "float32"}.get(precision, precision))
+        log.info("There is no GPU: %s is used instead of fp16.", {"no": "float32"}.get(precision, precision))
     tracker = options.report_to
     if tracker not in ("none", "all") and importlib.util.find_spec(tracker) is None:
-        log.info("%s is not installed: losses and pictures go to files only.", tracker)
+        log.info("%s is not installed: losses and images go to files only.", tracker)
         tracker = "none"
     accelerator = Accelerator(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -321,6 +363,11 @@ def new_accelerator(options: argparse.Namespace) -> Accelerator:
 
 
 def find_model(options: argparse.Namespace) -> Checkpoint:
+    """The checkpoint to start from, downloaded if need be.
+
+    Raises:
+        UserError: it cannot be found.
+    """
     name = options.pretrained_model_name_or_path
     if options.revision is None or is_folder(name):
         return locate(name)
@@ -329,104 +376,29 @@ def find_model(options: argparse.Namespace) -> Checkpoint:
 
 
 def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
+    """The resolution in pixels, by default the model's own.
+
+    Raises:
+        UserError: the model cannot be trained at it.
+    """
     if resolution is None:
         return checkpoint.size
     multiple = checkpoint.vqgan.scale_factor * (2 if checkpoint.transformer.downsample else 1)
     if resolution % multiple:
-        raise UserError(
-            f"--resolution must be a multiple of {multiple} for this model, which was made for {checkpoint.size}."
-        )
+        raise UserError(f"--resolution must be a multiple of {multiple}; the model's own is {checkpoint.size}.")
     return resolution
 
 
-def share_seed(accelerator: Accelerator, seed: int) -> int:
-    """The first process's, on all."""
-    mine = torch.tensor(seed if accelerator.is_main_process else 0, device=accelerator.device)
-    return int(accelerator.reduce(mine, "sum"))
+def share_seed(accelerator: Accelerator, options: argparse.Namespace) -> int:
+    """The main process's seed, on all processes."""
+    seed = torch.tensor(options.new_seed if accelerator.is_main_process else 0, device=accelerator.device)
+    return int(accelerator.reduce(seed, "sum"))
 
 
 def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-# States to go on from
-
-
-def states(folder: Path) -> list[Path]:
-    """Folders `checkpoint-N`, the oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
-
-
-def find_state(options: argparse.Namespace) -> Path | None:
-    wanted = options.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted == "latest":
-        found = states(options.output_dir)
-        if not found:
-            log.info("There is no checkpoint yet: training starts from the beginning.")
-        return found[-1] if found else None
-    for path in (Path(wanted), options.output_dir / wanted):
-        if (path / ABOUT).is_file():
-            return path
-    raise UserError(f"There is no checkpoint {wanted} to go on from.")
-
-
-def write_state(
-    folder: Path,
-    step: int,
-    seed: int,
-    trainee: Trainee,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-    accelerator: Accelerator,
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in trainee.trained().items():
-        tensors[f"weights/{name}"] = parameter.detach()
-        if average is not None:
-            tensors[f"average/{name}"] = average.weights[name]
-        for key, value in optimizer.state[parameter].items():
-            # Small ones are copied: bitsandbytes shares its tables between all parameters.
-            tensor = torch.as_tensor(value)
-            tensors[f"optimizer/{name}/{key}"] = tensor.clone() if tensor.numel() <= SMALL else tensor
-    check_finite(tensor for tensor in tensors.values() if tensor.is_floating_point())
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    with atomic_dir(folder / f"checkpoint-{step}") as part:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part / STATE)
-        write_json(part / ABOUT, {"step": step, "seed": seed, "scaler": scaler})
-    log.debug("saved checkpoint-%d", step)
-
-
-def read_state(folder: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, average: Average | None) -> None:
-    """Put a state back, tensor by tensor; refuse one of other settings."""
-    trained = trainee.trained()
-    with safe_open(folder / STATE, framework="pt") as stream:
-        names = set(stream.keys())
-        for kind, targets in (("weights", trained), ("average", average.weights if average else {})):
-            saved = {name for name in names if name.startswith(f"{kind}/")}
-            if saved != {f"{kind}/{name}" for name in targets}:
-                raise UserError(OTHER_SETTINGS.format(folder.name))
-            for name, target in targets.items():
-                tensor = stream.get_tensor(f"{kind}/{name}")
-                if tensor.shape != target.shape:
-                    raise UserError(OTHER_SETTINGS.format(folder.name))
-                target.detach().copy_(tensor)
-        for name in names:
-            kind, _, rest = name.partition("/")
-            if kind != "optimizer":
-                continue
-            owner, key = rest.split("/")
-            value = stream.get_tensor(name)
-            parameter = trained[owner]
-            if key != "step":
-                value = value.to(parameter.device)
-            elif not value.is_floating_point():  # bitsandbytes counts in a plain integer
-                value = int(value)
-            optimizer.state[parameter][key] = value
 
 
 if __name__ == "__main__":
