@@ -13,7 +13,8 @@ import gradio as gr
 from amused.errors import UserError
 from amused.generation.images import load_mask, load_picture
 from amused.recipe.links import Shared, to_query
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
+from amused.recipe.seeds import parse_seeds
 from amused.serving.jobs import Result
 from amused.serving.runtime import Runtime
 from amused.ui.inputs import NO_PICTURE, NameInput, PictureInput, Raw

@@ -20,7 +20,7 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
 from amused.generation.images import fit_mask, load_mask, load_picture, square_around, token_mask
-from amused.recipe.links import png_info, to_json
+from amused.recipe.metadata import png_info, to_json
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
     INPAINT,

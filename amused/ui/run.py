@@ -20,8 +20,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from amused.errors import UserError
 from amused.generation.images import digest
-from amused.recipe.links import png_info
+from amused.recipe.metadata import png_info
 from amused.recipe.recipe import Recipe
+from amused.recipe.seeds import format_seeds
 from amused.serving import file_cache, jobs
 from amused.serving.jobs import Progress, Started, Summary
 from amused.serving.runtime import Runtime
@@ -233,7 +234,7 @@ def sample(
                 shots = before.shots if append or waited else ()
                 total = len(shots) + event.num_images
                 run = tab.last = replace(before, made=0, wanted=event.num_images, note="")
-                seeds = write_seeds(event.request.recipes[0]) if write else None
+                seeds = format_seeds(event.request.recipes[0].seeds) if write else None
                 yield [*page(status=busy_line("Starting"), run=run, seeds=seeds, stop=gr.Button(visible=True)), *others]
                 source = save_source(event.request.image), save_source(event.request.mask, "mask.png")
                 continue
@@ -360,14 +361,6 @@ def save_preview(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP")
     return save_file(buffer.getvalue(), "preview.webp")
-
-
-def write_seeds(recipe: Recipe) -> str:
-    """What to write in the field so that the same seeds come again."""
-    first, last = recipe.seeds[0], recipe.seeds[-1]
-    if recipe.seeds == tuple(range(first, last + 1)):
-        return str(first)
-    return ", ".join(str(seed) for seed in recipe.seeds)
 
 
 # Words

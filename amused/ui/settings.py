@@ -14,7 +14,6 @@ from typing import Any
 
 import gradio as gr
 
-from amused.recipe.links import join_ranges
 from amused.recipe.recipe import (
     MAX_ADAPTER_STRENGTH,
     MAX_GUIDANCE_SCALE,
@@ -22,9 +21,9 @@ from amused.recipe.recipe import (
     MAX_STEPS,
     STRENGTHS,
     Recipe,
-    parse_seeds,
     whole,
 )
+from amused.recipe.seeds import format_seeds, parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.inputs import NameInput
@@ -130,11 +129,10 @@ def read_recipe(
 def fill(recipe: Recipe) -> list[Any]:
     """Updates for `Settings.inputs()` that make them say what the recipe says. Its model and adapter must be listed."""
     seeds, strength = recipe.seeds, inherited(recipe, "strength")
-    in_a_row = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
     return [
         recipe.prompt,
         recipe.negative_prompt,
-        gr.Textbox(value=str(seeds[0]) if in_a_row else join_ranges(seeds), interactive=True),
+        gr.Textbox(value=format_seeds(seeds), interactive=True),
         len(seeds),
         False,
         recipe.steps,

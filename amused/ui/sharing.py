@@ -18,8 +18,10 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import digest, read_bytes
-from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
+from amused.recipe.links import Shared, from_query, to_query
+from amused.recipe.metadata import MAX_METADATA, from_png_file, parse_json
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe
+from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui.run import Request, Run, TabState, as_request, connect, explain, sample
 from amused.ui.settings import AT_ONCE, Panel, fill, fill_model, read_recipe
@@ -169,10 +171,10 @@ def verdict(shared: Shared, made: str, here: str | None) -> str:
         return "The recipe names no picture to compare it with."
     if made == shared.digest:
         return "The same picture, bit for bit."
-    if shared.made is None:
+    if shared.fingerprint is None:
         return "Not the same picture, bit for bit: the recipe does not say on what device it was made."
-    if shared.made != here:
-        return f"Not the same picture, bit for bit: it was made on {shared.made}, here it is {here}."
+    if shared.fingerprint != here:
+        return f"Not the same picture, bit for bit: it was made on {shared.fingerprint}, here it is {here}."
     return "Not the same picture, bit for bit: made on another processor, or the link was changed."
 
 
