@@ -100,7 +100,7 @@ def run(page: Page, task: str) -> None:
 
 
 def expect_done(page: Page, task: str, count: int) -> None:
-    noun = "picture" if count == 1 else "pictures"
+    noun = "image" if count == 1 else "images"
     expect(part(page, task, "status")).to_contain_text(f"{count} {noun} in")
     expect(tiles(page, task)).to_have_count(count)
 

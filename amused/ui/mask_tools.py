@@ -13,7 +13,8 @@ from PIL import Image, ImageChops, ImageDraw
 from amused.errors import UserError
 from amused.generation.images import fit, fit_mask, load_mask, square_around, token_mask
 from amused.recipe.recipe import SIDE_MULTIPLE, Recipe, number
-from amused.ui.inputs import NOTHING_PAINTED, Drawing, Raw
+from amused.ui.drawing import NOTHING_PAINTED, Drawing
+from amused.ui.inputs import Raw
 
 if TYPE_CHECKING:
     from torch import Tensor
