@@ -256,7 +256,7 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page: Page, tmp_path
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(file)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_attached()
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("This is not a picture that can be read")
+    expect(part(page, "image_to_image", "status")).to_contain_text("This is not an image that can be read")
 
 
 # Inpaint

@@ -20,7 +20,8 @@ from tabs import build_tab, values_of
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_mask, load_picture
+from amused.generation.images import digest, load_image
+from amused.generation.masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
@@ -247,7 +248,7 @@ def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) ->
     values = values_of(tab, mirror=Drawing(picture, ()), mask_file=file, feather=4, only_masked=True)
     request = tab.read(values)
     (recipe,), image, mask = request.recipes, request.image, request.mask
-    assert (recipe.image, recipe.mask) == (digest(load_picture(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
     assert (recipe.feather, recipe.only_masked) == (4, True)
 
@@ -276,7 +277,7 @@ def test_masks_of_every_kind() -> None:
         mask_tools.build_mask(size, nothing, None, NO_BOX, True)
     with pytest.raises(UserError, match="mask is empty"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
-    with pytest.raises(UserError, match="nothing is left"):
+    with pytest.raises(UserError, match="nothing is left to repaint"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
 
 
@@ -285,7 +286,7 @@ def test_one_pixel_is_one_cell() -> None:
     picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
     recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
-    assert mask_tools.preview(recipe, picture, mask, 256)[1:] == (1, 256)
+    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
 
 
 def png(image: Image.Image) -> bytes:
@@ -497,7 +498,7 @@ def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
         assert len(examples) >= 2
         for example in examples:
             if task != TEXT_TO_IMAGE:
-                picture = load_picture(prompts.FOLDER / example.image)
+                picture = load_image(prompts.FOLDER / example.image)
                 assert picture.size == (256, 256)
                 files.add(example.image)
             if task == INPAINT:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from fake import FakeModel, fake_runtime
+from fake import FakeModel, fake_runtime, numbers
 from tabs import build_tab, values_of
 
 from amused.errors import UserError
@@ -109,7 +109,7 @@ def test_another_visitor_is_told_how_many_are_ahead_and_takes_turns() -> None:
     assert other.gallery.num_done == 1
     sweep.close()
     # Of the sweep's 64 the first, and the next if it was quick.
-    assert runtime.numbers()["amused_pictures_total"] <= 1 + 2
+    assert numbers(runtime)["amused_pictures_total"] <= 1 + 2
 
 
 @pytest.mark.parametrize("which_ends_first", [0, 1])
@@ -128,7 +128,7 @@ def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first:
         assert visitor.gallery.note == (note if running is first or which_ends_first == 0 else "")
     assert all(is_nothing(update) for update in requested)
     assert visitor.seeds == [10] and visitor.gallery.note == note
-    assert runtime.numbers()['amused_requests_total{outcome="stopped"}'] == 3
+    assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     finish(visitor.start(40))
     assert visitor.seeds == [40]
 
@@ -168,7 +168,7 @@ def test_an_abandoned_run_leaves_the_tab_to_the_next(which: int) -> None:
     else:
         visitor.stop()
         finish(runs[0])
-    assert not visitor.state.num_runs and runtime.numbers()["amused_runs"] == 0
+    assert not visitor.state.num_runs and numbers(runtime)["amused_runs"] == 0
 
 
 def test_no_more_than_a_few_runs_of_a_tab_wait() -> None:
@@ -238,7 +238,7 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
     assert failure.value.message == OUT_OF_MEMORY and failure.value.__context__ is None
     assert visitor.gallery.note == OUT_OF_MEMORY and visitor.seeds == [10]
     assert held[0]() is None
-    assert runtime.numbers()['amused_requests_total{outcome="failed"}'] == 1
+    assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
 
 
 @pytest.mark.parametrize(

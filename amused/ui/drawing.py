@@ -16,7 +16,8 @@ from gradio.components.image_editor import EditorData
 from PIL import Image, ImageChops
 
 from amused.errors import UserError
-from amused.generation.images import load_mask, load_picture, upright
+from amused.generation.images import load_image, upright
+from amused.generation.masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.serving import file_cache
 from amused.ui.events import UI_ONLY
@@ -43,7 +44,7 @@ class Drawing:
     def image(self) -> Image.Image:
         if self.background is None:
             raise UserError(NO_IMAGE)
-        return load_picture(self.background)
+        return load_image(self.background)
 
     def painted(self, size: tuple[int, int]) -> Image.Image | None:
         """White where any layer is painted on, by its opacity whatever its colour; None if none is."""

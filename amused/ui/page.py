@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import weakref
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
-from amused.serving import file_cache, metrics_route
+from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui.model_sync import connect_adapters, connect_models
 from amused.ui.sync import hide_progress
@@ -42,9 +44,17 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         connect_adapters(runtime, tabs, page)
         # TODO(ui2): gallery_actions, sharing, api
     hide_progress(page)
-    file_cache.sweep_behind(page)
+    file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     # The runtime admits or refuses runs; this bounds those that get no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
+
+
+def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:
+    """Files that the page itself offers, such as examples; None once the page is gone."""
+    blocks = page()
+    if blocks is None:
+        return None
+    return {file for block in blocks.blocks.values() for file in getattr(block, "keep_in_cache", ())}
 
 
 def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         UserError: the environment asks for them in an unsafe way.
     """
     return {
-        "app_kwargs": {"routes": metrics_route.routes(runtime)} if runtime is not None else None,
+        "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],

@@ -17,7 +17,7 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, read_bytes
+from amused.generation.images import check_digest, read_bytes
 from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from amused.serving.runtime import Runtime
@@ -325,10 +325,8 @@ def replay(
 
 def checked(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Request:
     """The recipe with the pictures for it, if they are those that it names."""
-    given = recipe.first
-    for name, wanted, picture in (("picture", given.image, image), ("mask", given.mask, mask)):
-        if wanted is not None and (picture is None or digest(picture) != wanted):
-            raise UserError(f"This is not the {name} that the recipe was made with: choose that one.")
+    check_digest(image, recipe.first.image, "image")
+    check_digest(mask, recipe.first.mask, "mask")
     return recipe, image, mask
 
 

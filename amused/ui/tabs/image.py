@@ -10,7 +10,7 @@ from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, fit, load_picture
+from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
@@ -180,7 +180,7 @@ def connect_comparison(tab: ImageTab) -> None:
 def read_image(file: Raw | None) -> Image.Image:
     if file is None:
         raise UserError(NO_IMAGE)
-    return load_picture(file)
+    return load_image(file)
 
 
 def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:

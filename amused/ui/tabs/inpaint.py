@@ -15,8 +15,8 @@ from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_picture
-from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
+from amused.generation.images import digest, load_image
+from amused.recipe.recipe import INPAINT, MAX_FEATHER, SIDE_MULTIPLE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
@@ -119,7 +119,7 @@ class InpaintTab(Tab):
             recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=values[self.only_masked])
             size, _ = self.runtime.native_size(model)
             recipe = self.runtime.with_default_size(recipe, image)
-            shown, count, total = mask_tools.preview(recipe, image, mask, size)
+            shown, count, total = mask_tools.preview(recipe, image, mask, size, SIDE_MULTIPLE)
         except UserError:
             return {self.cells: gr.Image(value=None, visible=False)}
         label = f"Will be repainted: {count} of {total} cells"
@@ -220,4 +220,4 @@ def in_full_size(image: Image.Image, original: Original | None) -> Image.Image:
     """The image in the editor, or the original of which it is the reduced copy."""
     if original is None or digest(image) != original.reduced:
         return image
-    return load_picture(original.path)
+    return load_image(original.path)
