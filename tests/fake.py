@@ -136,3 +136,9 @@ def sampled(runtime: Runtime, recipe: Recipe, *given: Image.Image | None) -> Ite
     for event in runtime.run(lambda: Request((recipe,), *given)):
         if isinstance(event, Progress | Result):
             yield event
+
+
+def numbers(runtime: Runtime) -> dict[str, float]:
+    """What the owner's page shows, by name and label."""
+    lines = runtime.metrics.text().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}

@@ -197,6 +197,18 @@ def options_in(text: str) -> dict[str, Any]:
 # Images
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Two threads round some convolutions differently: tokens are the same, the last bit of a pixel may not be."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def events_of(model: amused.Amused, recipe: amused.Recipe, inputs: list[str]) -> list[dict[str, Any]]:
     """What a recipe makes, one entry per seed. `inputs` are files in `examples`: an image, and a mask."""
     made: list[dict[str, Any]] = []

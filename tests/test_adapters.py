@@ -20,15 +20,14 @@ import amused
 from amused.checkpoints.adapters import CONFIG, WEIGHTS, list_adapters
 from amused.checkpoints.lora import read_adapter
 from amused.errors import UserError
-from amused.generation import pipeline
-from amused.generation.images import digest, load_picture
+from amused.generation import components
+from amused.generation.images import digest, load_image
 from amused.generation.pipeline import Amused, Picture
 from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import from_json, to_json
 from amused.recipe.recipe import TEXT_TO_IMAGE, VARY, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui.page import build_page, launch_options
-from amused.ui.run import completed
 
 PLAIN = Recipe(TEXT_TO_IMAGE, "a red cat", (1,), model="tiny", steps=4)
 LAYER = "transformer_layers.{}.attn1.{}"
@@ -97,7 +96,7 @@ def test_at_strength_0_it_is_the_model_alone(model, folder) -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_adapter_changes_weights_that_are_packed_as_others(model, folder, monkeypatch, warm) -> None:
     recipe = replace(PLAIN, steps=12, adapter="dusk")
-    monkeypatch.setattr(pipeline, "can_pack", lambda device, dtype: False)
+    monkeypatch.setattr(components, "can_pack", lambda device, dtype: False)
     plain = amused.load(model, device="cpu", dtype="bfloat16", adapters=folder)
     expected = made(plain, recipe)
     monkeypatch.undo()
@@ -105,8 +104,8 @@ def test_an_adapter_changes_weights_that_are_packed_as_others(model, folder, mon
     if warm:
         made(packed, PLAIN)
     assert made(packed, recipe) == expected != made(packed, replace(recipe, adapter=None))
-    own = {id(weight) for weight in packed._network.parameters()}
-    others = [weight for weight in packed._networks(recipe).transformer.parameters() if id(weight) not in own]
+    own = {id(weight) for weight in packed.components.transformer.parameters()}
+    others = [weight for weight in packed.components.networks(recipe).transformer.parameters() if id(weight) not in own]
     assert len(others) == 4  # those that it changes: a queries' and a values' weight in each of two layers
 
 
@@ -158,7 +157,7 @@ def runtime(model, folder) -> Runtime:
 
 
 def test_a_link_names_the_one_adapter_that_it_was_made_with(runtime, folder) -> None:
-    recipe = completed(runtime, replace(PLAIN, adapter="dusk"), None, None)
+    recipe = runtime.freeze_recipe(replace(PLAIN, adapter="dusk"), None, None)
     (listed,) = [one for one in list_adapters(folder) if one.name == "dusk"]
     assert recipe.adapter_digest == listed.digest
     first = [*sampled(runtime, recipe)][-1]
@@ -193,7 +192,7 @@ def test_programs_choose_adapters_and_replay_them(address, folder) -> None:
 
 
 def digest_of_file(path: str) -> str:
-    return digest(load_picture(Path(path)))
+    return digest(load_image(Path(path)))
 
 
 def test_the_page_lists_those_that_fit(runtime, folder) -> None:

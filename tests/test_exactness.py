@@ -13,9 +13,8 @@ from PIL import Image
 from tiny import tiny_checkpoint
 
 import amused
-import amused.generation.pipeline
 from amused.errors import UserError
-from amused.generation import sampling
+from amused.generation import components, sampling
 from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
 from amused.model.transformer import Attention, attend
@@ -173,12 +172,14 @@ def test_draws_are_those_of_multinomial(length, rows, quickly, monkeypatch) -> N
     """Of the positions asked for; the generator is left where it would be after all of them."""
     if not quickly:
         monkeypatch.setattr(sampling, "clocks_are_logarithms", lambda: False)
-    probabilities = torch.randn(length, 1000).softmax(dim=-1)
-    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    probabilities = torch.randn(3, length, 1000).softmax(dim=-1)
+    ours, theirs = ([torch.Generator().manual_seed(seed) for seed in (5, 6, 5)] for _ in range(2))
     wanted = list(range(length) if rows is None else rows)
-    drawn = sampling.draw(probabilities[wanted], length, ours, None if rows is None else torch.tensor(wanted))
-    assert torch.equal(drawn, torch.multinomial(probabilities, 1, generator=theirs)[wanted, 0])
-    assert torch.equal(ours.get_state(), theirs.get_state())
+    masked_idx = None if rows is None else torch.tensor(wanted).repeat(3, 1)
+    drawn = sampling.sample_multinomial(probabilities[:, wanted], length, ours, masked_idx)
+    for i in range(3):
+        assert torch.equal(drawn[i], torch.multinomial(probabilities[i], 1, generator=theirs[i])[wanted, 0])
+        assert torch.equal(ours[i].get_state(), theirs[i].get_state())
 
 
 def test_vqgan_agrees(both) -> None:
@@ -230,7 +231,7 @@ def test_one_painted_pixel_repaints_exactly_its_cell(both, dot) -> None:
     model, _ = both
     image, mask = picture(model.size), Image.new("L", (model.size, model.size))
     mask.putpixel(dot, 255)
-    before = model._encode(image)
+    before = model.encode(image)
     recipe = amused.Recipe("inpaint", PROMPT, SEEDS, model=model.name, steps=2, composite=False)
     changed = torch.zeros_like(before, dtype=torch.bool)
     for event in model.generate(recipe, image, mask):
@@ -258,9 +259,9 @@ def test_pictures_are_the_same_before_and_after_weights_are_packed(tmp_path, mon
     tiny_checkpoint(tmp_path / "model")
     packed = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
     first, second = (packed.text_to_image(PROMPT, seeds=[1, 2], steps=2) for _ in range(2))
-    weights = [parameter.is_mkldnn for parameter in packed._network.parameters()]
+    weights = [parameter.is_mkldnn for parameter in packed.components.transformer.parameters()]
     assert any(weights) == can_pack(packed.device, packed.dtype) and not all(weights)
-    monkeypatch.setattr(amused.generation.pipeline, "can_pack", lambda device, dtype: False)
+    monkeypatch.setattr(components, "can_pack", lambda device, dtype: False)
     plain = amused.load(tmp_path / "model", device="cpu", dtype="bfloat16")
     assert first == second == plain.text_to_image(PROMPT, seeds=[1, 2], steps=2)
 

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import composite, fit, load_mask, load_picture, to_image, to_tensor, token_mask
+from amused.generation.images import composite, fit, load_image, to_image, to_tensor
+from amused.generation.masks import (
+    cells_at,
+    load_mask,
+    mask_of_cells,
+    resize_mask,
+    token_indices,
+    touched_cells,
+)
 from amused.limits import MAX_PICTURE_BYTES
 
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
@@ -44,7 +52,7 @@ def png_bomb(side: int) -> bytes:
 
 def refusal(source) -> str:
     with pytest.raises(UserError) as caught:
-        load_picture(source)
+        load_image(source)
     sentence = str(caught.value)
     assert "/" not in sentence and "\n" not in sentence and sentence.endswith(".")
     return sentence
@@ -56,14 +64,14 @@ def test_reads_every_accepted_format_from_bytes_path_and_memory(kind: str, tmp_p
     path = tmp_path / "picture.dat"
     path.write_bytes(data)
     for source in (data, path, str(path), Image.open(io.BytesIO(data))):
-        picture = load_picture(source)
+        picture = load_image(source)
         assert picture.mode == "RGB" and picture.size == (40, 24)
         assert np.abs(np.asarray(picture).astype(int) - RED).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (511, 513)])
 def test_keeps_odd_sizes(size: tuple[int, int]) -> None:
-    assert load_picture(encoded(Image.new("RGB", size, RED), "PNG")).size == size
+    assert load_image(encoded(Image.new("RGB", size, RED), "PNG")).size == size
 
 
 @pytest.mark.parametrize("side", [6_400, 13_000, 20_000])
@@ -87,29 +95,29 @@ def test_refuses_too_many_pixels_in_memory() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    picture = load_picture(Image.new(mode, (5, 3)))
+    picture = load_image(Image.new(mode, (5, 3)))
     assert picture.mode == "RGB" and picture.size == (5, 3)
 
 
 def test_cmyk_jpeg_keeps_its_colours() -> None:
     data = encoded(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=100)
-    assert np.abs(np.asarray(load_picture(data)).astype(int) - RED).max() < 8
+    assert np.abs(np.asarray(load_image(data)).astype(int) - RED).max() < 8
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
     ramp = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
-    picture = np.asarray(load_picture(encoded(Image.fromarray(ramp), kind)))
+    picture = np.asarray(load_image(encoded(Image.fromarray(ramp), kind)))
     assert picture[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def test_float_tiff_is_scaled() -> None:
     ramp = np.array([[0.0, 0.25, 0.5, 1.0]], dtype=np.float32)
-    assert np.asarray(load_picture(encoded(Image.fromarray(ramp), "TIFF")))[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert np.asarray(load_image(encoded(Image.fromarray(ramp), "TIFF")))[0, :, 0].tolist() == [0, 64, 128, 255]
     dark = np.full((1, 1), 0.25, dtype=np.float32)
-    assert load_picture(encoded(Image.fromarray(dark), "TIFF")).getpixel((0, 0)) == (64, 64, 64)
+    assert load_image(encoded(Image.fromarray(dark), "TIFF")).getpixel((0, 0)) == (64, 64, 64)
     wide = np.array([[-10.0, 0.0, 500.0, 1000.0, np.nan, np.inf]], dtype=np.float32)
-    values = np.asarray(load_picture(encoded(Image.fromarray(wide), "TIFF")))[0, :, 0]
+    values = np.asarray(load_image(encoded(Image.fromarray(wide), "TIFF")))[0, :, 0]
     assert values[0] == 0 and values[3] == 255 and values[0] < values[1] < values[2] < values[3]
 
 
@@ -118,15 +126,15 @@ def test_transparency_lies_on_white() -> None:
     image.putpixel((1, 0), (*RED, 255))
     image.putpixel((2, 0), (*BLACK, 128))
     pixels = [WHITE, RED, (127, 127, 127)]
-    assert list(load_picture(encoded(image, "PNG")).get_flattened_data()) == pixels
-    assert load_picture(encoded(Image.new("LA", (1, 1), (0, 0)), "PNG")).getpixel((0, 0)) == WHITE
+    assert list(load_image(encoded(image, "PNG")).get_flattened_data()) == pixels
+    assert load_image(encoded(Image.new("LA", (1, 1), (0, 0)), "PNG")).getpixel((0, 0)) == WHITE
 
 
 def test_palette_with_transparency_lies_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *GREEN])
     image.putpixel((1, 0), 1)
-    picture = load_picture(encoded(image, "PNG", transparency=bytes([0, 255])))
+    picture = load_image(encoded(image, "PNG", transparency=bytes([0, 255])))
     assert list(picture.get_flattened_data()) == [WHITE, GREEN]
 
 
@@ -149,20 +157,20 @@ def test_turns_upright_by_exif(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright if undo is None else upright.transpose(undo)
-    picture = load_picture(encoded(stored, "PNG", exif=exif))
+    picture = load_image(encoded(stored, "PNG", exif=exif))
     assert picture.size == upright.size and picture.tobytes() == upright.tobytes()
 
 
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\xff\xff\xff\xffgarbage"])
 def test_broken_exif_does_not_spoil_a_picture(exif: bytes) -> None:
-    assert load_picture(encoded(Image.new("RGB", (8, 8), RED), "PNG", exif=exif)).getpixel((0, 0)) == RED
+    assert load_image(encoded(Image.new("RGB", (8, 8), RED), "PNG", exif=exif)).getpixel((0, 0)) == RED
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_takes_the_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert np.abs(np.asarray(load_picture(data)).astype(int) - RED).max() <= 2
+    assert np.abs(np.asarray(load_image(data)).astype(int) - RED).max() <= 2
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
@@ -208,7 +216,7 @@ def test_refuses_formats_that_are_not_listed(kind: str) -> None:
 
 
 def test_reads_the_picture_of_a_file_that_is_also_a_zip() -> None:
-    assert load_picture(encoded(noise(), "PNG") + b"PK\x05\x06" + bytes(18)).tobytes() == noise().tobytes()
+    assert load_image(encoded(noise(), "PNG") + b"PK\x05\x06" + bytes(18)).tobytes() == noise().tobytes()
 
 
 @pytest.mark.parametrize("path", ["missing.png", "nul\x00.png", ""])
@@ -236,7 +244,7 @@ def test_refuses_an_empty_mask(mask: Image.Image) -> None:
 
 
 def test_a_full_mask_repaints_all() -> None:
-    assert token_mask(load_mask(Image.new("1", (64, 64), 1), (64, 64)), 16).all()
+    assert touched_cells(load_mask(Image.new("1", (64, 64), 1), (64, 64)), 16).all()
 
 
 @pytest.mark.parametrize("grey", [1, 255])
@@ -244,9 +252,9 @@ def test_a_full_mask_repaints_all() -> None:
 def test_one_pixel_is_exactly_one_token(x: int, y: int, grey: int) -> None:
     mask = Image.new("L", (64, 64))
     mask.putpixel((x, y), grey)
-    cells = token_mask(load_mask(encoded(mask, "PNG"), (64, 64)), 16)
-    assert cells.shape == (4, 4) and cells.dtype == torch.bool
-    assert cells.nonzero().tolist() == [[y // 16, x // 16]]
+    cells = touched_cells(load_mask(encoded(mask, "PNG"), (64, 64)), 16)
+    assert cells.shape == (4, 4) and cells.dtype == bool
+    assert np.argwhere(cells).tolist() == [[y // 16, x // 16]]
 
 
 def test_no_thin_stroke_vanishes_when_a_mask_is_made_smaller() -> None:
@@ -278,7 +286,7 @@ def test_strokes_count_by_their_opacity_whatever_their_colour() -> None:
 def test_a_black_and_white_mask_saved_as_rgba_counts_by_its_greys() -> None:
     picture = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
     picture.paste((255, 255, 255, 255), (0, 0, 16, 16))
-    assert token_mask(load_mask(picture, (64, 64)), 16).sum() == 1
+    assert touched_cells(load_mask(picture, (64, 64)), 16).sum() == 1
 
 
 def test_soft_greys_are_kept() -> None:
@@ -309,3 +317,24 @@ def test_tensors_are_those_of_the_reference() -> None:
     assert to_image(pixels).tobytes() == reference.postprocess(pixels[None].clip(0, 1), "pil")[0].tobytes()
     halves = ((torch.arange(255) + 0.5) / 255).expand(3, 1, 255)
     assert to_image(halves).tobytes() == reference.postprocess(halves[None], "pil")[0].tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (17, 301), (300, 40), (999, 5)], ids=str)
+@pytest.mark.parametrize("target", [(64, 64), (16, 48), (7, 333)], ids=str)
+def test_masks_are_resized_by_adaptive_max_pooling(size: tuple[int, int], target: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).integers(256, size=size[::-1], dtype=np.uint8)
+    found = np.asarray(resize_mask(Image.fromarray(values), target))
+    expected = torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(values).float()[None, None], target[::-1])
+    assert found.tolist() == expected[0, 0].tolist()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 33)], ids=str)
+@pytest.mark.parametrize("pixels_per_token", [8, 16])
+def test_cells_and_pixels_agree(size: tuple[int, int], pixels_per_token: int) -> None:
+    mask = Image.fromarray((np.random.default_rng(0).random(size[::-1]) < 0.005).astype(np.uint8))
+    cells = touched_cells(mask, pixels_per_token)
+    assert 0 < cells.sum() < cells.size
+    painted = {(y // pixels_per_token, x // pixels_per_token) for y, x in np.argwhere(np.asarray(mask))}
+    assert {tuple(cell) for cell in np.argwhere(cells).tolist()} == painted
+    assert (touched_cells(mask_of_cells(cells, pixels_per_token), pixels_per_token) == cells).all()
+    assert (cells_at(token_indices(cells), cells.shape) == cells).all()

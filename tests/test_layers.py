@@ -46,7 +46,7 @@ def test_imports_only_from_beneath(path: Path) -> None:
         parts = name.split(".")
         assert parts[0] != "diffusers" or own == "benchmark", "diffusers is what results are compared with"
         assert parts[0] not in ("transformers", "peft", "accelerate") or own == "training", "they are slow to import"
-        assert parts[0] != "gradio" or own == "ui" or path.name == "file_cache.py", "only the page knows gradio"
+        assert parts[0] != "gradio" or own == "ui", "only the page knows gradio"
         if parts[0] == "amused" and len(parts) > 1 and parts[1] in LEVEL:
             assert parts[1] == own or LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name}"
 

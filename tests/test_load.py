@@ -15,7 +15,7 @@ import httpx
 import load
 import numpy as np
 import pytest
-from fake import fake_runtime, sampled
+from fake import fake_runtime, numbers, sampled
 
 from amused.generation.images import digest
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
@@ -66,7 +66,7 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 
 def idle(runtime: Runtime) -> bool:
-    return runtime.numbers()["amused_runs"] == 0
+    return numbers(runtime)["amused_runs"] == 0
 
 
 def test_everybody_gets_their_own_picture_and_a_sweep_holds_nobody_up(address: str) -> None:
@@ -101,7 +101,7 @@ def test_a_full_queue_says_so_at_once_and_loses_nobody(address: str, runtime: Ru
 def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: Runtime, seed: int) -> None:
     """Cancelled or with the connection dropped, while waiting or working, at a random moment."""
     random = np.random.default_rng(seed)
-    left = runtime.numbers()['amused_requests_total{outcome="left"}']
+    left = numbers(runtime)['amused_requests_total{outcome="left"}']
 
     def go_away(delay: float, cancels: bool) -> None:
         session = f"{seed}-{delay}"
@@ -138,4 +138,4 @@ def test_those_who_go_away_leave_the_model_to_the_others(address: str, runtime: 
     made = [event for event in sampled(runtime, Recipe(TEXT_TO_IMAGE, "next", (1,), steps=2))]
     assert isinstance(made[-1], Result)
     wait_for(lambda: idle(runtime))
-    assert runtime.numbers()['amused_requests_total{outcome="left"}'] == left + 6
+    assert numbers(runtime)['amused_requests_total{outcome="left"}'] == left + 6

@@ -81,9 +81,9 @@ def test_a_patch_is_the_same_token_wherever_it_stands(model) -> None:
     """So that inpainting keeps all tokens but those of the mask."""
     rng = np.random.default_rng(0)
     art = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
-    before = model._encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    before = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
     art[10:12, 20:22] = 255 - art[10:12, 20:22]
-    after = model._encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    after = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
     assert (before != after).nonzero().tolist() == [[5, 10]]
 
 

@@ -15,17 +15,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fake import fake_runtime, sampled
+from fake import fake_runtime, numbers, sampled
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from amused.errors import UserError
 from amused.limits import LIMITS
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-from amused.serving import metrics_route
+from amused.serving import metrics
 from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
 from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
-from amused.ui.run import png_bytes
+from amused.ui.files import png_bytes
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-owner"
@@ -121,6 +122,17 @@ def test_the_cache_is_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "mine")
 
 
+def test_a_user_without_a_name_has_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers often run under a number that no passwd entry names."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    choose_folder()
+    assert Path(os.environ["GRADIO_TEMP_DIR"]).parent == tmp_path
+
+
 def test_a_killed_page_leaves_whole_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
@@ -155,7 +167,7 @@ def runtime() -> Runtime:
 def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv(metrics_route.VARIABLE, TOKEN)
+        patch.setenv(metrics.TOKEN_VARIABLE, TOKEN)
         page = build_page(runtime)
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options(runtime))
         yield url
@@ -165,9 +177,13 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_counters_are_shown_to_the_owner(address: str, runtime: Runtime) -> None:
     list(sampled(runtime, Recipe(TEXT_TO_IMAGE, "a secret fox", (1, 2))))
     answer = httpx.get(f"{address}metrics", auth=("whoever", TOKEN))
-    numbers = dict(line.rsplit(" ", 1) for line in answer.text.splitlines())
-    assert numbers['amused_requests_total{outcome="done"}'] == "1" and numbers["amused_pictures_total"] == "2"
-    assert {"amused_runs", "amused_runs_waiting", "amused_memory_bytes", "amused_working_seconds_total"} <= set(numbers)
+    shown = {sample.name: sample.value for family in parsed(answer.text) for sample in family.samples}
+    assert numbers(runtime)['amused_requests_total{outcome="done"}'] == 1 and shown["amused_pictures_total"] == 2
+    assert set(shown) == {
+        "amused_requests_total", "amused_pictures_total", "amused_waiting_seconds_total",
+        "amused_working_seconds_total", "amused_uptime_seconds", "amused_runs", "amused_runs_waiting",
+        "amused_memory_bytes", "amused_memory_peak_bytes",
+    }  # fmt: skip
     assert "secret" not in answer.text and answer.headers["cache-control"] == "no-store"
 
 
@@ -179,9 +195,9 @@ def test_nobody_else_sees_them(address: str, header: str | None) -> None:
 
 
 def test_without_a_token_there_is_no_such_page(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(metrics_route.VARIABLE, raising=False)
+    monkeypatch.delenv(metrics.TOKEN_VARIABLE, raising=False)
     assert launch_options(runtime)["app_kwargs"] == {"routes": []}
-    monkeypatch.setenv(metrics_route.VARIABLE, "short")
+    monkeypatch.setenv(metrics.TOKEN_VARIABLE, "short")
     with pytest.raises(UserError, match="at least 16 characters"):
         launch_options(runtime)
 
@@ -192,7 +208,7 @@ def test_without_a_token_there_is_no_such_page(runtime: Runtime, monkeypatch: py
 def test_the_launch_serves_this_machine_alone_and_nothing_but_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     import app
 
-    for name in ("AMUSED_HOST", "AMUSED_PORT", "AMUSED_SHARE", "AMUSED_MODEL", metrics_route.VARIABLE):
+    for name in ("AMUSED_HOST", "AMUSED_PORT", "AMUSED_SHARE", "AMUSED_MODEL", metrics.TOKEN_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     flags = app.parse_flags([])
     assert (flags.host, flags.port, flags.share, flags.model) == (None, None, False, None)

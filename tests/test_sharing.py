@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from amused.checkpoints.adapters import CONFIG, WEIGHTS
 from amused.errors import UserError
-from amused.generation.images import digest, load_picture
+from amused.generation.images import digest, load_image
 from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import MAX_METADATA, PNG_KEY, from_png_file, parse_json, png_info
 from amused.recipe.recipe import Recipe
@@ -373,7 +373,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     colours = {"own": "teal", "other": "red"}
     for name, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
-    named = digest(load_picture(tmp_path / "own.png"))
+    named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
     expect(card(page)).to_contain_text(f"It starts from a picture that is not in it (image {named})")
@@ -381,7 +381,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
-    expect(replay(page, "image_to_image")).to_contain_text("This is not the picture that the recipe was made with")
+    expect(replay(page, "image_to_image")).to_contain_text("This is not the image that the recipe was made with")
     part(page, "image_to_image", "picture").get_by_role("button", name=re.compile("clear|remove", re.I)).first.click()
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(tmp_path / "own.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
@@ -529,7 +529,7 @@ def test_the_readmes_script_runs(address: str, tmp_path: Path, monkeypatch: pyte
         ("task=text_to_image&prompt=a&steps=1e9", "steps"),
         (json.dumps({"version": 1, "task": "text_to_image"}), "damaged"),
         ("{" * 50_000, "damaged"),
-        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the picture"),
+        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the image"),
     ],
 )
 def test_the_recipe_endpoint_refuses_in_a_sentence(address: str, recipe: str, words: str) -> None:

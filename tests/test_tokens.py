@@ -75,9 +75,9 @@ def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
     (first,) = run(model, child, image, mask)
     (again,) = run(model, child, image, mask)  # the parent's tokens are remembered
     assert digest(first.image) == digest(again.image)
-    with pytest.raises(amused.UserError, match="Give a picture"):
+    with pytest.raises(amused.UserError, match="Give an image"):
         run(model, child)
-    with pytest.raises(amused.UserError, match="not the picture"):
+    with pytest.raises(amused.UserError, match="not the image"):
         run(model, parent, picture(64, 2), mask)
     with pytest.raises(amused.UserError, match="not the mask"):
         run(model, parent, image, grid_mask(64, (0, 0, 16, 32)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from surface import EXAMPLES, events_of, fixture, kind_of_machine, tokens_in
+from surface import EXAMPLES, events_of, fixture, kind_of_machine, one_thread, tokens_in
 
 import amused
 
@@ -74,6 +74,7 @@ def test_an_image_is_unchanged(model: amused.Amused, name: str) -> None:
     assert made == saved
 
 
+@one_thread()
 def test_the_three_methods_give_the_images_of_their_recipes() -> None:
     model = amused.load("nouns", device="cpu", dtype="float32")
 

@@ -96,12 +96,12 @@ def compile_layers() -> None:
     """Compile each kind of repeated layer once. It takes seconds; torch caches it on disk."""
     import torch
 
-    from amused.generation import pipeline
+    from amused.generation import components
     from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
 
-    pipeline.can_pack = lambda *_: False  # the compiler lays weights out itself
-    for layer in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+    components.can_pack = lambda *_: False  # the compiler lays weights out itself
+    for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
+        kind.forward = torch.compile(kind.forward, dynamic=False)
 
 
 def load_diffusers(options: argparse.Namespace) -> Generate:

@@ -1,4 +1,4 @@
-"""Several pictures as one: a labelled sheet, and a ZIP file with a manifest. Knows pictures and texts, no models."""
+"""Contact sheets and grids of labelled images, and ZIP files of images with a manifest."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ FONT_SIZE = 15
 INK, PAPER = (30, 30, 36), (250, 250, 252)
 
 
-def sheet(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int, header: str = "") -> Image.Image:
-    """Pictures in rows of `columns`, each over its label."""
+def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, header: str = "") -> Image.Image:
+    """Images in rows of `columns`, each above its label."""
     font = ImageFont.load_default(FONT_SIZE)
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    width, height = max(one.width for one in images), max(one.height for one in images)
     wrapped = [wrap(label, font, width) for label in labels]
     caption = max(lines_height(text, font) for text in wrapped) + MARGIN // 2
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     title = wrap(header, font, columns * (width + MARGIN) - MARGIN)
     top = MARGIN + (lines_height(title, font) + MARGIN if header else 0)
     page = Image.new("RGB", (MARGIN + columns * (width + MARGIN), top + rows * (height + caption + MARGIN)), PAPER)
     draw = ImageDraw.Draw(page)
     draw.multiline_text((MARGIN, MARGIN), title, INK, font)
-    for i, (picture, text) in enumerate(zip(pictures, wrapped)):
+    for i, (image, text) in enumerate(zip(images, wrapped)):
         x, y = MARGIN + i % columns * (width + MARGIN), top + i // columns * (height + caption + MARGIN)
-        page.paste(picture, (x + (width - picture.width) // 2, y))
+        page.paste(image, (x + (width - image.width) // 2, y))
         draw.multiline_text((x, y + height + MARGIN // 4), text, INK, font)
     return page
 
 
-def grid(pictures: Sequence[Image.Image], across: Sequence[str], down: Sequence[str], header: str = "") -> Image.Image:
-    """Pictures row by row under labelled columns, behind labelled rows."""
+def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[str], header: str = "") -> Image.Image:
+    """Images row by row, with a label above each column and to the left of each row."""
     font = ImageFont.load_default(FONT_SIZE)
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    width, height = max(one.width for one in images), max(one.height for one in images)
     tops, sides = [wrap(label, font, width) for label in across], [wrap(label, font, width // 2) for label in down]
     title = wrap(header, font, len(across) * width + width // 2)
     left = (
@@ -51,14 +51,14 @@ def grid(pictures: Sequence[Image.Image], across: Sequence[str], down: Sequence[
         draw.multiline_text((left + column * (width + MARGIN), MARGIN + title_height), text, INK, font)
     for row, text in enumerate(sides):
         draw.multiline_text((MARGIN, top + row * (height + MARGIN)), text, INK, font)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         row, column = divmod(i, len(across))
-        page.paste(picture, (left + column * (width + MARGIN), top + row * (height + MARGIN)))
+        page.paste(image, (left + column * (width + MARGIN), top + row * (height + MARGIN)))
     return page
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Break a text into lines that are at most `width` pixels wide, at spaces where it has some."""
+    """Break a text into lines of at most `width` pixels, at spaces where possible."""
     lines, line = [], ""
     for word in text.split():
         while font.getlength(word) > width and len(word) > 1:
@@ -79,7 +79,7 @@ def lines_height(text: str, font: ImageFont.FreeTypeFont) -> int:
 
 
 def bundle(files: Sequence[tuple[str, bytes]], manifest: Sequence[dict]) -> bytes:
-    """A ZIP file of named files and their manifest.json. PNG does not get smaller by it, so nothing is compressed."""
+    """A ZIP file of (name, content) files and manifest.json. Not compressed: PNG does not get smaller."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files:

@@ -1,70 +1,48 @@
-"""aMUSEd in use: a recipe in, steps and pictures out.
+"""The sampling loop: a recipe in, steps and images out.
 
-Reads each component of a checkpoint when it is first needed. Every seed of a sweep is worked on by itself, with its
-own generator, so that a picture is the same alone and in any sweep, in every precision. Knows no page and no files but
-through the checkpoint.
+Seeds are sampled in batches, each seed with its own generator, so that an image is the same alone and in any sweep.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from torch import Tensor
 
 import amused
-from amused.checkpoints.adapters import TEXT_ENCODER, TRANSFORMER, with_digests
+from amused.checkpoints.adapters import with_digests
 from amused.checkpoints.checkpoint import Checkpoint
-from amused.checkpoints.lora import check_fits, merged, read_adapter
-from amused.errors import UserError
-from amused.generation.images import (
-    EMPTY_MASK,
-    Source,
-    composite,
-    digest,
-    feather,
-    fit,
-    fit_mask,
-    load_mask,
-    load_picture,
-    square_around,
-    to_image,
-    to_tensor,
-    token_mask,
-)
+from amused.generation.components import Components, Networks
+from amused.generation.images import Source, digest, to_image, to_tensor
+from amused.generation.inputs import InputReader, Inputs
+from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
-from amused.generation.sampling import guide, mask_at_random, mask_counts, mask_ratios, reveal, temperatures
-from amused.model.packed import can_pack, pack, pack_now
-from amused.model.quantized import quantize
-from amused.model.text_encoder import TextEncoder
-from amused.model.transformer import Conditioning, UViT, concatenate
-from amused.model.vqgan import VQGAN
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_PIXELS, STRENGTHS, TEXT_TO_IMAGE, VARY, Recipe
+from amused.generation.predictor import EncodedPrompt, Predictor
+from amused.generation.preview import Previewer
+from amused.generation.sampling import SamplingStep, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.model.transformer import concatenate
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 
 CACHED_PROMPTS = 8
-CACHED_PICTURES = 8
-CACHED_ADAPTERS = 2  # merged into networks, which share all weights that the adapter leaves alone
-CACHED_RESULTS = 1024  # of some 2 to 8 kB
-LARGE = ("transformer", "decoder")
-QUICK_DECODER = 20_000_000  # parameters up to which a preview is decoded even on a CPU
+CACHED_IMAGES = 8
+CACHED_RESULTS = 1024  # 2 to 8 kB each
 
 
 @dataclass(frozen=True)
 class Step:
-    """One sampling step is done.
+    """One sampling step of one image is done.
 
     Attributes:
-        index: which seed of the recipe, from 0.
-        step: steps done of this picture, from 1 to `steps`.
-        tokens: (height, width) on the model's device; where `masked`, not known yet.
+        index: of the seed in the recipe, from 0.
+        step: steps done of this image, from 1 to `steps`.
+        tokens: (h, w), on the model's device; unknown where `masked`.
+        masked: (h, w) bool.
     """
 
     index: int
@@ -77,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture is finished. `tokens`: (height, width), on the CPU."""
+    """One image is done. `tokens`: (h, w), on the CPU."""
 
     index: int
     seed: int
@@ -85,67 +63,25 @@ class Picture:
     tokens: Tensor
 
 
-@dataclass
-class Frame:
-    """The whole picture and mask around the part, `box`, that is worked on."""
-
-    picture: Image.Image
-    mask: Image.Image
-    box: tuple[int, int, int, int]
-
-    def around(self, part: Image.Image, onto: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        """A picture as the whole is, with a part that was worked on set into its place."""
-        left, top, right, bottom = self.box
-        whole = onto.copy()
-        whole.paste(part.resize((right - left, bottom - top), resampling), (left, top))
-        return whole
-
-
-@dataclass
-class Prompt:
-    """What depends on a prompt and a size alone. `blank`: the features of a picture of which nothing is known yet."""
-
-    conditioning: Conditioning
-    blank: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What makes the pictures of a recipe: those of the checkpoint, or with an adapter merged."""
-
-    transformer: UViT
-    text_encoder: TextEncoder
-    key: tuple[str, float] | None = None
-
-
-@dataclass
-class Inputs:
-    """What a recipe works on, checked and fitted: `tokens`, `repainted` and `open` are (height, width) in tokens.
-
-    `repainted` is what is masked at first, `open` where it may be at random: everywhere if None.
-    """
-
-    width: int
-    height: int
-    picture: Image.Image | None = None
-    mask: Image.Image | None = None
-    tokens: Tensor | None = None
-    repainted: Tensor | None = None
-    open: Tensor | None = None
-    frame: Frame | None = None
-
-
 class Amused:
-    """A model that turns prompts and pictures into pictures. Made by `amused.load`; safe to use from several threads.
+    """A model that turns prompts and images into images. Made by `amused.load`; thread-safe.
 
     Attributes:
+        checkpoint: the configurations and the weight files.
         name: of the checkpoint.
-        size: the side in pixels of the pictures it was made for.
+        size: side in pixels of the images it was trained on.
+        multiple: width and height must be multiples of it, in pixels.
         traits: the words that the bundled checkpoint knows, or None.
-        device, dtype, dtype_reason: where and in what precision it runs, and why.
+        device, dtype, dtype_reason: where it runs, in which precision, and why.
+        quantize: "int8" or None.
+        adapters: the folder of adapters, or None.
+        batch_size: images that are sampled together. A short last batch is filled up with its last seed, so that the
+            network always sees the same shapes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None, batch_size: int = 1
+    ) -> None:
         self.checkpoint = checkpoint
         self.name = checkpoint.name
         self.size = checkpoint.size
@@ -153,23 +89,24 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
-        self._lock = threading.Lock()
-        self._parts: dict[str, Future] = {}
-        self._prompts: OrderedDict[tuple, Prompt] = OrderedDict()
-        self._encoded: OrderedDict[str, Tensor] = OrderedDict()
-        self._adapted: OrderedDict[tuple[str, float], Networks] = OrderedDict()
-        self._results: OrderedDict[Recipe, Tensor] = OrderedDict()
-        self._colours: Tensor | None = None
+        self.batch_size = batch_size
+        self.components = Components(checkpoint, placement, adapters)
+        self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
+        self._encodings: LRUCache[str, Tensor] = LRUCache(CACHED_IMAGES)
+        self._results: LRUCache[Recipe, Tensor] = LRUCache(CACHED_RESULTS)
 
     def read_weights(self, everything: bool = False) -> None:
-        """Read now what every picture needs, not at the first one; or `everything`, as that of image tasks, too."""
-        self._read_ahead()
-        for name in ("tokenizer", "text_encoder", *LARGE, *(["encoder"] if everything else [])):
-            self._part(name)
+        """Load the weights now instead of at the first image; `everything` includes those of image tasks only."""
+        self.components.load(with_encoder=everything)
+
+    @property
+    def multiple(self) -> int:
+        """One token in pixels, or two where the U-ViT halves the grid."""
+        return self.checkpoint.vqgan.scale_factor * (2 if self.checkpoint.transformer.downsample else 1)
 
     @property
     def fingerprint(self) -> str:
-        """What every bit of an image depends on besides its recipe: device, precision and versions."""
+        """All that an image's bits depend on besides its recipe: device, precision, versions."""
         dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
         if self.quantize:
             dtype = f"{dtype} {self.quantize}"
@@ -177,51 +114,50 @@ class Amused:
 
     @property
     def made(self) -> str:
-        """The former name of `fingerprint`."""
+        """An older name of `fingerprint`."""
         return self.fingerprint
 
+    def prompt_is_cut(self, prompt: str) -> bool:
+        """Whether a prompt is longer than the text encoder's context, so that its end is ignored."""
+        return self.components.tokenizer.is_cut(prompt)
+
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
-        """One step of a recipe's network without the sampling, to be measured: its logits for a random picture."""
-        networks = self._networks(recipe)
-        prompts = self._read_prompts(networks, recipe, self.size, self.size)
+        """One forward pass of a recipe's network on random tokens, without sampling, for benchmarks."""
+        networks = self.components.networks(recipe)
+        prompts = self._encode_prompts(networks, recipe, self.size, self.size)
         conditioning = concatenate([prompt.conditioning for prompt in prompts])
         side, codes = self.checkpoint.transformer.sample_size, self.checkpoint.transformer.codebook_size
         tokens = torch.randint(codes, (len(prompts), side, side), device=self.device)
         return torch.inference_mode()(lambda: networks.transformer(tokens, conditioning))
 
-    def prompt_is_cut(self, prompt: str) -> bool:
-        """Whether a prompt is longer than the text encoder reads, so that its end is left out."""
-        return self._part("tokenizer").is_cut(prompt)
-
-    # The three tasks.
+    # The three tasks
 
     def text_to_image(self, prompt: str, *, seeds: Sequence[int] = (0,), **options: Any) -> list[Image.Image]:
-        """Pictures of a prompt, in the order of the seeds.
+        """One image per seed, in the order of the seeds.
 
         Args:
             prompt: what to draw.
-            seeds: integers in [0, 2**32), one picture each.
+            seeds: integers in [0, 2**32).
             options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `aesthetic_score`, `crop`, `width`,
-                `height`, `adapter`, `adapter_strength`: see `Recipe` for their meaning, ranges and defaults.
+                `height`, `adapter`, `adapter_strength`: see `Recipe` for meaning, range and default.
 
         Raises:
-            UserError: a value is out of its range.
-            CheckpointError: the weights cannot be used.
+            UserError: a value is out of range.
+            CheckpointError: the weights are unusable.
         """
-        return self._pictures(Recipe(TEXT_TO_IMAGE, prompt, seeds, model=self.name, **options))
+        return self._images(Recipe(TEXT_TO_IMAGE, prompt, seeds, model=self.name, **options))
 
     def image_to_image(
         self, prompt: str, image: Source, *, strength: float = 0.5, seeds: Sequence[int] = (0,), **options: Any
     ) -> list[Image.Image]:
-        """Pictures of a prompt that start from `image`: a PIL picture, a path or the bytes of a file.
+        """Images that start from `image`: a PIL image, a path, or the bytes of a file.
 
-        `strength`, above 0 to 1, is the share of the steps that is run; at 1 nothing of `image` is left. Without
-        `width` and `height` the picture keeps its size, cut down to a multiple of 16. Other arguments as for
+        `strength`, above 0 to 1, is the share of the steps that run; at 1 nothing of `image` is left. Without `width`
+        and `height` the image keeps its size, reduced to a multiple of `multiple`. Other arguments and errors as for
         `text_to_image`.
         """
-        return self._pictures(
-            Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options), image
-        )
+        recipe = Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options)
+        return self._images(recipe, image)
 
     def inpaint(
         self,
@@ -233,407 +169,154 @@ class Amused:
         seeds: Sequence[int] = (0,),
         **options: Any,
     ) -> list[Image.Image]:
-        """Pictures that repaint `image` where `mask` is white.
+        """Repaint `image` where `mask` is white.
 
-        Every token (16x16 pixels) that the mask touches is repainted; pixels outside the mask come back identical
-        unless `composite=False`. Other arguments as for `image_to_image`.
+        Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
+        unless `composite=False`. Other arguments and errors as for `image_to_image`.
         """
         recipe = Recipe(INPAINT, prompt, seeds, model=self.name, strength=strength, **options)
-        return self._pictures(recipe, image, mask)
+        return self._images(recipe, image, mask)
 
-    def _pictures(self, recipe: Recipe, image: Source | None = None, mask: Source | None = None) -> list[Image.Image]:
+    def _images(self, recipe: Recipe, image: Source | None = None, mask: Source | None = None) -> list[Image.Image]:
         events = self.generate(recipe, image, mask)
         return [event.image for event in events if isinstance(event, Picture)]
 
-    # The streaming form beneath them.
+    # Sampling
 
     def generate(
         self, recipe: Recipe, image: Source | None = None, mask: Source | None = None
     ) -> Generator[Step | Picture]:
-        """Work on one seed after the other; yield a `Step` after every step and a `Picture` after the last.
+        """Sample a recipe. Of each batch of seeds: a `Step` per image after every step, then its `Picture`s in order.
 
-        The iterator can be closed between any two events; what has been yielded stays valid.
+        The iterator can be closed between any two events; events stay valid.
+
+        Raises:
+            UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
+            CheckpointError: the weights are unusable.
         """
         recipe = with_digests(self.adapters, recipe)
-        given = self._read_inputs(recipe, image, mask)
-        self._read_ahead()
-        networks = self._networks(recipe)
-        network = networks.transformer
-        prompts = self._read_prompts(networks, recipe, given.width, given.height)
-        conditioning = concatenate([prompt.conditioning for prompt in prompts])
-        if given.tokens is None and given.picture is not None:
-            given.tokens = self._encode(given.picture)
-        shared_logits = None  # of the first step, where all seeds start from the same tokens
-        for index, seed in enumerate(recipe.seeds):
-            generator = torch.Generator(self.device).manual_seed(seed)
-            tokens = self._start(recipe, given, generator)
-            for step, reveal_step in enumerate(self._plan(recipe, tokens), start=1):
-                first_of_all = step == 1 and recipe.task not in (IMAGE_TO_IMAGE, VARY)
-                rows = self._rows(tokens)
-                logits = shared_logits if first_of_all else None
-                if logits is None and recipe.task == TEXT_TO_IMAGE and first_of_all:
-                    features = torch.cat([self._blank(network, prompt, tokens) for prompt in prompts])
-                    logits = self._logits(network, features, rows, recipe.guidance_scale)
-                elif logits is None:
-                    features = self._features(network, tokens, conditioning)
-                    logits = self._logits(network, features, rows, recipe.guidance_scale)
-                if first_of_all:
-                    shared_logits = logits
-                tokens = self._reveal(logits, tokens, *reveal_step, generator, rows)
-                masked = tokens == self.checkpoint.mask_token_id
-                yield Step(index, seed, step, recipe.steps - recipe.start, tokens, masked)
-            result = self.decode(tokens)
-            if given.mask is not None and recipe.composite:
-                result = self._set_back(recipe, given, result)
-            tokens = tokens.cpu()
-            self._remember(recipe.with_seeds([seed]), tokens)
-            yield Picture(index, seed, result, tokens)
+        inputs = self._input_reader.read(recipe, image, mask)
+        self.components.start_loading()
+        networks = self.components.networks(recipe)
+        prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
+        given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
+        mask_id, batch_size = self.checkpoint.mask_token_id, self.batch_size
+        predict = Predictor(networks.transformer, prompts, recipe, batch_size, mask_id)
+        for first in range(0, len(recipe.seeds), batch_size):
+            seeds = recipe.seeds[first : first + batch_size]
+            padded = (*seeds, *[seeds[-1]] * (batch_size - len(seeds)))
+            generators = [torch.Generator(self.device).manual_seed(seed) for seed in padded]
+            tokens = self._initial_tokens(recipe, inputs, given, generators)  # b h w
+            steps = self._steps_of(recipe, tokens)
+            for step in steps:
+                with torch.inference_mode():
+                    masked_idx = predict.masked_idx(tokens)  # b k, or None for all positions
+                    logits = predict(tokens, step, masked_idx)  # b k codebook
+                    tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
+                    masked = tokens == mask_id
+                for i, seed in enumerate(seeds):
+                    yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
+            for i, seed in enumerate(seeds):
+                result = self.decode(tokens[i])
+                if inputs.frame is not None:
+                    result = inputs.frame.composite_result(result)
+                on_cpu = tokens[i].cpu()
+                self._remember(recipe.with_seeds([seed]), on_cpu)
+                yield Picture(first + i, seed, result, on_cpu)
 
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> Image.Image:
-        """The picture of tokens (height, width)."""
-        pixels = self._decoder.decode(tokens.to(self.device)[None])[0]
-        if self._colours is None:
-            self._colours = self._fit_colours(tokens, pixels)
-        return to_image(pixels)
+    def _initial_tokens(
+        self, recipe: Recipe, inputs: Inputs, given: Tensor | None, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """(b, h, w), before the first step that runs. `given`: the tokens (h, w) of the image or the parent."""
+        mask_id, pixels = self.checkpoint.mask_token_id, self.checkpoint.vqgan.scale_factor
+        if given is None:
+            shape = (len(generators), inputs.height // pixels, inputs.width // pixels)
+            return torch.full(shape, mask_id, device=self.device)
+        if inputs.initial_mask is not None:
+            initial_mask = torch.from_numpy(inputs.initial_mask).to(self.device)
+            return given.masked_fill(initial_mask, mask_id).repeat(len(generators), 1, 1)
+        mask_ratio: Tensor | float | None = recipe.share
+        if mask_ratio is None:
+            mask_ratio = mask_schedule(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
+        tokens = mask_at_random(given, mask_ratio, mask_id, generators)
+        if inputs.editable_mask is None:
+            return tokens
+        return torch.where(torch.from_numpy(inputs.editable_mask).to(self.device), tokens, given)
 
-    @torch.inference_mode()
-    def preview(self, tokens: Tensor, masked: Tensor | None = None) -> Image.Image:
-        """What is known of a picture whose tokens are being revealed; masked cells are a grey chequer.
-
-        Decoded where that is quick. Otherwise each token is one flat colour, learnt from the pictures decoded so far.
-        """
-        tokens = tokens.to(self.device)
-        masked = tokens == self.checkpoint.mask_token_id if masked is None else masked.to(self.device)
-        known = tokens.masked_fill(masked, 0)
-        scale = self.checkpoint.vqgan.scale_factor
-        if self._decodes_quickly():
-            pixels = self._decoder.decode(known[None])[0].float()
-        elif self._colours is not None:
-            pixels = cells(self._colours[known].permute(2, 0, 1), scale)
-        else:
-            pixels = cells(torch.full((3, *tokens.shape), 0.5, device=self.device), scale)
-        rows, columns = (torch.arange(side, device=self.device) for side in tokens.shape)
-        chequer = 0.82 + 0.06 * ((rows[:, None] + columns) % 2)
-        return to_image(torch.where(cells(masked[None], scale), cells(chequer[None], scale), pixels))
-
-    # Beneath them.
-
-    def _read_inputs(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
-        """Check and fit what the recipe works on, before any network is needed but for a parent's."""
-        if recipe.parent is not None:
-            return self._go_on(recipe, image, mask)
-        if recipe.task == TEXT_TO_IMAGE:
-            given = Inputs(recipe.width or self.size, recipe.height or self.size)
-            self._check_size(given.width, given.height)
-            return given
-        if image is None:
-            raise UserError("Give a picture to start from.")
-        picture = load_picture(image)
-        if recipe.image not in (None, digest(picture)):
-            raise UserError("This is not the picture that the recipe was made with: choose that one.")
-        if recipe.task != INPAINT:
-            return self._fit_inputs(recipe, picture)
-        if mask is None:
-            raise UserError(EMPTY_MASK)
-        mask = load_mask(mask, picture.size)
-        if recipe.mask not in (None, digest(mask)):
-            raise UserError("This is not the mask that the recipe was made with: choose that one.")
-        if not recipe.only_masked:
-            return self._fit_inputs(recipe, picture, mask)
-        box = square_around(mask, self.size)
-        given = self._fit_inputs(
-            replace(recipe, only_masked=False, width=self.size, height=self.size, fit="stretch"),
-            picture.crop(box),
-            mask.crop(box),
+    def _steps_of(self, recipe: Recipe, tokens: Tensor) -> list[SamplingStep]:
+        # The reference inpaints with the linear schedule whatever the checkpoint says.
+        schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
+        return sampling_steps(
+            schedule,
+            recipe.steps,
+            recipe.temperature,
+            (tokens == self.checkpoint.mask_token_id).flatten(1),
+            start=recipe.start,
+            scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
         )
-        given.frame = Frame(picture, mask, box)
-        return given
 
-    def _go_on(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
-        """From the tokens of an earlier result. What inpainting left as it was stays so, but for cells asked for."""
-        tokens, scale = self._parent_tokens(recipe.parent, image, mask), self.checkpoint.vqgan.scale_factor
-        cells, first = self._cells(recipe, tokens), recipe.first
-        if first.task != INPAINT or not (first.composite and recipe.composite):
-            return Inputs(tokens.shape[1] * scale, tokens.shape[0] * scale, tokens=tokens, repainted=cells)
-        given = self._read_inputs(first, image, mask)
-        whole = given.frame or given
-        whole.mask = feather(whole.mask, first.feather)
-        while recipe.parent is not None:
-            touched = self._cells(recipe, tokens)
-            if touched is not None:
-                painted = to_mask(touched, scale)
-                if given.frame is not None:
-                    nothing = Image.new("L", given.frame.mask.size)
-                    painted = given.frame.around(painted, nothing, Image.Resampling.NEAREST)
-                whole.mask = ImageChops.lighter(whole.mask, painted)
-            recipe = recipe.parent
-        return replace(given, tokens=tokens, repainted=cells, open=given.repainted)
-
-    def _fit_inputs(self, recipe: Recipe, picture: Image.Image, mask: Image.Image | None = None) -> Inputs:
-        width, height = self._fitting_size(recipe, picture)
-        # A picture that keeps its size loses less than a token, and is stretched as the reference does it.
-        mode = recipe.fit if recipe.width or recipe.height else "stretch"
-        given = Inputs(width, height, picture=fit(picture, width, height, mode))
-        if mask is not None:
-            given.mask = fit_mask(mask, width, height, mode)
-            if given.mask.getbbox() is None:
-                raise UserError(
-                    "What was painted is cut off: paint nearer to the middle, or fit the picture by padding."
-                )
-            given.repainted = token_mask(given.mask, self.checkpoint.vqgan.scale_factor).to(self.device)
-        return given
-
-    def _set_back(self, recipe: Recipe, given: Inputs, result: Image.Image) -> Image.Image:
-        """The result within the mask, the picture's own pixels outside of it."""
-        frame = given.frame
-        if frame is None:
-            return composite(given.picture, result, feather(given.mask, recipe.feather))
-        whole = frame.around(result, frame.picture, Image.Resampling.LANCZOS)
-        return composite(frame.picture, whole, feather(frame.mask, recipe.feather))
-
-    def _fitting_size(self, recipe: Recipe, picture: Image.Image) -> tuple[int, int]:
-        multiple = self.multiple
-        width = recipe.width or picture.width // multiple * multiple
-        height = recipe.height or picture.height // multiple * multiple
-        if width * height > MAX_PIXELS:
-            raise UserError(
-                f"The picture is too large: give a width and a height of at most {MAX_PIXELS} pixels in all."
-            )
-        if not width or not height:
-            raise UserError(f"The picture is too small: it must be at least {multiple} pixels wide and high.")
-        self._check_size(width, height)
-        return width, height
+    @property
+    def _input_reader(self) -> InputReader:
+        pixels_per_token = self.checkpoint.vqgan.scale_factor
+        return InputReader(self.name, self.size, self.multiple, pixels_per_token, self._parent_tokens)
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
-        """The tokens of an earlier result: remembered, or made again by its recipe."""
-        with self._lock:
-            tokens = self._results.get(parent)
+        """The tokens (h, w) of an earlier result: cached, or sampled again."""
+        tokens = self._results.get(parent)
         if tokens is None:
             *_, result = self.generate(parent, image, mask)
             tokens = result.tokens
         return tokens.to(self.device)
 
-    def _cells(self, recipe: Recipe, tokens: Tensor) -> Tensor | None:
-        """Where the recipe touches tokens (height, width) up, or None if it varies them all over."""
-        if recipe.cells is None:
-            return None
-        if recipe.cells[-1] >= tokens.numel():
-            raise UserError(f"The picture has {tokens.numel()} cells: touch up some of these.")
-        repainted = torch.zeros(tokens.numel(), dtype=torch.bool)
-        repainted[list(recipe.cells)] = True
-        return repainted.view(tokens.shape).to(self.device)
-
-    @property
-    def multiple(self) -> int:
-        """Pixels that must divide the width and the height: of one token, or of two where the U-ViT halves the grid."""
-        return self.checkpoint.vqgan.scale_factor * (2 if self.checkpoint.transformer.downsample else 1)
-
-    def _check_size(self, width: int, height: int) -> None:
-        if width % self.multiple or height % self.multiple:
-            raise UserError(
-                f"{self.name} makes pictures whose width and height are multiples of {self.multiple} pixels."
-            )
-
-    def _start(self, recipe: Recipe, given: Inputs, generator: torch.Generator) -> Tensor:
-        """The tokens (height, width) before the first step."""
-        mask_id, scale = self.checkpoint.mask_token_id, self.checkpoint.vqgan.scale_factor
-        if given.tokens is None:
-            return torch.full((given.height // scale, given.width // scale), mask_id, device=self.device)
-        if given.repainted is not None:
-            return given.tokens.masked_fill(given.repainted, mask_id)
-        ratio = recipe.share
-        if ratio is None:
-            ratio = mask_ratios(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
-        tokens = mask_at_random(given.tokens, ratio, mask_id, generator)
-        return tokens if given.open is None else torch.where(given.open, tokens, given.tokens)
-
-    def _plan(self, recipe: Recipe, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """For each step that is run: how many tokens stay masked, and the temperature."""
-        # The reference inpaints by the linear schedule whatever the checkpoint says.
-        schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
-        ratios = mask_ratios(schedule, recipe.steps, self.device)[recipe.start :]
-        masked = tokens == self.checkpoint.mask_token_id
-        partly = recipe.task == INPAINT or recipe.parent is not None
-        share = masked.sum() / masked.numel() if partly else 1.0
-        counts = mask_counts(ratios, tokens.numel(), int(masked.sum()), share)
-        return zip(counts, temperatures(*recipe.temperature, recipe.steps, self.device)[recipe.start :])
-
-    @torch.inference_mode()
-    def _features(self, network: UViT, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        return network.features(tokens[None], conditioning)
-
-    @torch.inference_mode()
-    def _blank(self, network: UViT, prompt: Prompt, tokens: Tensor) -> Tensor:
-        """The features of tokens that are all masked, computed once a prompt."""
-        if prompt.blank is None:
-            prompt.blank = self._features(network, tokens, prompt.conditioning)
-        return prompt.blank
-
-    def _rows(self, tokens: Tensor) -> Tensor | None:
-        """The masked positions, if it pays to compute those alone: a GPU would have to wait to learn how many."""
-        if self.device.type != "cpu":
-            return None
-        return (tokens.flatten() == self.checkpoint.mask_token_id).nonzero()[:, 0]
-
-    @torch.inference_mode()
-    def _logits(self, network: UViT, features: Tensor, rows: Tensor | None, guidance_scale: float) -> Tensor:
-        """(rows, codebook_size), guided if there are features of two prompts."""
-        logits = network.mlm_layer(features if rows is None else features[:, rows])
-        return guide(logits[0], logits[1], guidance_scale) if len(logits) == 2 else logits[0]
-
-    @torch.inference_mode()
-    def _reveal(
-        self,
-        logits: Tensor,
-        tokens: Tensor,
-        stay_masked: int,
-        temperature: Tensor,
-        generator: torch.Generator,
-        rows: Tensor | None,
-    ) -> Tensor:
-        mask_id = self.checkpoint.mask_token_id
-        return reveal(logits, tokens.flatten(), mask_id, stay_masked, temperature, generator, rows).view_as(tokens)
-
-    @torch.inference_mode()
-    def _networks(self, recipe: Recipe) -> Networks:
-        if recipe.adapter is None or recipe.adapter_strength == 0:
-            return Networks(self._network, self._part("text_encoder"))
-        if self.quantize:
-            raise UserError(f"There are no adapters with {self.quantize} weights: start without, or choose none.")
-        recipe = with_digests(self.adapters, recipe)
-        key = (recipe.adapter_digest, recipe.adapter_strength)
-        with self._lock:
-            if key in self._adapted:
-                self._adapted.move_to_end(key)
-                return self._adapted[key]
-        adapter = read_adapter(self.adapters, recipe.adapter)
-        pack_now(self._network)
-        parts = {TRANSFORMER: self._network, TEXT_ENCODER: self._part("text_encoder")}
-        for name in adapter.parts:
-            check_fits(adapter, name, parts[name])
-        for name, layers in adapter.parts.items():
-            parts[name] = merged(parts[name], layers, recipe.adapter_strength)
-        networks = Networks(parts[TRANSFORMER], parts[TEXT_ENCODER], key)
-        with self._lock:
-            remember(self._adapted, key, networks, CACHED_ADAPTERS)
-        return networks
-
-    def _read_prompts(self, networks: Networks, recipe: Recipe, width: int, height: int) -> list[Prompt]:
-        """The prompt, after the negative prompt where there is guidance."""
-        micro = (width, height, *recipe.crop, recipe.aesthetic_score)
-        prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
-        return [self._read_prompt(networks, prompt, micro) for prompt in prompts]
-
-    @torch.inference_mode()
-    def _read_prompt(self, networks: Networks, prompt: str, micro: tuple[float, ...]) -> Prompt:
-        key = (prompt, micro, networks.key)
-        with self._lock:
-            if key in self._prompts:
-                self._prompts.move_to_end(key)
-                return self._prompts[key]
-        hidden, pooled = networks.text_encoder(self._part("tokenizer")([prompt]).to(self.device))
-        conditions = torch.tensor([micro], device=self.device, dtype=self.dtype)
-        read = Prompt(networks.transformer.condition(hidden, pooled, conditions))
-        with self._lock:
-            remember(self._prompts, key, read, CACHED_PROMPTS)
-        return read
-
     def _remember(self, recipe: Recipe, tokens: Tensor) -> None:
-        """Keep the tokens of a result, to vary it without making it again; only if its recipe says all of it."""
+        """Cache a result's tokens for tasks on tokens, if its recipe names all of its images."""
         if recipe.task in STRENGTHS and (recipe.image is None or (recipe.task == INPAINT and recipe.mask is None)):
             return
-        with self._lock:
-            remember(self._results, recipe, tokens, CACHED_RESULTS)
+        self._results.put(recipe, tokens)
+
+    # Prompts and images to and from what the network sees
+
+    def _encode_prompts(self, networks: Networks, recipe: Recipe, width: int, height: int) -> list[EncodedPrompt]:
+        """The prompt, after the negative prompt if there is guidance."""
+        micro_conditions = (width, height, *recipe.crop, recipe.aesthetic_score)
+        prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
+        return [self._encode_prompt(networks, prompt, micro_conditions) for prompt in prompts]
 
     @torch.inference_mode()
-    def _encode(self, picture: Image.Image) -> Tensor:
-        """Tokens (height, width), kept: the same picture is often tried again with other settings."""
-        key = digest(picture)
-        tokens = self._encoded.get(key)
+    def _encode_prompt(self, networks: Networks, prompt: str, micro_conditions: tuple[float, ...]) -> EncodedPrompt:
+        """Prompt-only work, cached per prompt, size and adapter."""
+        key = (prompt, micro_conditions, networks.key)
+        encoded = self._prompts.get(key)
+        if encoded is None:
+            hidden, pooled = networks.text_encoder(self.components.tokenizer([prompt]).to(self.device))
+            micro = torch.tensor([micro_conditions], device=self.device, dtype=self.dtype)
+            encoded = EncodedPrompt(networks.transformer.condition(hidden, pooled, micro))
+            self._prompts.put(key, encoded)
+        return encoded
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image) -> Tensor:
+        """An image, whose sides are multiples of `multiple`, to its tokens (h, w). Cached."""
+        key = digest(image)
+        tokens = self._encodings.get(key)
         if tokens is None:
-            tokens = self._part("encoder").encode(to_tensor(picture).to(self.device))[0]
-            with self._lock:
-                remember(self._encoded, key, tokens, CACHED_PICTURES)
+            tokens = self.components.encoder.encode(to_tensor(image).to(self.device))[0]
+            self._encodings.put(key, tokens)
         return tokens
 
-    def _decodes_quickly(self) -> bool:
-        if self.device.type != "cpu":
-            return True
-        return sum(parameter.numel() for parameter in self._decoder.decoder.parameters()) <= QUICK_DECODER
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Image.Image:
+        """Tokens (h, w), integers in [0, codebook_size), to their image."""
+        tokens = tokens.to(self.device)
+        pixels = self.components.decoder.decode(tokens[None])[0]
+        self._previewer.observe(tokens, pixels)
+        return to_image(pixels)
 
-    def _fit_colours(self, tokens: Tensor, pixels: Tensor) -> Tensor | None:
-        """A colour for every code, by least squares on one decoded picture: (codebook_size, 3)."""
-        if self._decodes_quickly():
-            return None
-        codes = self._decoder.quantize.embedding.weight.float()
-        codes = torch.cat([codes, torch.ones_like(codes[:, :1])], dim=1)
-        seen = codes[tokens.to(self.device).flatten()]
-        colours = torch.nn.functional.avg_pool2d(pixels.float()[None], self.checkpoint.vqgan.scale_factor)[0]
-        ridge = 1e-3 * torch.eye(codes.shape[1], device=self.device)
-        return codes @ torch.linalg.solve(seen.mT @ seen + ridge, seen.mT @ colours.flatten(1).mT)
+    def preview(self, tokens: Tensor, masked: Tensor | None = None) -> Image.Image:
+        """An unfinished image: tokens (h, w), a grey checkerboard where `masked` (by default, the mask tokens)."""
+        masked = tokens == self.checkpoint.mask_token_id if masked is None else masked
+        return self._previewer.preview(tokens.to(self.device), masked.to(self.device))
 
-    @property
-    def _network(self) -> UViT:
-        return self._part("transformer")
-
-    @property
-    def _decoder(self) -> VQGAN:
-        return self._part("decoder")
-
-    def _part(self, name: str) -> Any:
-        """A component, read when it is first asked for, by whoever asks first; a failure is not remembered."""
-        with self._lock:
-            mine = name not in self._parts
-            part = self._parts.setdefault(name, Future())
-        if mine:
-            try:
-                part.set_result(self._read(name))
-            except BaseException as error:
-                with self._lock:
-                    del self._parts[name]
-                part.set_exception(error)
-        return part.result()
-
-    def _read_ahead(self) -> None:
-        """Begin to read the large components, while encoding a prompt takes its time."""
-
-        def read() -> None:
-            for name in LARGE:
-                with contextlib.suppress(Exception):  # whoever needs it will meet the error again
-                    self._part(name)
-
-        if LARGE[0] not in self._parts:
-            threading.Thread(target=read, name="read ahead", daemon=True).start()
-
-    def _read(self, name: str) -> Any:
-        if name == "transformer":
-            transformer = self.checkpoint.load_transformer(self.device, self.dtype)
-            if self.quantize:
-                return quantize(transformer)
-            return pack(transformer) if can_pack(self.device, self.dtype) else transformer
-        if name == "text_encoder":
-            return self.checkpoint.load_text_encoder(self.device, self.dtype)
-        if name == "tokenizer":
-            return self.checkpoint.tokenizer()
-        # Pictures become tokens in full precision, where a rounding error is another token.
-        in_full = name == "encoder" or (self.dtype == torch.float16 and self.checkpoint.vqgan.force_upcast)
-        return self.checkpoint.load_vqgan(self.device, torch.float32 if in_full else self.dtype, half=name)
-
-
-def to_mask(chosen: Tensor, scale: int) -> Image.Image:
-    """Tokens that are chosen (height, width), white on black in pixels."""
-    return Image.fromarray(cells(chosen[None], scale)[0].cpu().numpy().astype("uint8") * 255)
-
-
-def remember(cache: OrderedDict, key: object, value: object, most: int) -> None:
-    """Put a value into a cache that forgets its oldest entries."""
-    cache[key] = value
-    cache.move_to_end(key)
-    while len(cache) > most:
-        cache.popitem(last=False)
-
-
-def cells(values: Tensor, scale: int) -> Tensor:
-    """One value a token (channels, height, width) to flat squares of pixels."""
-    return values.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+    @functools.cached_property
+    def _previewer(self) -> Previewer:
+        return Previewer(self.components.decoder, self.checkpoint.vqgan.scale_factor)

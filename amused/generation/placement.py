@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision: decided here, once, with the reason in words."""
+"""Chooses the device and the precision of a model, and says why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amused.errors import UserError
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUANTIZED = ("int8",)
 INT8_UNITS = ("avx512_vnni", "amx_int8")
-"""Processors without these multiply bytes hundreds of times slower than floating-point numbers."""
+"""CPU features for int8; without them int8 matmuls are hundreds of times slower than float ones."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Placement:
 def place(
     device: str | torch.device | None = None, dtype: str | torch.dtype | None = None, quantize: str | None = None
 ) -> Placement:
-    """Choose device and dtype; what is given explicitly wins.
+    """Choose the device and the dtype; explicit ones win.
 
     Raises:
-        UserError: no such device, dtype or way to quantize.
+        UserError: no such device, dtype or quantization, or not on this machine.
     """
     placement = place_unquantized(device, dtype)
     if quantize is None:
         return placement
     if quantize not in QUANTIZED:
-        raise UserError(f"A model can be quantized to {', '.join(QUANTIZED)}.")
+        raise UserError(f"quantize must be one of {', '.join(QUANTIZED)}.")
     if placement.device.type != "cpu" or not any(torch.cpu.get_capabilities().get(unit) for unit in INT8_UNITS):
-        raise UserError("Quantized to int8 this machine would be slower: leave quantize out.")
+        raise UserError("int8 would be slower on this machine: leave quantize out.")
     return replace(placement, quantize=quantize)
 
 
@@ -48,7 +48,7 @@ def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtyp
     except (RuntimeError, TypeError) as error:
         raise UserError('The device must be a name such as "cpu" or "cuda".') from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError('There is no CUDA device here: choose device="cpu".')
+        raise UserError('This machine has no CUDA device: choose device="cpu".')
     if dtype is not None:
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if chosen not in DTYPES.values():
@@ -60,6 +60,6 @@ def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtyp
         capabilities = torch.cpu.get_capabilities()
         for feature in ("amx_bf16", "avx512_bf16"):
             if capabilities.get(feature):
-                return Placement(device, torch.bfloat16, f"the processor has {feature}")
-        return Placement(device, torch.float32, "the processor has no bfloat16 units")
+                return Placement(device, torch.bfloat16, f"the CPU has {feature}")
+        return Placement(device, torch.float32, "the CPU has no bfloat16 units")
     return Placement(device, torch.float32, f"nothing faster is known for {device.type}")

@@ -1,14 +1,18 @@
-"""Masked-token sampling: the mask schedule and one unmasking step (MaskGIT, arXiv 2202.04200; MUSE, arXiv 2301.00704).
+"""Masked-token sampling: the mask schedule and the unmasking step (MaskGIT, arXiv 2202.04200; MUSE, arXiv 2301.00704).
 
-Pure functions over the tokens of one picture; the generator is passed in, and the order of draws is the reference's
-(one multinomial draw for every position, then the Gumbel noise), so that a seed gives the reference's tokens.
-Knows no network and no prompt.
+Pure functions over a batch of token sequences. Every row has its own generator and takes its draws in the reference's
+order (one multinomial draw per position, then the Gumbel noise), so a seed gives the reference's tokens in any batch.
+Nothing here waits for a GPU except `sampling_steps`, which runs once before the loop.
+
+Shapes: b images, n positions of an image, k positions with logits, c codes.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,11 +21,59 @@ SCHEDULES = ("cosine", "linear")
 ROWS_AT_ONCE = 32
 
 
-def mask_ratios(schedule: str, steps: int, device: torch.device | str) -> Tensor:
-    """Share of tokens still masked before each step and after the last: (steps + 1,) float32, from 1 to 0.
+@dataclass(frozen=True)
+class SamplingStep:
+    """What one step does.
 
-    Cosine: equation 1 of MaskGIT. Computed on the sampler's own device, where the reference computes it: a cosine that
-    differs in its last bit can mask one token more.
+    Attributes:
+        number: counts the steps that run, from 1.
+        num_masked: (b,) tokens per image that are still masked after this step; None after the last one: none are.
+        temperature: 0-dimensional, of the Gumbel noise on the confidence, 0 or more.
+    """
+
+    number: int
+    num_masked: Tensor | None
+    temperature: Tensor
+
+
+def sampling_steps(
+    schedule: str,
+    steps: int,
+    temperature: tuple[float, float],
+    masked: Tensor,
+    *,
+    start: int = 0,
+    scale_by_mask: bool = False,
+) -> list[SamplingStep]:
+    """The steps from `start` on.
+
+    Args:
+        schedule: "cosine" or "linear".
+        temperature: of the first and of the last step.
+        masked: (b, n) bool, the masked tokens before the first step that runs.
+        start: the number of steps to skip.
+        scale_by_mask: scale the schedule by the masked share of each image (inpainting, tasks on tokens).
+    """
+    ratios = mask_schedule(schedule, steps, masked.device)[start:]
+    initial = masked.sum(dim=1)
+    mask_ratio = initial / masked.shape[1] if scale_by_mask else torch.ones(len(masked), device=masked.device)
+    counts = num_masked(ratios, masked.shape[1], initial, mask_ratio)
+    temperatures = temperature_schedule(*temperature, steps, masked.device)[start:]
+    last = len(counts) + 1
+    return [
+        *(SamplingStep(i, count, temperatures[i - 1]) for i, count in enumerate(counts, start=1)),
+        SamplingStep(last, None, temperatures[last - 1]),
+    ]
+
+
+def mask_schedule(schedule: str, steps: int, device: torch.device | str) -> Tensor:
+    """Share of tokens masked before each step and after the last: (steps + 1,) float32, from 1 to 0.
+
+    Cosine: equation 1 of MaskGIT. Computed on the sampler's device, like the reference: a cosine that differs in its
+    last bit can mask one more token.
+
+    Raises:
+        ValueError: no such schedule.
     """
     ratio = torch.arange(steps + 1, device=device) / steps
     if schedule == "cosine":
@@ -31,101 +83,121 @@ def mask_ratios(schedule: str, steps: int, device: torch.device | str) -> Tensor
     raise ValueError(f"schedule is {schedule!r}, must be one of {SCHEDULES}")
 
 
-def mask_counts(ratios: Tensor, length: int, masked: int, share: Tensor | float = 1.0) -> list[int]:
-    """How many of `length` tokens stay masked after each step, when `masked` are at first.
+def num_masked(ratios: Tensor, length: int, initial: Tensor, mask_ratio: Tensor) -> Tensor:
+    """How many tokens stay masked after each step but the last: (steps - 1, b) int64, on the device of `ratios`.
+
+    Each step unmasks at least one token and leaves at least one masked.
 
     Args:
-        ratios: of `mask_ratios`, without those of the steps that are skipped: (steps + 1,).
-        share: the part of the picture to be repainted, which scales the schedule (inpainting).
-
-    Never more than one fewer than before, never fewer than one, none after the last step.
+        ratios: (steps + 1,), the part of `mask_schedule` that runs.
+        length: tokens per image.
+        initial: (b,) tokens that are masked before the first step.
+        mask_ratio: (b,) float32, scales the schedule.
     """
-    counts = []
-    for wanted in (length * (share * ratios[1:-1])).floor().tolist():
-        masked = max(1, min(masked - 1, int(wanted)))
-        counts.append(masked)
-    return [*counts, 0]
+    wanted = (length * (mask_ratio * ratios[1:-1, None])).floor().tolist()
+    counts, left = [], initial.tolist()
+    for row in wanted:
+        left = [max(1, min(before - 1, int(count))) for before, count in zip(left, row)]
+        counts.append(left)
+    return torch.tensor(counts, dtype=torch.int64).view(len(wanted), len(left)).to(ratios.device)
 
 
-def temperatures(first: float, last: float, steps: int, device: torch.device | str) -> Tensor:
+def temperature_schedule(first: float, last: float, steps: int, device: torch.device | str) -> Tensor:
     """Temperature of each step: (steps,) float32, linear from `first` to `last`."""
     return torch.linspace(first, last, steps, device=device)
 
 
-def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598) on logits."""
+def apply_cfg(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance on logits (arXiv 2207.12598)."""
     return unconditional + scale * (conditional - unconditional)
 
 
-def mask_at_random(tokens: Tensor, ratio: Tensor | float, mask_token_id: int, generator: torch.Generator) -> Tensor:
-    """Mask each token of (height, width) with probability `ratio`."""
-    draws = torch.rand((1, *tokens.shape), device=generator.device, generator=generator)[0]
-    return tokens.masked_fill(draws.to(tokens.device) < ratio, mask_token_id)
+def mask_at_random(
+    tokens: Tensor, mask_ratio: Tensor | float, mask_token_id: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Mask each token of one image (h, w) with probability `mask_ratio`, once per generator: (b, h, w)."""
+    draws = torch.stack([torch.rand(tokens.shape, device=one.device, generator=one) for one in generators])
+    return torch.where(draws.to(tokens.device) < mask_ratio, mask_token_id, tokens)
 
 
-def reveal(
+def unmask_step(
     logits: Tensor,
     tokens: Tensor,
     mask_token_id: int,
-    stay_masked: int,
-    temperature: Tensor | float,
-    generator: torch.Generator,
-    rows: Tensor | None = None,
+    step: SamplingStep,
+    generators: Sequence[torch.Generator],
+    masked_idx: Tensor | None = None,
 ) -> Tensor:
-    """One step: draw a token for every masked position, then mask the least confident again.
+    """Sample a token for every masked position, then mask the least confident again (MaskGIT, section 3.2).
 
     Args:
-        logits: (length, codebook_size), or those of `rows` alone.
-        tokens: (length,), `mask_token_id` where masked; the others keep their value.
-        stay_masked: how many are masked again; 0 keeps all.
-        temperature: of the Gumbel noise on the confidence, 0 or more.
-        rows: the masked positions, in order, where the logits are of these alone.
+        logits: (b, n, c), or (b, k, c) at the positions `masked_idx`.
+        tokens: (b, n) or (b, h, w), `mask_token_id` where masked; the others keep their value.
+        generators: one per image, advanced as if all n positions were sampled.
+        masked_idx: (b, k) ascending positions that include all masked ones.
 
     Returns:
-        (length,) tokens.
+        Tokens in the shape that they were given.
     """
+    shape, tokens = tokens.shape, tokens.flatten(1)
     masked = tokens == mask_token_id
     probabilities = logits.softmax(dim=-1)
-    drawn = draw(probabilities, len(tokens), generator, rows)
-    chosen = probabilities.gather(1, drawn[:, None])[:, 0]
-    if rows is None:
-        drawn = torch.where(masked, drawn, tokens)
-    else:
-        drawn = tokens.index_copy(0, rows, drawn)
-        chosen = chosen.new_zeros(len(tokens)).index_copy(0, rows, chosen)
-    if stay_masked == 0:
-        return drawn
+    sampled = sample_multinomial(probabilities, tokens.shape[1], generators, masked_idx)
+    chosen = probabilities.gather(2, sampled[..., None])[..., 0]  # b k
+    if masked_idx is not None:
+        sampled = tokens.scatter(1, masked_idx, sampled)
+        chosen = chosen.new_zeros(tokens.shape).scatter(1, masked_idx, chosen)
+    sampled = torch.where(masked, sampled, tokens)
+    if step.num_masked is None:
+        return sampled.view(shape)
     chosen = chosen.masked_fill(~masked, torch.finfo(chosen.dtype).max)
-    confidence = torch.log(chosen.clamp(1e-20)) + temperature * gumbel_noise(chosen, generator)
-    threshold = confidence.sort().values[stay_masked]
-    return drawn.masked_fill(confidence < threshold, mask_token_id)
+    confidence = torch.log(chosen.clamp(1e-20)) + step.temperature * gumbel_noise(chosen, generators)
+    threshold = confidence.sort(dim=1).values.gather(1, step.num_masked[:, None])
+    return sampled.masked_fill(confidence < threshold, mask_token_id).view(shape)
 
 
-def draw(probabilities: Tensor, length: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
-    """What `torch.multinomial(probabilities, 1)` draws for `length` positions, in `rows` (all by default).
+def sample_multinomial(
+    probabilities: Tensor, length: int, generators: Sequence[torch.Generator], masked_idx: Tensor | None = None
+) -> Tensor:
+    """The draws of `torch.multinomial(probabilities[i], 1, generator=generators[i])` for each image i: (b, k).
 
-    A race of exponential clocks, as there; the generator moves on by all positions, so that a draw does not depend on
-    which positions are asked for.
+    Like torch's, a race of exponential clocks: the code with the largest weight / clock wins. Generators advance by
+    all positions, so a draw does not depend on which positions are wanted.
+
+    Args:
+        probabilities: (b, k, c).
+        length: n, the positions of an image.
+        masked_idx: (b, k) ascending, the positions that the probabilities belong to; all n if None.
     """
-    weights = probabilities.to(generator.device)
-    if weights.device.type == "cpu":
-        weights = weights.float()  # where the reference draws; half precision has too few values for it
+    device = generators[0].device
+    weights = probabilities.to(device)
+    if device.type == "cpu":
+        weights = weights.float()  # the reference samples in float32: half precision has too few values
         if clocks_are_logarithms():
-            return race(weights, length, generator, rows).to(probabilities.device)
-    clocks = torch.empty((length, weights.shape[1]), dtype=weights.dtype, device=weights.device)
-    clocks.exponential_(generator=generator)
-    return (weights / (clocks if rows is None else clocks[rows])).argmax(dim=-1).to(probabilities.device)
+            winners = [
+                race(weights[i], length, generator, None if masked_idx is None else masked_idx[i])
+                for i, generator in enumerate(generators)
+            ]
+            return torch.stack(winners).to(probabilities.device)
+    clocks = weights.new_empty((len(weights), length, weights.shape[2]))
+    for one, generator in zip(clocks, generators):
+        one.exponential_(generator=generator)
+    if masked_idx is not None:
+        clocks = clocks.gather(1, masked_idx[..., None].expand_as(weights))
+    return (weights / clocks).argmax(dim=-1).to(probabilities.device)
 
 
-def race(weights: Tensor, length: int, generator: torch.Generator, rows: Tensor | None) -> Tensor:
-    """The winners, on a CPU. Most of the time of an exponential clock goes into its logarithm: taken here for the
-    positions asked for alone, by all cores, and of few enough at once that they stay in the cache.
+def race(weights: Tensor, length: int, generator: torch.Generator, masked_idx: Tensor | None) -> Tensor:
+    """The race for one image on a CPU: weights (k, c) to winners (k,).
+
+    Most of the cost of an exponential clock is its logarithm. It is taken only at the wanted positions, multithreaded,
+    in blocks of rows that stay in the cache.
     """
-    rows = torch.arange(length) if rows is None else rows
-    counts = torch.bincount(rows // ROWS_AT_ONCE, minlength=-(-length // ROWS_AT_ONCE)).tolist()
+    masked_idx = torch.arange(length) if masked_idx is None else masked_idx
+    counts = torch.bincount(masked_idx // ROWS_AT_ONCE, minlength=-(-length // ROWS_AT_ONCE)).tolist()
     uniform = torch.empty((min(length, ROWS_AT_ONCE), weights.shape[1]), dtype=torch.float64)
     winners, first = [], 0
-    for here, weight in zip(rows.split(counts), weights.split(counts)):
+    for here, weight in zip(masked_idx.split(counts), weights.split(counts)):
         drawn = uniform[: length - first].uniform_(generator=generator)[here - first]
         winners.append((weight / drawn.neg_().log1p_().neg_().float()).argmax(dim=-1))
         first += ROWS_AT_ONCE
@@ -134,13 +206,17 @@ def race(weights: Tensor, length: int, generator: torch.Generator, rows: Tensor 
 
 @functools.cache
 def clocks_are_logarithms() -> bool:
-    """Whether exponential draws on this machine are the logarithms of uniform ones, value for value."""
+    """Whether this torch build draws exponentials as -log(1 - uniform), value for value."""
     one, other = (torch.Generator().manual_seed(0) for _ in range(2))
     clocks = torch.empty(4096).exponential_(generator=one)
     uniform = torch.empty(4096, dtype=torch.float64).uniform_(generator=other)
     return torch.equal(clocks, -torch.log1p(-uniform).float()) and torch.equal(one.get_state(), other.get_state())
 
 
-def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.zeros_like(like, device=generator.device).uniform_(0, 1, generator=generator).to(like.device)
+def gumbel_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard Gumbel noise in the shape (b, n), dtype and device of `like`."""
+    noise = torch.zeros_like(like, device=generators[0].device)
+    for row, generator in zip(noise, generators):
+        row.uniform_(0, 1, generator=generator)
+    noise = noise.to(like.device)
     return -torch.log((-torch.log(noise.clamp(1e-20))).clamp(1e-20))

@@ -1,12 +1,11 @@
-"""The folder of pictures that are sent and made: kept for a while and up to a size. Gradio alone would fill the disk.
+"""The folder of uploaded and generated images, kept for a while and up to a size; Gradio alone would fill the disk.
 
-Every file in it was made by this page or sent to it; nothing else is ever put there.
+Only the page and its visitors put files there. Gradio and this module find it in `GRADIO_TEMP_DIR`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import logging
 import os
@@ -14,43 +13,46 @@ import stat
 import tempfile
 import threading
 import time
-import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-import gradio as gr
-from gradio import utils
 
 from amused.limits import CACHE_BYTES, CACHE_SECONDS
 
 log = logging.getLogger(__name__)
 
+FOLDER_VARIABLE = "GRADIO_TEMP_DIR"
 SWEEP_SECONDS = 60
-YOUNG_SECONDS = 300  # files that may still be in use: not even a full cache takes them away
+YOUNG_SECONDS = 300  # younger files may be in use: even a full cache keeps them
 
 
 def choose_folder() -> None:
-    """Use a folder of our own, unless the owner names one: other programs' pictures are not ours to sweep."""
-    if not os.environ.get("GRADIO_TEMP_DIR"):
-        folder = Path(tempfile.gettempdir()).resolve() / f"amused-{getpass.getuser()}"
+    """Use a folder of our own unless the owner names one: other programs' images are not ours to sweep."""
+    if not os.environ.get(FOLDER_VARIABLE):
+        user = os.getuid() if hasattr(os, "getuid") else "page"  # by number: it need not have a name
+        folder = Path(tempfile.gettempdir()).resolve() / f"amused-{user}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != getattr(os, "getuid", lambda: found.st_uid)():
-            folder = Path(tempfile.mkdtemp(prefix="amused-"))  # somebody else has made that one
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+            folder = Path(tempfile.mkdtemp(prefix="amused-"))  # somebody else made that one
+        os.environ[FOLDER_VARIABLE] = str(folder)
+
+
+def upload_folder() -> Path:
+    choose_folder()
+    return Path(os.environ[FOLDER_VARIABLE])
 
 
 def save(content: bytes, name: str) -> str:
-    """The path of a new file of that name. It is there as a whole or not at all, whatever happens meanwhile."""
-    folder = Path(utils.get_upload_folder())
+    """The path of a new file of that name. Written atomically."""
+    folder = upload_folder()
     path = folder / hashlib.sha256(content).hexdigest() / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as part:
         part.write(content)
     os.chmod(part.name, 0o644)
     try:
-        for _ in range(3):  # the folder can be swept away under our hands
+        for _ in range(3):  # a sweep may remove the folder meanwhile
             path.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 return str(Path(part.name).replace(path).resolve())
@@ -59,14 +61,12 @@ def save(content: bytes, name: str) -> str:
     raise OSError("the cache cannot be written")
 
 
-def sweep_behind(page: gr.Blocks) -> None:
-    """Sweep now and then for as long as the page lives."""
-    reference, folder = weakref.ref(page), Path(utils.get_upload_folder())
+def sweep_while(in_use: Callable[[], Collection[str] | None]) -> None:
+    """Sweep now and then, in a thread, until `in_use` gives None; the files it names are kept."""
+    folder = upload_folder()
 
     def work() -> None:
-        while (alive := reference()) is not None:
-            keep = {file for block in alive.blocks.values() for file in getattr(block, "keep_in_cache", ())}
-            del alive
+        while (keep := in_use()) is not None:
             try:
                 sweep(folder, keep, CACHE_SECONDS, CACHE_BYTES)
             except OSError as error:

@@ -1,19 +1,32 @@
-"""What the owner of a page can see of it: a log line for each request, and counters since the start.
+"""What the owner of a page sees: a log line for each request, and `/metrics` in the text format of Prometheus.
 
-No prompt is written down unless `AMUSED_LOG_PROMPTS` is set: a request is known by the digest of its recipe.
+No prompt is logged unless `AMUSED_LOG_PROMPTS` is set: a request is known by the digest of its recipe. There is no
+`/metrics` unless the owner sets `AMUSED_OWNER_TOKEN`, the password that a browser then asks for.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import hashlib
+import hmac
 import logging
+import os
 import sys
-import threading
 import time
-from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import prometheus_client
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from amused.errors import UserError
 from amused.limits import switched_on
 from amused.recipe.links import to_query
 from amused.recipe.recipe import Recipe
@@ -21,58 +34,78 @@ from amused.recipe.recipe import Recipe
 log = logging.getLogger(__name__)
 
 DONE, STOPPED, LEFT, REFUSED, FAILED = OUTCOMES = ("done", "stopped", "left", "refused", "failed")
-"""How a request can end: all pictures made; by the button; the visitor went or cancelled; by a rule; by an error."""
+"""How a request ends: complete; by Stop; the visitor left or cancelled; by a rule; by an error."""
+
+TOKEN_VARIABLE = "AMUSED_OWNER_TOKEN"
+MIN_TOKEN_LENGTH = 16
+
+prometheus_client.disable_created_metrics()
 
 
 class Metrics:
-    """Sums since the start, safe to add to from any thread."""
+    """Totals since the start. `count_runs` gives how many runs there are, and how many of them wait."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._started = time.time()
-        self.requests: Counter[str] = Counter({outcome: 0 for outcome in OUTCOMES})
-        self.pictures = 0
-        self.worked = self.waited = 0.0
+    def __init__(self, count_runs: Callable[[], tuple[int, int]]) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(name, about, labels, registry=self.registry)
+
+        def gauge(name: str, about: str, value: Callable[[], float]) -> None:
+            Gauge(name, about, registry=self.registry).set_function(value)
+
+        self._requests = counter("amused_requests", "Requests by how they ended", "outcome")
+        for outcome in OUTCOMES:
+            self._requests.labels(outcome)  # 0 until there is one
+        self._images = counter("amused_pictures", "Finished images")
+        self._waited = counter("amused_waiting_seconds", "Seconds that requests waited")
+        self._worked = counter("amused_working_seconds", "Seconds that the model worked")
+        started = time.time()
+        gauge("amused_uptime_seconds", "Seconds since the start", lambda: round(time.time() - started))
+        gauge("amused_runs", "Runs that sample or wait", lambda: count_runs()[0])
+        gauge("amused_runs_waiting", "Runs that wait", lambda: count_runs()[1])
+        self.registry.register(MemoryCollector())
 
     def add(
         self,
         recipe: Recipe | None,
         outcome: str,
-        pictures: int = 0,
-        wanted: int = 0,
+        num_done: int = 0,
+        num_images: int = 0,
         waited: float = 0.0,
         worked: float = 0.0,
         why: str | None = None,
     ) -> None:
-        """A request has ended, with so many of the pictures that it wanted.
+        """Count and log a request that has ended.
 
-        `recipe` is the first, or None where there was no valid one; `why` it was refused or failed, for the log.
+        Args:
+            recipe: the first one, None where there was no valid one.
+            num_done: finished images, of `num_images` that were wanted.
+            waited, worked: seconds.
+            why: it was refused or failed, for the log.
         """
-        with self._lock:
-            self.requests[outcome] += 1
-            self.pictures += pictures
-            self.waited += waited
-            self.worked += worked
-        log.info(describe(recipe, outcome, pictures, wanted, waited, worked, why))
+        self._requests.labels(outcome).inc()
+        self._images.inc(num_done)
+        self._waited.inc(max(0.0, waited))
+        self._worked.inc(worked)
+        log.info(describe(recipe, outcome, num_done, num_images, waited, worked, why))
 
-    def numbers(self) -> dict[str, float]:
-        """Every counter under its name, in the form of Prometheus."""
-        with self._lock:
-            return {
-                **{f'amused_requests_total{{outcome="{name}"}}': number for name, number in self.requests.items()},
-                "amused_pictures_total": self.pictures,
-                "amused_waiting_seconds_total": round(self.waited, 3),
-                "amused_working_seconds_total": round(self.worked, 3),
-                "amused_uptime_seconds": round(time.time() - self._started),
-                **memory(),
-            }
+    def text(self) -> str:
+        """All of it, as Prometheus and people read it."""
+        return generate_latest(self.registry).decode()
+
+
+class MemoryCollector(Collector):
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, value in memory().items():
+            yield GaugeMetricFamily(name, MEMORY[name], value)
 
 
 def describe(
-    recipe: Recipe | None, outcome: str, pictures: int, wanted: int, waited: float, worked: float, why: str | None
+    recipe: Recipe | None, outcome: str, num_done: int, num_images: int, waited: float, worked: float, why: str | None
 ) -> str:
     """One line about a request, without line breaks whatever was sent."""
-    parts = [f"request outcome={outcome} pictures={pictures}/{wanted} waited={waited:.1f}s worked={worked:.1f}s"]
+    parts = [f"request outcome={outcome} pictures={num_done}/{num_images} waited={waited:.1f}s worked={worked:.1f}s"]
     if recipe is not None:
         digest = hashlib.sha256(to_query(recipe).encode()).hexdigest()[:16]
         parts.append(f"recipe={digest} model={recipe.model!r} task={recipe.task} steps={recipe.steps}")
@@ -83,8 +116,15 @@ def describe(
     return " ".join(parts)
 
 
+MEMORY = {
+    "amused_memory_bytes": "Resident memory in bytes",
+    "amused_memory_peak_bytes": "The most resident memory so far in bytes",
+    "amused_gpu_memory_bytes": "Allocated GPU memory in bytes",
+}
+
+
 def memory() -> dict[str, float]:
-    """Bytes in use: resident, at the most so far, and on the GPU; what cannot be known is left out."""
+    """Bytes in use: resident, at the most so far, and on the GPU; unknown ones are left out."""
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):  # Linux alone has this file
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
@@ -94,3 +134,35 @@ def memory() -> dict[str, float]:
     if torch is not None and torch.cuda.is_initialized():
         found["amused_gpu_memory_bytes"] = torch.cuda.memory_allocated()
     return found
+
+
+def routes(metrics: Metrics) -> list[Route]:
+    """The route `/metrics`, or none.
+
+    Raises:
+        UserError: the owner's token is too short.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        return []
+    if len(token) < MIN_TOKEN_LENGTH:
+        raise UserError(f"{TOKEN_VARIABLE} must have at least {MIN_TOKEN_LENGTH} characters.")
+
+    async def show(request: Request) -> Response:
+        if not hmac.compare_digest(password(request.headers.get("authorization", "")), token.encode()):
+            return PlainTextResponse("The owner's token is needed.\n", 401, {"www-authenticate": "Basic"})
+        headers = {"cache-control": "no-store", "content-type": CONTENT_TYPE_LATEST}
+        return PlainTextResponse(metrics.text(), headers=headers)
+
+    return [Route("/metrics", show)]
+
+
+def password(header: str) -> bytes:
+    """The password of a basic authorization header, whoever the user; empty if there is none."""
+    kind, _, value = header.partition(" ")
+    if kind.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""

@@ -114,8 +114,8 @@ class Runtime:
     ) -> None:
         self.models = choices() if models is None else models
         self.adapters = adapters
-        self.metrics = Metrics()
         self.scheduler = ModelScheduler(load, read_model, at_once, queue)
+        self.metrics = Metrics(self.scheduler.counts)
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -213,11 +213,6 @@ class Runtime:
         thread = threading.Thread(target=work, name="warm-up", daemon=True)
         thread.start()
         return thread
-
-    def numbers(self) -> dict[str, float]:
-        """What the owner can see, by its name in the form of Prometheus."""
-        runs, waiting = self.scheduler.counts()
-        return {**self.metrics.numbers(), "amused_runs": runs, "amused_runs_waiting": waiting}
 
     # For jobs.
 

@@ -300,7 +300,8 @@ class ModelScheduler:
             self._holder = following
         else:
             for slot in self._slots:
-                slot.on_preempt()
+                if self.model is not None and slot.model_name == self.model_name:
+                    slot.on_preempt()
             self.model, self.model_name = None, None
             self._reading = self._loads[following.model_name or ""]
         self._changed.notify_all()

@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from amused.errors import UserError
-from amused.generation.images import load_mask, load_picture
+from amused.generation.images import load_image
+from amused.generation.masks import load_mask
 from amused.recipe.links import Shared, to_query
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 from amused.recipe.seeds import parse_seeds
@@ -110,7 +111,7 @@ def build(runtime: Runtime) -> None:
         """
         temperature = (first_temperature, last_temperature)
         settings = (seeds, negative_prompt, steps, guidance_scale, *temperature, model, adapter, adapter_strength)
-        yield from stream(lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_picture(image), None))
+        yield from stream(lambda: (recipe_of(IMAGE_TO_IMAGE, prompt, strength, *settings), open_image(image), None))
 
     def inpaint(
         prompt: str,
@@ -153,7 +154,7 @@ def build(runtime: Runtime) -> None:
                 INPAINT, prompt, strength, seeds, negative_prompt, steps, guidance_scale, first_temperature,
                 last_temperature, model, adapter, adapter_strength,
             )  # fmt: skip
-            picture = open_picture(image)
+            picture = open_image(image)
             if mask is None:
                 raise UserError("There is no mask: send a picture that is white where the other should be redrawn.")
             return recipe, picture, load_mask(mask, picture.size)
@@ -182,7 +183,7 @@ def build(runtime: Runtime) -> None:
             runtime.choice(shared.recipe.model)
             if shared.ignored:
                 raise UserError(f"The recipe holds what is not known or not valid: {', '.join(shared.ignored)}.")
-            picture = None if image is None else load_picture(image)
+            picture = None if image is None else load_image(image)
             return checked(shared.recipe, picture, load_mask(mask, picture.size) if mask and picture else None)
 
         for shots in sampled(read):
@@ -258,7 +259,7 @@ def recipe_of(
     )
 
 
-def open_picture(image: Raw | None) -> Any:
+def open_image(image: Raw | None) -> Any:
     if image is None:
         raise UserError(NO_PICTURE)
-    return load_picture(image)
+    return load_image(image)

@@ -19,8 +19,9 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
-from amused.generation.images import fit_mask, load_mask, load_picture, square_around, token_mask
-from amused.recipe.metadata import png_info, to_json
+from amused.generation.images import load_image
+from amused.generation.masks import crop_mask, load_mask, square_around, token_indices, touched_cells
+from amused.recipe.links import png_info, to_json
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
     INPAINT,
@@ -321,7 +322,7 @@ def build_picked(runtime: Runtime, tabs: gr.Tabs, panels: list[Panel], panel: Pa
         if shot is None:
             raise UserError(NOTHING_PICKED)
         size, _ = runtime.native_size(shot.recipe.model)
-        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size))
+        return onward(shot, TOUCH_UP, count, prompt=wish, cells=painted_cells(drawing, shot, size, SIDE_MULTIPLE))
 
     connect(panel, [vary.click], started(runtime, more_like), [shot, share, variants])
     bring = partial(carry, carried=carried)
@@ -407,14 +408,13 @@ def open_file(path: str | None) -> Image.Image | None:
     return image
 
 
-def painted_cells(drawing: Drawing, shot: Shot, size: int) -> tuple[int, ...]:
-    """The cells of the token grid that any stroke touches, counted row by row; `size` is the model's own."""
+def painted_cells(drawing: Drawing, shot: Shot, size: int, pixels_per_token: int) -> tuple[int, ...]:
+    """The cells of the token grid that any stroke touches, counted row by row from 0; `size` is the model's."""
     mask = drawing.mask(shot.size)
     if shot.recipe.first.only_masked:
         box = square_around(load_mask(open_file(shot.mask), shot.size), size)
-        mask = fit_mask(mask.crop(box), size, size, "stretch")
-    cells = token_mask(mask, SIDE_MULTIPLE).flatten()
-    return tuple(cells.nonzero().flatten().tolist())
+        mask = crop_mask(mask, box, size)
+    return token_indices(touched_cells(mask, pixels_per_token))
 
 
 # Words
@@ -590,7 +590,7 @@ def manifest(shots: Sequence[Shot], names: Sequence[str], tagged: bool) -> list[
 
 def write_sheet(tray: Tray, tagged: bool) -> str:
     shots = kept_shots(tray)
-    pictures = [load_picture(Image.open(shot.path)) for shot in shots]
+    pictures = [load_image(Image.open(shot.path)) for shot in shots]
     labels = [f"seed {shot.seed}: {shot.recipe.prompt}" if tagged else f"seed {shot.seed}" for shot in shots]
     page = sheet(pictures, labels, columns=math.ceil(math.sqrt(len(pictures))))
     return save_file(png_bytes(page), "amused-sheet.png")

@@ -38,7 +38,7 @@ class Example:
     prompt: str
     seeds: str = "0"
     strength: float | None = None
-    picture: str | None = None
+    image: str | None = None
     mask: str | None = None
 
 

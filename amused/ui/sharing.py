@@ -17,11 +17,9 @@ import gradio as gr
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, read_bytes
-from amused.recipe.links import Shared, from_query, to_query
-from amused.recipe.metadata import MAX_METADATA, from_png_file, parse_json
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe
-from amused.recipe.seeds import parse_seeds
+from amused.generation.images import check_digest, read_bytes
+from amused.recipe.links import MAX_METADATA, Shared, from_png_file, from_query, parse_json, to_query
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, STRENGTHS, TEXT_TO_IMAGE, Recipe, parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui.run import Request, Run, TabState, as_request, connect, explain, sample
 from amused.ui.settings import AT_ONCE, Panel, fill, fill_model, read_recipe
@@ -171,10 +169,10 @@ def verdict(shared: Shared, made: str, here: str | None) -> str:
         return "The recipe names no picture to compare it with."
     if made == shared.digest:
         return "The same picture, bit for bit."
-    if shared.fingerprint is None:
+    if shared.made is None:
         return "Not the same picture, bit for bit: the recipe does not say on what device it was made."
-    if shared.fingerprint != here:
-        return f"Not the same picture, bit for bit: it was made on {shared.fingerprint}, here it is {here}."
+    if shared.made != here:
+        return f"Not the same picture, bit for bit: it was made on {shared.made}, here it is {here}."
     return "Not the same picture, bit for bit: made on another processor, or the link was changed."
 
 
@@ -327,10 +325,8 @@ def replay(
 
 def checked(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Request:
     """The recipe with the pictures for it, if they are those that it names."""
-    given = recipe.first
-    for name, wanted, picture in (("picture", given.image, image), ("mask", given.mask, mask)):
-        if wanted is not None and (picture is None or digest(picture) != wanted):
-            raise UserError(f"This is not the {name} that the recipe was made with: choose that one.")
+    check_digest(image, recipe.first.image, "image")
+    check_digest(mask, recipe.first.mask, "mask")
     return recipe, image, mask
 
 

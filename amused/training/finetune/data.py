@@ -27,7 +27,7 @@ from tqdm import tqdm
 from amused.atomic import whole_folder, write_json
 from amused.checkpoints.checkpoint import Checkpoint
 from amused.errors import UserError
-from amused.generation.images import Source, load_picture, to_tensor
+from amused.generation.images import Source, load_image, to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
@@ -171,7 +171,7 @@ def encode_anew(
             waiting.clear()
 
     for example in tqdm(examples, desc="Encoding pictures", unit="picture", disable=len(examples) < 2):
-        picture = load_picture(example.source())
+        picture = load_image(example.source())
         crops = list(crops_of(picture, resolution, example.digest))
         counts.append(len(crops))
         for image, left, top in crops:
@@ -189,7 +189,7 @@ def check_pictures(examples: Sequence[Example]) -> None:
     broken = []
     for example in examples:
         try:
-            load_picture(example.source())
+            load_image(example.source())
         except UserError as error:
             broken.append(f"{example.name}: {error}")
         except Exception:  # a dataset decodes by itself, and raises what it happens to raise

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from amused.generation.images import to_image
-from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
 from amused.model.transformer import UViT, concatenate
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
@@ -76,17 +76,14 @@ def sample(
             transformer.condition(*texts, conditions),
         ]
     )
-    mask_id, length = config.vocab_size - 1, side * side
-    tokens = torch.full((size, length), mask_id, device=device)
-    counts = mask_counts(mask_ratios("cosine", Recipe.steps, "cpu"), length, length)
+    mask_id = config.vocab_size - 1
+    tokens = torch.full((size, side, side), mask_id, device=device)
     generators = [torch.Generator(device).manual_seed(SEED) for _ in range(size)]
-    for count, temperature in zip(counts, temperatures(*Recipe.temperature, Recipe.steps, device)):
-        logits = transformer(tokens.view(-1, side, side).repeat(2, 1, 1), conditioning).float()
-        logits = guide(*logits.chunk(2), Recipe.guidance_scale)
-        tokens = torch.stack(
-            [reveal(logits[i], tokens[i], mask_id, count, temperature, generators[i]) for i in range(size)]
-        )
-    return tokens.view(-1, side, side)
+    for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
+        logits = transformer(tokens.repeat(2, 1, 1), conditioning).float()
+        logits = apply_cfg(*logits.chunk(2), Recipe.guidance_scale)
+        tokens = unmask_step(logits, tokens, mask_id, step, generators)
+    return tokens
 
 
 @torch.no_grad()

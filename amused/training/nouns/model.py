@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amused.generation.sampling import guide, mask_counts, mask_ratios, reveal, temperatures
+from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
 from amused.model.text_encoder import TextEncoder
 from amused.model.tokenizer import Tokenizer
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
@@ -154,7 +154,7 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     index = batch.positions.repeat(2, 1)[..., None].expand(-1, -1, features.shape[-1])
     conditional, unconditional = model.transformer.mlm_layer(features.gather(1, index)).flatten(0, 1).chunk(2)
     targets = batch.tokens.gather(1, batch.positions)
-    guided = guide(unconditional, conditional, guidance_scale)
+    guided = apply_cfg(unconditional, conditional, guidance_scale)
     with_caption = F.cross_entropy(conditional, targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
     without = F.cross_entropy(unconditional, targets.flatten(), label_smoothing=LABEL_SMOOTHING)
     # Its gradient grows with the scale.
@@ -170,14 +170,11 @@ def sample_tokens(
     size = len(captions)
     conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
     tokens = torch.full((size, LENGTH), MASK)
-    counts = mask_counts(mask_ratios("cosine", steps, "cpu"), LENGTH, LENGTH)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
-    for count, temperature in zip(counts, temperatures(2.0, 0.0, steps, "cpu")):
+    for step in sampling_steps("cosine", steps, (2.0, 0.0), tokens == MASK):
         logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
-        logits = guide(*logits.chunk(2), guidance_scale)
-        tokens = torch.stack(
-            [reveal(logits[i], tokens[i], MASK, count, temperature, generators[i]) for i in range(size)]
-        )
+        logits = apply_cfg(*logits.chunk(2), guidance_scale)
+        tokens = unmask_step(logits, tokens, MASK, step, generators)
     return tokens
 
 

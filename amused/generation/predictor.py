@@ -1,0 +1,97 @@
+"""Logits of the masked tokens of a batch, computed no more often and at no more positions than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amused.generation.sampling import SamplingStep, apply_cfg
+from amused.model.transformer import Conditioning, UViT, concatenate
+from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
+
+RANDOM_START = (IMAGE_TO_IMAGE, VARY)  # the tasks whose first tokens depend on the seed
+
+
+@dataclass
+class EncodedPrompt:
+    """The prompt-only work of the network.
+
+    Attributes:
+        conditioning: `UViT.condition` of a batch of 1.
+        fully_masked_features: of an image of mask tokens, (1, n, channels); the start of text to image, computed once.
+    """
+
+    conditioning: Conditioning
+    fully_masked_features: Tensor | None = None
+
+
+class Predictor:
+    """Predicts the tokens of batches of one recipe, guided if there are two prompts.
+
+    Args:
+        prompts: the prompt, after the negative prompt if there is guidance.
+        batch_size: images per batch, the same at every call.
+    """
+
+    def __init__(
+        self, network: UViT, prompts: Sequence[EncodedPrompt], recipe: Recipe, batch_size: int, mask_token_id: int
+    ) -> None:
+        self.network, self.prompts, self.mask_token_id = network, prompts, mask_token_id
+        self.guidance_scale = recipe.guidance_scale
+        self.starts_fully_masked = recipe.task == TEXT_TO_IMAGE
+        self.starts_alike = recipe.task not in RANDOM_START
+        self.conditioning = concatenate([prompt.conditioning for prompt in prompts])  # p
+        # Images of one prompt are neighbours: first all without the prompt, then all with it.
+        self.batch_conditioning: Conditioning = self.conditioning
+        if batch_size > 1:
+            self.batch_conditioning = [
+                tuple(tensor.repeat_interleave(batch_size, dim=0) for tensor in stage) for stage in self.conditioning
+            ]
+        self.first_logits: Tensor | None = None  # shared by all images that start from the same tokens
+
+    def masked_idx(self, tokens: Tensor) -> Tensor | None:
+        """Positions that need logits, (b, k) ascending, where k is the most masked tokens of an image.
+
+        Rows with fewer masked tokens are filled up with other positions. None means all positions: on a GPU, where
+        counting would wait for the device and shapes are to stay fixed.
+        """
+        if tokens.device.type != "cpu":
+            return None
+        masked = tokens.flatten(1) == self.mask_token_id
+        most = int(masked.sum(dim=1).max())
+        return (~masked).byte().argsort(dim=1, stable=True)[:, :most].sort(dim=1).values
+
+    def __call__(self, tokens: Tensor, step: SamplingStep, masked_idx: Tensor | None) -> Tensor:
+        """Logits of tokens (b, h, w): (b, n, codebook), or (b, k, codebook) at the positions of `masked_idx`."""
+        if step.number > 1 or not self.starts_alike:
+            return self._logits(self._features(tokens), masked_idx)
+        if self.first_logits is None:
+            features = self._fully_masked(tokens) if self.starts_fully_masked else self._one(tokens)
+            self.first_logits = self._logits(features, None if masked_idx is None else masked_idx[:1])
+        return self.first_logits.expand(len(tokens), -1, -1)
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """(p * b, n, channels) for p prompts."""
+        if len(tokens) == 1:
+            return self._one(tokens)
+        return self.network.features(tokens.repeat(len(self.prompts), 1, 1), self.batch_conditioning)
+
+    def _one(self, tokens: Tensor) -> Tensor:
+        """Features of the first image alone, (p, n, channels)."""
+        return self.network.features(tokens[:1], self.conditioning)
+
+    def _fully_masked(self, tokens: Tensor) -> Tensor:
+        for prompt in self.prompts:
+            if prompt.fully_masked_features is None:
+                prompt.fully_masked_features = self.network.features(tokens[:1], prompt.conditioning)
+        return torch.cat([prompt.fully_masked_features for prompt in self.prompts])
+
+    def _logits(self, features: Tensor, masked_idx: Tensor | None) -> Tensor:
+        if masked_idx is not None:
+            index = masked_idx.repeat(len(self.prompts), 1)  # p*b k
+            features = features[torch.arange(len(index))[:, None], index]
+        logits = self.network.mlm_layer(features)
+        return logits if len(self.prompts) == 1 else apply_cfg(*logits.chunk(2), self.guidance_scale)
