@@ -25,8 +25,8 @@ from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving import metrics
 from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
 from amused.serving.runtime import Runtime
-from amused.ui.page import build_page, launch_options
 from amused.ui.files import png_bytes
+from amused.ui.page import build_page, launch_options
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-owner"

@@ -22,7 +22,7 @@ from amused.ui.sync import sync
 from amused.ui.tab import Tab, build_controls, connect_tab
 from amused.ui.tabs import grid
 
-OWN_SHAPE = "Same as the image"
+OWN_SHAPE = "Original"
 SHAPES = {
     OWN_SHAPE: None,
     "Square": (1, 1),
