@@ -110,7 +110,9 @@ def build(runtime: Runtime) -> None:
             yield tiles(finished), [describe(image, expected) for image in finished]
 
     for task, about in ABOUT.items():
-        offered = {**settings, **sources, "strength": strengths.get(task)}
+        offered = {**settings, **sources}
+        if task in strengths:
+            offered["strength"] = strengths[task]
         parameters = {name: offered[name] for name in ("prompt", *SOURCES[task], *SETTINGS)}
         connect(task, about, parameters, IMAGES, generate_task(task), [images])
     connect("recipe", REPLAY, replayed, REPLAYED, generate_replay, [images, results])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from amused.errors import UserError
@@ -47,7 +48,7 @@ class History:
     picker: gr.Dropdown
 
     @property
-    def states(self) -> set[Component]:
+    def states(self) -> set[Block]:
         return {self.settings, self.recent, self.kept}
 
     def offer(self, recent: Any, kept: Any) -> Updates:

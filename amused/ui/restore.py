@@ -74,9 +74,8 @@ def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
     recipe, first = shared.recipe, shared.recipe.first
     changed = ", then varied or touched up" if recipe.parent is not None else ""
     task = f"{TITLES[first.task].lower()}{changed}"
-    sentences = [
-        f"A recipe for {count_images(len(recipe.seeds))} with {recipe.model}: {task}. The settings are filled in."
-    ]
+    count = count_images(len(recipe.seeds))
+    sentences = [f"A recipe for {count} with {recipe.model}: {task}. The settings are filled in."]
     if first.task in STRENGTHS:
         digests = [f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name))]
         named = f" ({', '.join(digests)})" if digests else ""
@@ -173,7 +172,7 @@ def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection
     def open_page(values: Values, request: gr.Request) -> Updates:
         """A link wins over what the browser remembers."""
         restored = restore_settings(filler.runtime, tabs, values[history.settings])
-        adapters = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
+        adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
         filled = filler.fill(lambda: from_request(request), adapters)
         return {**restored, **filled, **history.offer(values[history.recent], values[history.kept])}
 
