@@ -23,7 +23,8 @@ from amused.errors import UserError
 from amused.generation import components
 from amused.generation.images import digest, load_image
 from amused.generation.pipeline import Amused, Picture
-from amused.recipe.links import from_json, from_query, to_json, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import from_json, to_json
 from amused.recipe.recipe import TEXT_TO_IMAGE, VARY, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui.page import build_page, launch_options

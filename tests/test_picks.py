@@ -32,7 +32,8 @@ from test_browser import (
 )
 
 from amused.generation.images import digest
-from amused.recipe.links import Shared, from_json, from_png, from_query, to_query
+from amused.recipe.links import Shared, from_query, to_query
+from amused.recipe.metadata import from_json, from_png
 from amused.serving.jobs import Result
 from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options

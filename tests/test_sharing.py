@@ -26,7 +26,8 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from amused.checkpoints.adapters import CONFIG, WEIGHTS
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
-from amused.recipe.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import MAX_METADATA, PNG_KEY, from_png_file, parse_json, png_info
 from amused.recipe.recipe import Recipe
 from amused.serving.runtime import Runtime
 from amused.ui.page import build_page, launch_options
@@ -116,7 +117,7 @@ def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
     data = png(png_info(PLAIN, "a" * 16, "cuda float16 amused-0.1.0 torch-2.13.0"))
     shared = from_png_file(data)
     assert (shared.recipe, shared.digest) == (PLAIN, "a" * 16)
-    assert shared.made == "cuda float16 amused-0.1.0 torch-2.13.0"
+    assert shared.fingerprint == "cuda float16 amused-0.1.0 torch-2.13.0"
     assert from_png_file(png(None)) is None
 
 

@@ -30,6 +30,13 @@ def save_input(image: Image.Image | None, name: str = "given.png") -> str | None
     return None if image is None else save_file(png_bytes(image, compress_level=1), name)
 
 
+def open_image(path: str) -> Image.Image:
+    """One of our own files, so that nothing needs to be checked."""
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
 def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, **options)

@@ -12,8 +12,10 @@ from typing import Any
 import gradio as gr
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
+from amused.ui import api, gallery_actions, restore, tray
 from amused.ui.model_sync import connect_adapters, connect_models
 from amused.ui.sync import hide_progress
 from amused.ui.tab import Tab
@@ -37,12 +39,17 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
-        # TODO(ui2): card = sharing.build_card()
-        with gr.Tabs() as tab_bar:  # noqa: F841
+        card = restore.build_card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
+        with gr.Tabs() as tab_bar:
             tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         connect_models(runtime, tabs)
         connect_adapters(runtime, tabs, page)
-        # TODO(ui2): gallery_actions, sharing, api
+        tray_view = tray.build_tray()
+        tray.connect_tray(tray_view, tabs)
+        gallery_actions.connect_actions(tabs, tab_bar, tray_view)
+        filler = restore.PageFiller(runtime, tabs, tab_bar, card)
+        restore.connect_restore(page, filler, restore.build_restore(), tray_view)
+        api.build(runtime)
     hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     # The runtime admits or refuses runs; this bounds those that get no thread to ask it.

@@ -17,15 +17,15 @@ from gradio.blocks import Block
 
 from amused.errors import UserError
 from amused.generation.images import digest
-from amused.recipe.links import png_info
+from amused.recipe.metadata import png_info
 from amused.recipe.recipe import Recipe
+from amused.recipe.seeds import format_seeds
 from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.runtime import Runtime
 from amused.serving.scheduler import Status, forget_frames
 from amused.ui.events import SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
-from amused.ui.settings import format_seeds
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 from amused.ui.sync import COUNT_JS
 

@@ -13,7 +13,6 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from amused.recipe.links import join_ranges
 from amused.recipe.recipe import (
     MAX_ADAPTER_STRENGTH,
     MAX_GUIDANCE_SCALE,
@@ -22,9 +21,9 @@ from amused.recipe.recipe import (
     STRENGTHS,
     TEXT_TO_IMAGE,
     Recipe,
-    parse_seeds,
     whole,
 )
+from amused.recipe.seeds import format_seeds, parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
@@ -116,12 +115,6 @@ def choose_seeds(text: str, count: float, is_random: bool) -> tuple[int, ...]:
             return seeds
         first = seeds[0]
     return tuple(range(first, first + number))
-
-
-def format_seeds(seeds: tuple[int, ...]) -> str:
-    """What to put in the seeds field to get these seeds: the first one if they are consecutive, otherwise the list."""
-    is_consecutive = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
-    return str(seeds[0]) if is_consecutive else join_ranges(seeds)
 
 
 def slider_at(value: float, low: float, high: float) -> gr.Slider:

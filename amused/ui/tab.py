@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
+from PIL import Image
 
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
@@ -18,6 +19,8 @@ from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.hints import Hints, build_hints, connect_hints
 from amused.ui.results import ResultView, RunAction, connect, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
+
+ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Tab(ABC):
     def read(self, values: Values) -> Request:
         """What Generate runs, from the values of `inputs`; raises UserError."""
 
+    def read_images(self, values: Values) -> tuple[Image.Image | None, Image.Image | None]:
+        """The input image and its mask, from the values of `sources`; raises UserError if the task lacks them."""
+        return None, None
+
     def from_recipe(self, recipe: Recipe) -> Updates:
         """Updates that make the tab say what a recipe says. Images are not in a recipe: those inputs stay."""
         return {**self.settings.from_recipe(recipe), **self.own_from_recipe(recipe.first)}
@@ -116,8 +123,9 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
 
 
 def connect_tab(tab: Tab) -> None:
-    """Generate, its keyboard shortcut, and Stop."""
+    """Generate, its keyboard shortcut, Stop, and the announcement of how a run ends."""
     generate = RunAction(read=tab.read, inputs=tab.inputs, shows_seeds=True)
     events = [tab.controls.generate.click, tab.settings.prompt.submit]
     connect(tab.runtime, tab, events, generate, tab.before_read)
     connect_stop(tab.runtime, tab.result)
+    tab.result.status.change(None, tab.result.status, None, js=ANNOUNCE_JS, **UI_ONLY)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import gradio as gr
 from gradio.components import Component
-from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import grid as draw_grid
@@ -19,7 +18,7 @@ from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import png_bytes, save_file
+from amused.ui.files import open_image, png_bytes, save_file
 from amused.ui.results import GeneratedImage, RunAction, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.sync import sync
@@ -186,9 +185,3 @@ def offer_values(axis: gr.Dropdown) -> str:
         for name, example in PLACEHOLDERS.items()
     }
     return OFFER_JS % {"field": axis.elem_id, "first": json.dumps(axis.value), "offers": json.dumps(offers)}
-
-
-def open_image(path: str) -> Image.Image:
-    with Image.open(path) as image:  # a file of ours
-        image.load()
-    return image

@@ -62,9 +62,12 @@ class ImageTab(Tab):
         return [self.shape, self.fit]
 
     def read(self, values: Values) -> Request:
-        image = read_image(values[self.image])
+        image, _ = self.read_images(values)
         recipe = self.sized(self.settings.to_recipe(values), values)
         return Request((replace(recipe, image=digest(image)),), image)
+
+    def read_images(self, values: Values) -> tuple[Image.Image, None]:
+        return read_image(values[self.image]), None
 
     def sized(self, recipe: Recipe, values: Values) -> Recipe:
         """The recipe with the size and fit that are chosen."""
