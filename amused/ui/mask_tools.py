@@ -68,6 +68,7 @@ def preview(
         box = square_around(mask, size)
         mask = crop_mask(mask, box, size)
     else:
+        assert recipe.width is not None and recipe.height is not None
         image = fit(image, recipe.width, recipe.height, recipe.fit)
         mask = fit_mask(mask, recipe.width, recipe.height, recipe.fit)
         box = (0, 0, *image.size)

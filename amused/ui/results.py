@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.blocks import Block
-from gradio.components import Component
 
 from amused.errors import UserError
 from amused.generation.images import digest
@@ -162,7 +162,7 @@ class RunAction:
     """
 
     read: Callable[[Values], Request]
-    inputs: frozenset[Component] | set[Component] = frozenset()
+    inputs: AbstractSet[Block] = frozenset()
     append: bool = False
     shows_seeds: bool = False
     remark: Callable[[Values, Sequence[GeneratedImage]], str] = lambda values, images: ""

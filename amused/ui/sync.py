@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from amused.ui.events import UI_ONLY, Updates, Values
@@ -27,9 +27,9 @@ class LatestVersion:
 
 
 def sync(
-    changes: Sequence[Any], answer: Callable[[Values], Updates], inputs: set[Component], outputs: Sequence[Any]
+    changing: Sequence[Component], answer: Callable[[Values], Updates], inputs: set[Block], outputs: Sequence[Block]
 ) -> None:
-    """Keep `outputs` at `answer(values of inputs)`, at any of these changes."""
+    """Update `outputs` by `answer(values of inputs)` whenever one of `changing` changes."""
     number, latest = gr.Number(0, visible="hidden"), gr.State(LatestVersion())
 
     def answer_latest(values: Values) -> Updates:
@@ -42,6 +42,7 @@ def sync(
         return updates if version.number == mine else gr.skip()
 
     # The number is read when gathering begins, so a higher one comes with values that are at least as new.
+    changes = [component.change for component in changing]  # type: ignore[attr-defined]
     gr.on(changes, None, None, number, js=COUNT_JS, **UI_ONLY).then(
         answer_latest, {number, latest, *inputs}, list(outputs), trigger_mode="always_last", **UI_ONLY
     )

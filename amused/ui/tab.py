@@ -61,7 +61,7 @@ class Tab(ABC):
         return []
 
     @property
-    def inputs(self) -> set[Component]:
+    def inputs(self) -> set[Block]:
         """All that `read` needs."""
         return {*self.settings.components().values(), *self.sources}
 

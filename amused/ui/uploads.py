@@ -21,15 +21,14 @@ NOT_UPLOADED = "This file was not uploaded to this page: upload it and try again
 class GatedBlocks(gr.Blocks):
     """Blocks whose events refuse files from outside the upload folder, whatever route they come by."""
 
-    async def process_api(
-        self, block_fn: Any, inputs: list[Any], *args: Any, iterator: Any = None, event_data: Any = None, **more: Any
-    ) -> dict[str, Any]:
-        if iterator is None:  # otherwise a later step of a run, whose inputs are checked already
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
+        event_data = more.get("event_data")
+        if more.get("iterator") is None:  # otherwise a later step of a run, whose inputs are checked already
             try:
                 check_files([inputs, None if event_data is None else event_data._data])
             except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-        return await super().process_api(block_fn, inputs, *args, iterator=iterator, event_data=event_data, **more)
+        return await super().process_api(block_fn, inputs, *args, **more)
 
 
 def check_files(sent: Any) -> None:

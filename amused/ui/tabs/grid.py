@@ -140,10 +140,14 @@ def build(tab: Tab, sheet: gr.Image) -> None:
         make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
     section = GridSection(tab, across, down, estimate, make, sheet)
 
-    initial = section.describe_estimate({component: component.value for component in section.estimate_inputs})
-    estimate.value = initial[estimate]
-    changes = [*(component.change for component in section.estimate_inputs), tab.result.ended.change]
-    sync(changes, section.describe_estimate, set(section.estimate_inputs), [estimate])
+    inputs = section.estimate_inputs
+    estimate.value = section.describe_estimate({component: component.value for component in inputs})[estimate]
+    sync(
+        [*section.estimate_inputs, tab.result.ended],
+        section.describe_estimate,
+        set(section.estimate_inputs),
+        [estimate],
+    )
     action = RunAction(
         read=section.read, inputs={*section.axes, *tab.inputs}, finish=section.show_sheet, outputs=(sheet,)
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 from PIL import Image
 
@@ -134,8 +135,8 @@ def build(runtime: Runtime) -> ImageTab:
         connect_tab(tab)
         examples.connect(tab)
         grid.build(tab, sheet)
-        changes = [component.change for component in (*tab.sources, tab.settings.model)]
-        sync(changes, tab.show_seen, {*tab.sources, tab.settings.model}, [tab.seen, tab.fit_row])
+        changing = [*tab.sources, tab.settings.model]
+        sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
     connect_comparison(tab)
     return tab
 
@@ -175,7 +176,8 @@ def connect_comparison(tab: ImageTab) -> None:
     def compare_selected(values: Values, selected: gr.SelectData) -> Updates:
         return tab.compare(values, selected.index)
 
-    inputs, outputs = {tab.result.state, tab.image}, [tab.comparison, tab.slider]
+    inputs: set[Block] = {tab.result.state, tab.image}
+    outputs = [tab.comparison, tab.slider]
     tab.result.ended.change(lambda values: tab.compare(values), inputs, outputs, **UI_ONLY)
     tab.result.gallery.select(compare_selected, inputs, outputs, **UI_ONLY)
 

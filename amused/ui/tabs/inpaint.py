@@ -155,7 +155,7 @@ def build(runtime: Runtime) -> InpaintTab:
         mirror_drawing([tab.drawing.change], mirror)
         mirror_drawing([tab.drawing.upload], mirror).then(tab.reduce, {mirror}, [tab.drawing, tab.original], **UI_ONLY)
         shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]
-        sync([part.change for part in shaping], tab.show_cells, {*shaping, tab.original}, [tab.cells])
+        sync(shaping, tab.show_cells, {*shaping, tab.original}, [tab.cells])
         connect_tab(tab)
         examples.connect(tab)
     return tab
