@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from amused.generation.images import digest  # noqa: E402
-from amused.recipe.links import from_png_file  # noqa: E402
+from amused.recipe.metadata import from_png_file  # noqa: E402
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TASKS, TEXT_TO_IMAGE, Recipe  # noqa: E402
 from amused.serving.scheduler import BUSY  # noqa: E402
 

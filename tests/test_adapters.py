@@ -23,11 +23,11 @@ from amused.errors import UserError
 from amused.generation import components
 from amused.generation.images import digest, load_image
 from amused.generation.pipeline import Amused, Picture
-from amused.recipe.links import from_json, from_query, to_json, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import from_json, to_json
 from amused.recipe.recipe import TEXT_TO_IMAGE, VARY, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui.page import build_page, launch_options
-from amused.ui.run import completed
 
 PLAIN = Recipe(TEXT_TO_IMAGE, "a red cat", (1,), model="tiny", steps=4)
 LAYER = "transformer_layers.{}.attn1.{}"
@@ -157,7 +157,7 @@ def runtime(model, folder) -> Runtime:
 
 
 def test_a_link_names_the_one_adapter_that_it_was_made_with(runtime, folder) -> None:
-    recipe = completed(runtime, replace(PLAIN, adapter="dusk"), None, None)
+    recipe = runtime.freeze_recipe(replace(PLAIN, adapter="dusk"), None, None)
     (listed,) = [one for one in list_adapters(folder) if one.name == "dusk"]
     assert recipe.adapter_digest == listed.digest
     first = [*sampled(runtime, recipe)][-1]

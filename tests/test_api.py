@@ -158,7 +158,7 @@ def test_what_is_no_picture_is_refused_whatever_its_name(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AppError) as refusal:
         client.predict(PROMPT, handle_file(tmp_path / name), api_name="/image_to_image")
-    assert "picture" in str(refusal.value)
+    assert "image" in str(refusal.value)
     assert str(tmp_path) not in str(refusal.value)
 
 

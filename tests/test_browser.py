@@ -100,7 +100,7 @@ def run(page: Page, task: str) -> None:
 
 
 def expect_done(page: Page, task: str, count: int) -> None:
-    noun = "picture" if count == 1 else "pictures"
+    noun = "image" if count == 1 else "images"
     expect(part(page, task, "status")).to_contain_text(f"{count} {noun} in")
     expect(tiles(page, task)).to_have_count(count)
 
@@ -179,11 +179,11 @@ def test_progress_is_told_and_stop_keeps_what_is_finished(page: Page) -> None:
     set_seeds(page, "text_to_image", "100", 64)
     run(page, "text_to_image")
     status = part(page, "text_to_image", "status")
-    expect(status).to_contain_text(re.compile(r"picture [3-9] of 64, step \d+ of 12, about \d+ (s|min) left"))
+    expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of 12, about \d+ (s|min) left"))
     part(page, "text_to_image", "stop").click()
-    expect(status).to_contain_text(re.compile(r"Stopped: \d+ pictures of 64 kept"))
+    expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
     expect(part(page, "text_to_image", "stop")).to_be_hidden()
-    kept = int(re.search(r"Stopped: (\d+)", status.inner_text())[1])
+    kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
     assert 2 <= kept < 64
     expect(tiles(page, "text_to_image")).to_have_count(kept)
     assert list(pixels(page, "text_to_image")) == [f"seed {100 + index}" for index in range(kept)]
@@ -236,7 +236,7 @@ def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
 def test_image_to_image_redraws_a_picture(page: Page, picture: Path) -> None:
     open_tab(page, "Image to image")
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("There is no picture yet")
+    expect(part(page, "image_to_image", "status")).to_contain_text("There is no image yet")
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(picture)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     set_seeds(page, "image_to_image", "5", 2)
@@ -300,7 +300,7 @@ def test_a_model_is_chosen_for_every_tab(page: Page) -> None:
     picker = part(page, "text_to_image", "model")
     picker.get_by_role("combobox").click()
     page.get_by_role("option", name=re.compile("^amused-256")).click()
-    expect(picker).to_contain_text("Downloads 1.6 GB")
+    expect(picker).to_contain_text("Downloads 1.6 GB on first use")
     expect(page.get_by_role("button", name="Words this model knows")).to_have_count(0)
     open_tab(page, "Inpaint")
     part(page, "inpaint", "advanced").get_by_role("button").first.click()

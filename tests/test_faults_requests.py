@@ -19,7 +19,8 @@ from PIL import Image
 from test_image_tools import HOSTILE, odd_pictures, saved
 
 from amused.generation.images import digest
-from amused.recipe.links import from_png_file, from_query, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import from_png_file
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.ui.page import build_page, launch_options
 

@@ -16,6 +16,7 @@ from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, Route, expect
+from tabs import build_tab, values_of
 from test_browser import browser, expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
 
 from amused.errors import UserError
@@ -25,16 +26,14 @@ from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import mask_tools, prompts
-from amused.ui.inputs import Carried, Drawing, DrawingInput, Sent
+from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, UploadedDrawings
 from amused.ui.page import build_page, launch_options
-from amused.ui.tabs import grid as grid_panel
+from amused.ui.tabs import grid as grid_section
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 
 __all__ = ["browser"]  # a fixture
 
-SETTINGS = ("a fox", "", "0", 1, False, 12, 10.0, 2.0, 0.0)  # up to strength and model
-MODEL = ("nouns", None, 1.0)  # and no adapter
 NO_BOX = (0, 0, 0, 0)
 
 
@@ -218,7 +217,7 @@ def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_
     part(page, INPAINT, "more").click()
     part(page, INPAINT, "vary").click()
     expect(tiles(page, INPAINT)).to_have_count(5)
-    expect(part(page, INPAINT, "status")).to_contain_text("4 pictures in")
+    expect(part(page, INPAINT, "status")).to_contain_text("4 images in")
     for made in pixels(page, INPAINT).values():
         assert np.array_equal(made[outside], before[outside])
     tiles(page, INPAINT).nth(1).click()
@@ -238,15 +237,17 @@ def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_
 
 
 def test_a_link_sets_shape_and_fit() -> None:
-    recipe = Recipe(IMAGE_TO_IMAGE, "a fox", (3,), width=256, height=192, fit="pad")
-    assert image_tab.shape_of(Runtime(default="nouns"), recipe) == ["Landscape 4:3", "pad"]
+    tab = build_tab(image_tab.build, Runtime(default="nouns"))
+    updates = tab.from_recipe(Recipe(IMAGE_TO_IMAGE, "a fox", (3,), width=256, height=192, fit="pad"))
+    assert (updates[tab.shape], updates[tab.fit]) == ("Landscape 4:3", "pad")
 
 
 def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
     picture, file = pictures / "square.png", pictures / "mask.png"
-    recipe, image, mask = inpaint_tab.read(
-        Drawing(picture, ()), file, *NO_BOX, False, 4, True, None, *SETTINGS, 1.0, *MODEL
-    )
+    tab = build_tab(inpaint_tab.build, fake_runtime())
+    values = values_of(tab, mirror=Drawing(picture, ()), mask_file=file, feather=4, only_masked=True)
+    request = tab.read(values)
+    (recipe,), image, mask = request.recipes, request.image, request.mask
     assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
     assert (recipe.feather, recipe.only_masked) == (4, True)
@@ -276,7 +277,7 @@ def test_masks_of_every_kind() -> None:
         mask_tools.build_mask(size, nothing, None, NO_BOX, True)
     with pytest.raises(UserError, match="mask is empty"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
-    with pytest.raises(UserError, match="nothing is left"):
+    with pytest.raises(UserError, match="nothing is left to repaint"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
 
 
@@ -354,7 +355,9 @@ def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
 def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
     runtime = fake_runtime()
     picture = png(Image.new("RGB", size, "teal"))
-    recipe, image, _ = image_tab.read(runtime, picture, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
+    tab = build_tab(image_tab.build, runtime)
+    request = tab.read(values_of(tab, image=picture))
+    (recipe,), image = request.recipes, request.image
     assert image.size == size and recipe.image == digest(image)
     sized = runtime.with_default_size(recipe, image)
     assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
@@ -372,17 +375,17 @@ def open_grid(page: Page, task: str, across: str) -> Locator:
     part(page, task, "across").get_by_role("combobox").click()
     page.get_by_role("option", name=across, exact=True).click()
     values = part(page, task, "across-values").get_by_role("textbox")
-    expect(values).to_have_value(grid_panel.PLACEHOLDERS[across])
+    expect(values).to_have_value(grid_section.PLACEHOLDERS[across])
     return values
 
 
 def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
     told = part(page, TEXT_TO_IMAGE, "grid-told")
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
-    expect(told).to_contain_text("9 pictures")
+    expect(told).to_contain_text("9 images")
     values.fill("2, 4, 6")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
-    expect(told).to_contain_text("6 pictures")
+    expect(told).to_contain_text("6 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     expect_done(page, TEXT_TO_IMAGE, 6)
     assert [tile.inner_text().strip() for tile in tiles(page, TEXT_TO_IMAGE).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
@@ -391,7 +394,7 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: 
     image = shown(page, sheet)
     assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
     # Now that a run has shown the pace, the time is told too.
-    expect(told).to_contain_text(re.compile(r"6 pictures, about \d+ s"))
+    expect(told).to_contain_text(re.compile(r"6 images, about \d+ s"))
 
 
 def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
@@ -426,7 +429,7 @@ def test_values_typed_before_the_server_answers_stay(page: Page) -> None:
 def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
     """Make it, and see that the values are those that were typed, before and after."""
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
-    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     expect_done(page, TEXT_TO_IMAGE, 2)
     expect(values).to_have_value(typed)
@@ -447,10 +450,10 @@ def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("0-15")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     status = part(page, TEXT_TO_IMAGE, "status")
-    expect(status).to_contain_text(re.compile(r"picture [3-9] of 64, step \d+ of \d+"))
+    expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of \d+"))
     part(page, TEXT_TO_IMAGE, "stop").click()
-    expect(status).to_contain_text(re.compile(r"Stopped: \d+ pictures of 64 kept"))
-    kept = int(re.search(r"Stopped: (\d+)", status.inner_text())[1])
+    expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
+    kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
     assert 2 <= kept < 64
     expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(kept)
     expect(part(page, TEXT_TO_IMAGE, "sheet").locator("img")).to_be_visible()
@@ -461,7 +464,7 @@ def test_a_grid_of_strengths_in_image_to_image(page: Page, pictures: Path) -> No
     choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
     open_grid(page, IMAGE_TO_IMAGE, "strength").fill("0.3, 0.9")
     part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
-    expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 pictures")
+    expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 images")
     part(page, IMAGE_TO_IMAGE, "grid-make").click()
     expect_done(page, IMAGE_TO_IMAGE, 2)
     expect(part(page, IMAGE_TO_IMAGE, "sheet").locator("img")).to_be_visible()
@@ -489,16 +492,19 @@ def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
 
 
 def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
+    files: set[str] = set()
     for task in (TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT):
         examples = prompts.examples(task, "nouns", {})
         assert len(examples) >= 2
         for example in examples:
             if task != TEXT_TO_IMAGE:
-                picture = load_image(prompts.FOLDER / example.picture)
+                picture = load_image(prompts.FOLDER / example.image)
                 assert picture.size == (256, 256)
+                files.add(example.image)
             if task == INPAINT:
                 assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()
-    assert sum(file.stat().st_size for file in prompts.FOLDER.iterdir()) < 300_000
+                files.add(example.mask)
+    assert sum((prompts.FOLDER / name).stat().st_size for name in files) < 300_000
 
 
 def test_the_published_models_bring_their_own_examples() -> None:
@@ -565,9 +571,9 @@ def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for
     send_blob(editor, "one", "layer", "0", png(stroke))
     send_blob(editor, "one", "background", "null", picture)
     send_blob(editor, "one", "composite", "null", b"nobody looks at this")
-    for component in (editor, Carried.of(editor), DrawingInput()):  # every tab has a copy of its own
+    for component in (editor, DrawingMirror.of(editor), DrawingInput()):  # every tab has a copy of its own
         drawing = component.preprocess(EditorData(id="one"))
-        assert drawing.picture().getpixel((0, 0)) == (0, 128, 128)
+        assert drawing.image().getpixel((0, 0)) == (0, 128, 128)
         assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
 
 
@@ -588,46 +594,69 @@ def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, 
     send_blob(editor, name, kind, index, content)
     assert not list(tmp_path.rglob("*.png"))
     with pytest.raises(UserError, match="upload one first"):
-        Carried.of(editor).preprocess(EditorData(id=name)).picture()
+        DrawingMirror.of(editor).preprocess(EditorData(id=name)).image()
 
 
 def test_old_drawings_are_forgotten(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     editor = DrawingInput()
-    for number in range(Sent.MOST + 1):
+    for number in range(UploadedDrawings.MAX_DRAWINGS + 1):
         send_blob(editor, f"drawing {number}", "background", "null", b"x")
-    first, *_, last = (editor.preprocess(EditorData(id=f"drawing {n}")) for n in range(Sent.MOST + 1))
+    first, *_, last = (
+        editor.preprocess(EditorData(id=f"drawing {n}")) for n in range(UploadedDrawings.MAX_DRAWINGS + 1)
+    )
     assert first.background is None and last.background is not None
 
 
+@pytest.fixture(scope="module")
+def image() -> image_tab.ImageTab:
+    return build_tab(image_tab.build, fake_runtime())
+
+
+@pytest.fixture(scope="module")
+def inpaint() -> inpaint_tab.InpaintTab:
+    return build_tab(inpaint_tab.build, fake_runtime())
+
+
 @pytest.mark.parametrize("name", list(odd_pictures()))
-def test_odd_pictures_are_accepted_by_both_tabs(name: str) -> None:
+def test_odd_images_are_accepted_by_both_tabs(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab, name: str
+) -> None:
     content = odd_pictures()[name]
-    _, image, _ = image_tab.read(fake_runtime(), content, image_tab.OWN_SHAPE, "pad", *SETTINGS, 0.5, *MODEL)
-    everything = (0, 0, 100, 100)
-    own = (Drawing(content, ()), None, *everything, False, 0, False, None)
-    _, picture, mask = inpaint_tab.read(*own, *SETTINGS, 1.0, *MODEL)
-    assert image.mode == picture.mode == "RGB" and image.size == picture.size == mask.size
-    assert image.size == ((4, 8) if name == "turned" else (8, 8))
+    given = image.read(values_of(image, image=content, fit="pad")).image
+    everything = {"left": 0, "top": 0, "width": 100, "height": 100}
+    request = inpaint.read(values_of(inpaint, mirror=Drawing(content, ()), **everything))
+    assert given.mode == request.image.mode == "RGB" and given.size == request.image.size == request.mask.size
+    assert given.size == ((4, 8) if name == "turned" else (8, 8))
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_files_that_are_no_picture_are_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
+def test_files_that_are_no_image_are_refused_in_a_sentence(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab, name: str, tmp_path: Path
+) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(HOSTILE[name])
     with pytest.raises(UserError) as refused:
-        image_tab.read(fake_runtime(), file, image_tab.OWN_SHAPE, "crop", *SETTINGS, 0.5, *MODEL)
+        image.read(values_of(image, image=file))
     assert str(tmp_path) not in str(refused.value)
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
     with pytest.raises(UserError):
-        inpaint_tab.read(Drawing(file, ()), None, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, *MODEL)
+        inpaint.read(values_of(inpaint, mirror=Drawing(file, ())))
     with pytest.raises(UserError):
-        inpaint_tab.read(good, file, *NO_BOX, False, 0, False, None, *SETTINGS, 1.0, *MODEL)
+        inpaint.read(values_of(inpaint, mirror=good, mask_file=file))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e308, "12", None, [], 65])
-def test_a_feather_that_is_none_is_refused(value: object) -> None:
+def test_a_feather_that_is_none_is_refused(inpaint: inpaint_tab.InpaintTab, value: object) -> None:
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
-    own = (good, None, 0, 0, 50, 50, False, value, False, None)
     with pytest.raises(UserError, match="feather"):
-        inpaint_tab.read(*own, *SETTINGS, 1.0, *MODEL)
+        inpaint.read(values_of(inpaint, mirror=good, width=50, height=50, feather=value))
+
+
+def test_without_an_image_and_without_a_mask_a_sentence_says_what_is_missing(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab
+) -> None:
+    with pytest.raises(UserError, match="There is no image yet"):
+        image.read(values_of(image))
+    with pytest.raises(UserError, match="There is no image yet"):
+        inpaint.read(values_of(inpaint))

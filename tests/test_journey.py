@@ -78,7 +78,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     person.click(part(page, TEXT, "more"))
     person.click(part(page, TEXT, "vary"))
     expect(tiles(page, TEXT)).to_have_count(20)
-    expect(part(page, TEXT, "status")).to_contain_text("4 pictures in")
+    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
 
     person.click(tiles(page, TEXT).nth(16))
     expect(part(page, TEXT, "facts")).to_contain_text("From seed")
@@ -87,7 +87,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     assert_accessible(page)
     person.click(part(page, TEXT, "retouch"))
     expect(tiles(page, TEXT)).to_have_count(24)
-    expect(part(page, TEXT, "status")).to_contain_text("4 pictures in")
+    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
 
     person.click(tiles(page, TEXT).nth(2))
     person.click(part(page, TEXT, "to-inpaint"))
@@ -110,7 +110,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     page.goto("about:blank")
     page.goto(link)
     person.click(part(page, TEXT, "replay"))
-    expect(part(page, TEXT, "status")).to_contain_text("The same picture, bit for bit.")
+    expect(part(page, TEXT, "status")).to_contain_text("The same image, bit for bit.")
     assert_accessible(page)
     assert np.ptp(next(iter(pixels(page, TEXT).values()))) > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

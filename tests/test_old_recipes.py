@@ -20,7 +20,8 @@ from surface import (
 import amused
 
 # The only names in this module that are not public: where a link's query and a PNG file's bytes are read and written.
-from amused.recipe.links import from_png_file, from_query, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import from_png_file
 
 LINKS: dict[str, str] = fixture("links.json")
 SAVED: dict[str, Any] = fixture("recipes.json")
@@ -57,7 +58,7 @@ def test_the_fixtures_are_complete() -> None:
 def test_an_old_recipe_opens_to_the_same_fields(name: str) -> None:
     saved, read = RECIPES[name], shared(name)
     assert as_json(read.recipe) == saved["recipe"]
-    assert (list(read.ignored), read.digest, read.made) == (saved["ignored"], saved["digest"], saved["made"])
+    assert (list(read.ignored), read.digest, read.fingerprint) == (saved["ignored"], saved["digest"], saved["made"])
     assert to_query(read.recipe) == saved["query"]
 
 

@@ -25,8 +25,8 @@ from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving import metrics
 from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
 from amused.serving.runtime import Runtime
+from amused.ui.files import png_bytes
 from amused.ui.page import build_page, launch_options
-from amused.ui.run import png_bytes
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-owner"
@@ -57,7 +57,8 @@ def test_limits_have_defaults_within_their_range_and_stand_in_the_readme(name: s
 def test_limits_are_obeyed_and_a_bad_one_ends_the_program() -> None:
     """In a process of its own, as they are read once."""
     code = """
-from amused.recipe.recipe import Recipe, parse_seeds
+from amused.recipe.recipe import Recipe
+from amused.recipe.seeds import parse_seeds
 from amused.errors import UserError
 for bad in (dict(steps=21), dict(prompt="a" * 101), dict(seeds=range(5)), dict(width=1024, height=512)):
     try:

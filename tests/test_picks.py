@@ -32,9 +32,12 @@ from test_browser import (
 )
 
 from amused.generation.images import digest
-from amused.recipe.links import Shared, from_json, from_png, from_query, to_query
+from amused.recipe.links import Shared, from_query, to_query
+from amused.recipe.metadata import from_json, from_png
+from amused.recipe.recipe import TOUCH_UP, VARY, Recipe
 from amused.serving.jobs import Result
 from amused.serving.runtime import Runtime
+from amused.ui.gallery_actions import derive_recipe
 from amused.ui.page import build_page, launch_options
 
 TEXT = "text_to_image"
@@ -154,7 +157,7 @@ def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runti
 
     vary(page, TEXT, 0.3, 2)
     expect(tiles(page, TEXT)).to_have_count(4)
-    expect(part(page, TEXT, "status")).to_contain_text("2 pictures in")
+    expect(part(page, TEXT, "status")).to_contain_text("2 images in")
     pick(page, TEXT, 3)
     expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
     first, _, varied, _ = (np.asarray(file) for file in files(page, TEXT))
@@ -162,7 +165,7 @@ def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runti
 
     touch_up(page, TEXT, 1)
     expect(tiles(page, TEXT)).to_have_count(5)
-    expect(part(page, TEXT, "status")).to_contain_text("1 picture in")
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
     pick(page, TEXT, 4)
     expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
     keep(page, TEXT, 2)
@@ -190,11 +193,11 @@ def test_every_picture_is_made_again_by_what_it_says_of_itself(page: Page, runti
     pick(page, TEXT, 0)
     vary(page, TEXT, 0.5, 1)
     expect(tiles(page, TEXT)).to_have_count(2)
-    expect(part(page, TEXT, "status")).to_contain_text("1 picture in")
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
     pick(page, TEXT, 1)
     touch_up(page, TEXT, 1, prompt="a pixel art character with square red glasses")
     expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 picture in")
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
     images = files(page, TEXT)
     assert [from_png(image).recipe.task for image in images] == ["text_to_image", "vary", "touch_up"]
     again = fresh(runtime)
@@ -229,11 +232,19 @@ def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: P
     pick(page, task, 0)
     vary(page, task, 0.3, 1)
     expect(tiles(page, task)).to_have_count(2)
-    expect(part(page, task, "status")).to_contain_text("1 picture in")
+    expect(part(page, task, "status")).to_contain_text("1 image in")
     given = Image.open(picture)
     for image in files(page, task):
         said = from_png(image)
         assert replay(fresh(runtime), said, given) == said.digest == digest(image)
+
+
+@pytest.mark.parametrize("composite", [True, False])
+def test_a_variation_is_composited_as_its_parent_was(composite: bool) -> None:
+    parent = Recipe("inpaint", "a", (1,), composite=composite, adapter="dusk", adapter_strength=0.5, crop=(1, 2))
+    for recipe in (derive_recipe(parent, VARY, 2, share=0.5), derive_recipe(parent, TOUCH_UP, 2, cells=(1,))):
+        assert (recipe.composite, recipe.adapter, recipe.adapter_strength) == (composite, "dusk", 0.5)
+        assert (recipe.crop, recipe.prompt, recipe.parent, len(recipe.seeds)) == ((1, 2), "a", parent, 2)
 
 
 # Links
@@ -377,7 +388,7 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     pick(page, TEXT, 0)
     keep(page, TEXT, 1)
     page.locator("#tray-discard").click()
-    expect(page.locator("#tray-note")).to_contain_text("Nothing is kept")
+    expect(page.locator("#tray-note")).to_contain_text("No images kept")
     for name in ("open", "compare", "discard", "single", "zip", "sheet"):
         expect(page.locator(f"#tray-{name}")).to_be_hidden()
     page.locator("#tray-undo").click()
@@ -427,7 +438,7 @@ def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turn
     finally:
         turnstile.open.set()
     expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 picture in")
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
     assert list(pixels(page, TEXT)) == ["seed 60", "seed 61", "seed 70"]
     set_seeds(page, TEXT, "80", 1)
     run(page, TEXT)
@@ -460,7 +471,7 @@ def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
     pick(page, TEXT, 0)
     touch_up(page, TEXT, 1)
     expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 picture in")
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
     pick(page, TEXT, 1)
     expect(part(page, TEXT, "touching")).to_be_hidden()
     part(page, TEXT, "touch").click()

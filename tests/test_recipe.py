@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 from amused.errors import UserError
-from amused.recipe.links import from_json, from_png, from_query, png_info, to_json, to_query
-from amused.recipe.recipe import MAX_SEEDS, Recipe, parse_seeds
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import from_json, from_png, png_info, to_json
+from amused.recipe.recipe import MAX_SEEDS, Recipe
+from amused.recipe.seeds import format_ranges, format_seeds, parse_seeds
 
 PLAIN = Recipe("text_to_image", "a cat", (8,))
 RECIPES = [
@@ -135,6 +138,28 @@ def test_whole_floats_are_whole_numbers() -> None:
 )
 def test_parses_seeds(text: str, seeds: tuple[int, ...]) -> None:
     assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "seeds", [(8,), (8, 9, 10), (3, 5), (1, 2, 3, 8, 7), (2**32 - 1, 0), tuple(range(MAX_SEEDS)), (4, 4)], ids=str
+)
+def test_formatted_ranges_parse_to_the_same_seeds(seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(format_ranges(seeds)) == seeds
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"), [((8,), "8"), ((8, 9, 10), "8"), ((3, 5), "3,5"), ((1, 2, 3, 8), "1-3,8"), ((2, 1), "2,1")]
+)
+def test_consecutive_seeds_are_shown_by_the_first(seeds: tuple[int, ...], text: str) -> None:
+    assert format_seeds(seeds) == text
+
+
+@pytest.mark.parametrize("text", [" " * 300_000, "1" + " " * 300_000 + "x", "1 - " * 300_000, "," * 300_000 + "x"])
+def test_long_seeds_are_refused_at_once(text: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(UserError):
+        parse_seeds(text)
+    assert time.perf_counter() - began < 0.1
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "1-", "5-3", "4294967296", "0-64", "0-4294967295", "1.5", "1e3", "٣"])

@@ -1,23 +1,36 @@
-"""The runs of one tab: one after the other, stopped, given up, refused, and what a failure leaves."""
+"""The runs of one tab: one after the other, stopped, abandoned, refused, and what a failure leaves."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 from fake import FakeModel, fake_runtime, numbers
+from tabs import build_tab, values_of
 
 from amused.errors import UserError
-from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-from amused.serving.jobs import Request
+from amused.recipe.recipe import Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.serving.scheduler import MAX_WAITING_RUNS
-from amused.ui import run as runs
-from amused.ui.run import FAILED, OUT_OF_MEMORY, Run, TabState, ask_to_stop, explain, sample
+from amused.ui import results
+from amused.ui.events import Updates
+from amused.ui.results import (
+    FAILED,
+    OUT_OF_MEMORY,
+    GalleryState,
+    RunAction,
+    TabState,
+    explain,
+    show_end,
+    stop_runs,
+    stream_run,
+)
+from amused.ui.tabs import text
 
 
 @pytest.fixture(autouse=True)
@@ -25,139 +38,216 @@ def cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
 
 
-def start(runtime: Runtime, tab: TabState, first: int, count: int = 1) -> Iterator[list[Any]]:
-    recipe = Recipe(TEXT_TO_IMAGE, "a fox", tuple(range(first, first + count)), model="nouns", steps=2)
-    tab.press()
-    return sample(runtime, Run(), tab, True, lambda: Request((recipe,)))
+class Visitor:
+    """One browser tab, with the page's text tab in it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.tab = build_tab(text.build, runtime)
+        self.state = TabState()
+
+    @property
+    def gallery(self) -> GalleryState:
+        return self.state.gallery
+
+    @property
+    def seeds(self) -> list[int]:
+        return [image.seed for image in self.gallery.images]
+
+    def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
+        self.state.request()
+        action = RunAction(read=self.tab.read, inputs=self.tab.inputs, shows_seeds=True)
+        action = replace(action, **{name: changes.pop(name) for name in ("append", "remark") if name in changes})
+        values = values_of(self.tab, self.state, seeds=str(first), count=count, steps=2, **changes)
+        return stream_run(self.runtime, self.tab, action, values)
+
+    def stop(self) -> None:
+        stop_runs(self.runtime, self.state)
+
+    def status(self, update: Updates) -> str:
+        return str(update.get(self.tab.result.status, ""))
+
+    def until_first_image(self, running: Iterator[Updates]) -> None:
+        while not self.gallery.num_done:
+            next(running)
 
 
-def is_nothing(update: list[Any]) -> bool:
-    return all(value == gr.skip() for value in update)
+def is_nothing(update: Updates) -> bool:
+    return update == gr.skip()
 
 
-def until_first_image(running: Iterator[list[Any]]) -> Run:
-    return next(update[2] for update in running if isinstance(update[2], Run) and update[2].made)
+def finish(running: Iterator[Updates]) -> None:
+    for _ in running:
+        pass
 
 
-def finish(running: Iterator[list[Any]]) -> Run:
-    return [update[2] for update in running if isinstance(update[2], Run)][-1]
-
-
-def test_a_second_run_waits_for_the_first_and_adds_to_its_pictures() -> None:
-    runtime, tab = fake_runtime(), TabState()
-    first = start(runtime, tab, 10, 2)
+def test_a_second_run_waits_for_the_first_and_adds_to_its_images() -> None:
+    visitor = Visitor(fake_runtime())
+    first = visitor.start(10, 2)
     next(first)
-    second = start(runtime, tab, 20)
+    second = visitor.start(20)
     assert is_nothing(next(second)) and is_nothing(next(second))  # the status is that of the first
-    assert [shot.seed for shot in finish(first).shots] == [10, 11]
-    run = finish(second)
-    assert [shot.seed for shot in run.shots] == [10, 11, 20] and run.note.startswith("1 picture in")
-    assert [shot.seed for shot in finish(start(runtime, tab, 30)).shots] == [30]
+    finish(first)
+    assert visitor.seeds == [10, 11]
+    finish(second)
+    assert visitor.seeds == [10, 11, 20] and visitor.gallery.note.startswith("1 image in")
+    finish(visitor.start(30))
+    assert visitor.seeds == [30]
 
 
-def test_another_visitor_is_told_how_many_are_before_them_and_takes_turns() -> None:
+def test_another_visitor_is_told_how_many_are_ahead_and_takes_turns() -> None:
     runtime = fake_runtime()
-    sweep = start(runtime, TabState(), 100, 64)
-    while "step 1 of 2" not in str(next(sweep)[0]):
+    one, other = Visitor(runtime), Visitor(runtime)
+    sweep = one.start(100, 64)
+    while "step 1 of 2" not in one.status(next(sweep)):
         pass  # until it is at work
-    single = start(runtime, TabState(), 1)
-    told = [next(single)[0] for _ in range(2)]
-    assert "Starting" in told[0] and "Queued: 1 ahead of you" in told[1]
-    while "Queued: 1 ahead of you" not in str(next(sweep)[0]):
-        pass  # until its first picture is done
-    assert finish(single).made == 1
+    single = other.start(1)
+    statuses = [other.status(next(single)) for _ in range(2)]
+    assert "Starting" in statuses[0] and "Queued: 1 ahead of you" in statuses[1]
+    while "Queued: 1 ahead of you" not in one.status(next(sweep)):
+        pass  # until its first image is done
+    finish(single)
+    assert other.gallery.num_done == 1
     sweep.close()
-    assert (
-        numbers(runtime)["amused_pictures_total"] <= 1 + 2
-    )  # of the sweep's 64 the first, and the next if it was quick
+    # Of the sweep's 64 the first, and the next if it was quick.
+    assert numbers(runtime)["amused_pictures_total"] <= 1 + 2
 
 
 @pytest.mark.parametrize("which_ends_first", [0, 1])
-def test_stop_ends_the_run_at_work_and_drops_those_that_wait(which_ends_first: int) -> None:
-    runtime, tab = fake_runtime(), TabState()
-    first, second = start(runtime, tab, 10, 64), start(runtime, tab, 20)
-    assert [shot.seed for shot in until_first_image(first).shots] == [10]
+def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first: int) -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    first, second = visitor.start(10, 64), visitor.start(20)
+    visitor.until_first_image(first)
+    assert visitor.seeds == [10]
     next(second)
-    pressed = start(runtime, tab, 30)  # the server has yet to hear of this one
-    ask_to_stop(runtime, tab)
-    ended = {}
-    for index in (which_ends_first, 1 - which_ends_first):
-        ended[index] = [update[2] for update in (first, second)[index] if isinstance(update[2], Run)]
-    note = "Stopped: 1 picture of 64 kept. 2 waiting runs dropped"
-    assert [run.note for run in ended[0]] == [note] and ended[1] == []
-    assert all(is_nothing(update) for update in pressed) and [shot.seed for shot in tab.last.shots] == [10]
-    assert tab.last.note == note
+    requested = visitor.start(30)  # the server has yet to hear of this one
+    visitor.stop()
+    note = "Stopped after 1 of 64. Cancelled 2 queued runs"
+    for running in (first, second) if which_ends_first == 0 else (second, first):
+        updates = list(running)
+        assert running is first or all(is_nothing(update) for update in updates)
+        assert visitor.gallery.note == (note if running is first or which_ends_first == 0 else "")
+    assert all(is_nothing(update) for update in requested)
+    assert visitor.seeds == [10] and visitor.gallery.note == note
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
-    assert [shot.seed for shot in finish(start(runtime, tab, 40)).shots] == [40]
+    finish(visitor.start(40))
+    assert visitor.seeds == [40]
 
 
 def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
-    runtime, tab = fake_runtime(), TabState()
-    first, second = start(runtime, tab, 10, 64), start(runtime, tab, 20)
+    visitor = Visitor(fake_runtime())
+    first, second = visitor.start(10, 64), visitor.start(20)
     next(first)
     next(second)
-    ask_to_stop(runtime, tab)
-    third = start(runtime, tab, 30)
+    visitor.stop()
+    third = visitor.start(30)
     assert is_nothing(next(third))
-    assert finish(first).note == "Stopped. 1 waiting run dropped"
+    finish(first)
+    assert visitor.gallery.note == "Stopped. Cancelled 1 queued run"
     assert all(is_nothing(update) for update in second)
-    assert finish(third).note.startswith("1 picture in")
+    finish(third)
+    assert visitor.gallery.note.startswith("1 image in") and visitor.seeds == [30]
 
 
-def test_a_click_whose_run_never_came_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_run_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when Gradio's own queue is full."""
-    runtime, tab = fake_runtime(), TabState()
-    tab.press()
-    ask_to_stop(runtime, tab)
-    monkeypatch.setattr(runs, "PRESS_SECONDS", 0.0)
-    assert [shot.seed for shot in finish(start(runtime, tab, 10)).shots] == [10]
+    visitor = Visitor(fake_runtime())
+    visitor.state.request()
+    visitor.stop()
+    monkeypatch.setattr(results, "REQUEST_TIMEOUT", 0.0)
+    finish(visitor.start(10))
+    assert visitor.seeds == [10]
 
 
 def test_stop_leaves_other_tabs_alone() -> None:
-    runtime, tab, other = fake_runtime(), TabState(), TabState()
-    stopped, kept = start(runtime, tab, 10, 64), start(runtime, other, 20)
+    runtime = fake_runtime()
+    visitor, other = Visitor(runtime), Visitor(runtime)
+    stopped, kept = visitor.start(10, 64), other.start(20)
     next(stopped)
     next(kept)
-    ask_to_stop(runtime, tab)
-    assert finish(stopped).note == "Stopped" and finish(kept).made == 1
+    visitor.stop()
+    finish(stopped)
+    finish(kept)
+    assert visitor.gallery.note == "Stopped" and other.gallery.num_done == 1
 
 
 def test_stop_before_the_run_began() -> None:
-    runtime, tab = fake_runtime(), TabState()
-    first = start(runtime, tab, 10)
-    ask_to_stop(runtime, tab)
-    assert finish(first).note == "Stopped"
-    assert finish(start(runtime, tab, 20)).made == 1
+    visitor = Visitor(fake_runtime())
+    first = visitor.start(10)
+    visitor.stop()
+    finish(first)
+    assert visitor.gallery.note == "Stopped"
+    finish(visitor.start(20))
+    assert visitor.gallery.num_done == 1
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_run_that_is_given_up_leaves_the_tab_to_the_next(which: int) -> None:
-    runtime, tab = fake_runtime(), TabState()
-    runs = [start(runtime, tab, 10, 64), start(runtime, tab, 20)]
+def test_an_abandoned_run_leaves_the_tab_to_the_next(which: int) -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    runs = [visitor.start(10, 64), visitor.start(20)]
     for run in runs:
         next(run)
     runs[which].close()
     if which == 0:
-        assert finish(runs[1]).made == 1
+        finish(runs[1])
+        assert visitor.gallery.num_done == 1
     else:
-        ask_to_stop(runtime, tab)
+        visitor.stop()
         finish(runs[0])
-    assert not tab.runs and numbers(runtime)["amused_runs"] == 0
+    assert not visitor.state.num_runs and numbers(runtime)["amused_runs"] == 0
 
 
 def test_no_more_than_a_few_runs_of_a_tab_wait() -> None:
-    runtime, tab = fake_runtime(), TabState()
-    runs = [start(runtime, tab, 10 * index) for index in range(MAX_WAITING_RUNS + 1)]
+    visitor = Visitor(fake_runtime())
+    runs = [visitor.start(10 * index) for index in range(MAX_WAITING_RUNS + 1)]
     for run in runs:
         next(run)
     with pytest.raises(gr.Error, match="of your runs are waiting already"):
-        next(start(runtime, tab, 900))
+        next(visitor.start(900))
     for run in runs:
         finish(run)
-    assert len(tab.last.shots) == len(runs)
+    assert len(visitor.seeds) == len(runs)
 
 
-def test_a_failed_run_tells_a_sentence_keeps_the_pictures_and_holds_nothing() -> None:
+def test_an_action_can_append_and_remark_on_what_it_made() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(visitor.start(10, 2))
+    seen: list[int] = []
+
+    def remark(values: Any, images: Any) -> str:
+        seen.extend(image.seed for image in images)
+        return "The same image."
+
+    finish(visitor.start(20, append=True, remark=remark))
+    assert visitor.seeds == [10, 11, 20] and seen == [20]
+    assert visitor.gallery.note.startswith("The same image. 1 image in")
+
+
+@pytest.mark.parametrize("is_random", [True, False])
+def test_random_seeds_are_shown_and_typed_ones_stay(is_random: bool) -> None:
+    visitor = Visitor(fake_runtime())
+    shown = [
+        update[visitor.tab.settings.seeds]
+        for update in visitor.start(10, 3, random_seeds=is_random)
+        if visitor.tab.settings.seeds in update
+    ]
+    assert shown == ([str(visitor.seeds[0])] if is_random else [])
+
+
+def test_the_end_is_shown_unless_the_next_run_goes_on() -> None:
+    visitor = Visitor(fake_runtime())
+    values = values_of(visitor.tab, visitor.state)
+    finish(visitor.start(10))
+    view = visitor.tab.result
+    shown = show_end(view, values)
+    assert "1 image in" in shown[view.status] and len(shown[view.gallery].value) == 1 and not shown[view.stop].visible
+    second = visitor.start(20)
+    assert show_end(view, values)[view.stop].visible
+    next(second)
+    assert is_nothing(show_end(view, values))
+
+
+def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> None:
     held: list[weakref.ref] = []
 
     class Failing(FakeModel):
@@ -167,14 +257,12 @@ def test_a_failed_run_tells_a_sentence_keeps_the_pictures_and_holds_nothing() ->
             held.append(weakref.ref(tensors))
             raise MemoryError
 
-    runtime, tab = Runtime([Choice("nouns", "")], lambda name, tell: Failing(name), default="nouns"), TabState()
-    updates = []
+    runtime = Runtime([Choice("nouns", "")], lambda name, tell: Failing(name), default="nouns")
+    visitor = Visitor(runtime)
     with pytest.raises(gr.Error) as failure:
-        for update in start(runtime, tab, 10, 3):
-            updates.append(update)
+        finish(visitor.start(10, 3))
     assert failure.value.message == OUT_OF_MEMORY and failure.value.__context__ is None
-    run = updates[-1][2]
-    assert run.note == OUT_OF_MEMORY and [shot.seed for shot in run.shots] == [10]
+    assert visitor.gallery.note == OUT_OF_MEMORY and visitor.seeds == [10]
     assert held[0]() is None
     assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
 

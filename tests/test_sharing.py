@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
@@ -22,15 +23,19 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from tabs import build_tab, values_of
 
 from amused.checkpoints.adapters import CONFIG, WEIGHTS
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
-from amused.recipe.links import MAX_METADATA, PNG_KEY, from_png_file, from_query, parse_json, png_info, to_query
+from amused.recipe.links import from_query, to_query
+from amused.recipe.metadata import MAX_METADATA, PNG_KEY, from_png_file, parse_json, png_info
 from amused.recipe.recipe import Recipe
 from amused.serving.runtime import Runtime
+from amused.ui.history import restore_settings
 from amused.ui.page import build_page, launch_options
-from amused.ui.sharing import from_text, link
+from amused.ui.sharing import from_text
+from amused.ui.tabs import text as text_tab
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -116,7 +121,7 @@ def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
     data = png(png_info(PLAIN, "a" * 16, "cuda float16 amused-0.1.0 torch-2.13.0"))
     shared = from_png_file(data)
     assert (shared.recipe, shared.digest) == (PLAIN, "a" * 16)
-    assert shared.made == "cuda float16 amused-0.1.0 torch-2.13.0"
+    assert shared.fingerprint == "cuda float16 amused-0.1.0 torch-2.13.0"
     assert from_png_file(png(None)) is None
 
 
@@ -145,13 +150,12 @@ def test_a_hostile_picture_is_refused_in_a_sentence(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "base", ["https://owner-name.hf.space/?__theme=dark&__sign=secret", "http://127.0.0.1:7860/#a"]
+    "base", ["https://owner-name.hf.space/?__theme=dark&__sign=secret&", "http://127.0.0.1:7860/?", "?", ""]
 )
-def test_a_link_is_the_pages_address_with_nothing_but_the_recipe(base: str) -> None:
-    address = link(base, PLAIN, "a" * 16)
-    assert address.startswith(base.partition("?")[0].partition("#")[0] + "?v=2&")
-    assert "__" not in address
-    assert from_text(address).recipe == PLAIN
+def test_a_pasted_link_is_read_without_what_is_not_ours(base: str) -> None:
+    query = to_query(PLAIN, "a" * 16)
+    shared = from_text(f"  {base}{query}&__theme=light#top\n")
+    assert (shared.recipe, shared.digest, shared.ignored) == (PLAIN, "a" * 16, ())
 
 
 def png(info: PngInfo | None) -> bytes:
@@ -164,6 +168,51 @@ def with_chunks(chunks: list[tuple[bytes, bytes]], data: bytes) -> bytes:
     """A PNG with more chunks behind its header."""
     added = b"".join(len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body in chunks)
     return data[:33] + added + data[33:]
+
+
+# What the browser remembers
+
+REMEMBERED = {"prompt": "an owl", "seeds": "3, 5", "random_seeds": False, "count": 2, "steps": 4, "strength": 0.5}
+
+
+def restored(remembered: Any) -> dict[str, Any]:
+    """The settings of a new page, by name, once what is remembered is back; {} if all stay as they are."""
+    runtime = fake_runtime()
+    tab = build_tab(text_tab.build, runtime)
+    updates = restore_settings(runtime, [tab], remembered)
+    named = {name: updates[part] for name, part in tab.settings.components().items() if part in updates}
+    return {name: getattr(value, "value", value) for name, value in named.items()}
+
+
+def test_settings_are_remembered_by_task_and_name() -> None:
+    runtime = fake_runtime()
+    tab = build_tab(text_tab.build, runtime)
+    named = tab.settings.by_name(values_of(tab, prompt="an owl", seeds="3, 5", steps=4))
+    assert restored({"text_to_image": named}) == restored({"text_to_image": {**REMEMBERED, "count": 1}})
+    assert restored({"text_to_image": REMEMBERED}).items() >= {"prompt": "an owl", "seeds": "3, 5", "steps": 4}.items()
+    assert restored({"text_to_image": {**REMEMBERED, "seeds": "half ty"}})["seeds"] == "0"
+    assert restored({"text_to_image": {**REMEMBERED, "adapter": "gone"}})["adapter"] == ""
+    assert restored({"text_to_image": {**REMEMBERED, "a later field": 1}}) == restored({"text_to_image": REMEMBERED})
+
+
+@pytest.mark.parametrize(
+    "remembered",
+    [
+        None,
+        "damaged",
+        ["a fox", "", "0", 4, True, 12, 10, 2, 0, 0.5, "nouns", "", 1.0],  # as 0.4.0 remembered them
+        {"text_to_image": []},
+        {"text_to_image": {**REMEMBERED, "steps": "many"}},
+        {"text_to_image": {**REMEMBERED, "seeds": 5}},
+        {"text_to_image": {**REMEMBERED, "random_seeds": "yes"}},
+        {"text_to_image": {**REMEMBERED, "model": ["nouns"]}},
+        {"text_to_image": {**REMEMBERED, "prompt": None}},
+        {"inpaint": REMEMBERED},
+    ],
+    ids=str,
+)
+def test_damaged_settings_are_left_alone(remembered: Any) -> None:
+    assert restored(remembered) == {}
 
 
 # The page
@@ -249,27 +298,33 @@ def remembered(page: Page) -> list[str]:
 
 def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 picture in")
-    part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
-    part(page, "text_to_image", "copy-link").click()
-    expect(part(page, "text_to_image", "copy-link")).to_have_text("Link copied")
-    copied = page.evaluate("navigator.clipboard.readText()")
+    expect(replay(page)).to_contain_text("1 image in")
+    copied = copied_link(page)
     assert copied.startswith(address + "?v=2&task=text_to_image&prompt=a+pixel+art+character&seeds=8&steps=4&digest=")
     assert set(parse_qs(urlsplit(copied).query)) == {"v", "task", "prompt", "seeds", "steps", "digest", "made"}
 
     page.goto("about:blank")
     page.goto(copied + "&__theme=dark&__sign=abc&utm_source=friend")
-    expect(card(page)).to_contain_text("A recipe of one picture with nouns: text to image")
-    expect(card(page)).to_contain_text("Passed over, as not known or not valid: utm_source.")
+    expect(card(page)).to_contain_text("A recipe for 1 image with nouns: text to image")
+    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: utm_source.")
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("8")
-    expect(replay(page)).to_contain_text("The same picture, bit for bit.")
-    expect(page.locator("#announcement")).to_contain_text("The same picture, bit for bit.")
+    expect(replay(page)).to_contain_text("The same image, bit for bit.")
+    expect(page.locator("#announcement")).to_contain_text("The same image, bit for bit.")
+    assert copied_link(page) == copied  # with nothing else of the page's address
 
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
-    expect(replay(page)).to_contain_text("Not the same picture, bit for bit: made on another processor")
+    expect(replay(page)).to_contain_text("Not the same image, bit for bit: it was made on another kind of CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
     expect(replay(page)).to_contain_text("it was made on mps")
+
+
+def copied_link(page: Page) -> str:
+    """Pick the first image and copy its link."""
+    part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
+    part(page, "text_to_image", "copy-link").click()
+    expect(part(page, "text_to_image", "copy-link")).to_have_text("Link copied")
+    return page.evaluate("navigator.clipboard.readText()")
 
 
 def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) -> None:
@@ -278,12 +333,12 @@ def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) ->
     _, results = Client(address, verbose=False).predict(query, api_name="/recipe")
     open_link(page, address, results[0]["query"])
     expect(card(page)).to_contain_text("then varied or touched up")
-    expect(replay(page)).to_contain_text("The same picture, bit for bit.")
+    expect(replay(page)).to_contain_text("The same image, bit for bit.")
 
 
 def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> None:
     open_link(page, address, f"task=text_to_image&prompt={quote(HOSTILE)}&steps=nan&{quote(HOSTILE[:30])}=1&seeds=5")
-    expect(card(page)).to_contain_text("Passed over, as not known or not valid: steps, " + HOSTILE[:30])
+    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: steps, " + HOSTILE[:30])
     expect(prompt(page)).to_have_value(HOSTILE)
     assert page.title() == "aMUSEd"
     assert card(page).locator("img, script, a").count() == 0
@@ -304,7 +359,7 @@ def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime
 
 def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runtime: Runtime) -> None:
     open_link(page, address, "task=text_to_image&prompt=a&model=amused-256")
-    expect(card(page)).to_contain_text("To replay it amused-256 is downloaded first, 1.6 GB")
+    expect(card(page)).to_contain_text("Replaying it first downloads amused-256, 1.6 GB")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
     expect(part(page, "text_to_image", "model")).to_contain_text("Downloads 1.6 GB")
@@ -375,7 +430,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
-    expect(card(page)).to_contain_text(f"It starts from a picture that is not in it (image {named})")
+    expect(card(page)).to_contain_text(f"It starts from an image that is not part of it (image {named})")
     expect(prompt(page, "image_to_image")).to_be_visible()
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
@@ -384,7 +439,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     part(page, "image_to_image", "picture").get_by_role("button", name=re.compile("clear|remove", re.I)).first.click()
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(tmp_path / "own.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
-    expect(replay(page, "image_to_image")).to_contain_text("1 picture in")
+    expect(replay(page, "image_to_image")).to_contain_text("1 image in")
 
 
 def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp_path: Path) -> None:
@@ -395,7 +450,7 @@ def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp
     open_restore(page)
     page.locator("#restore-file input[type=file]").set_input_files(file)
     expect(prompt(page)).to_have_value(HOSTILE)
-    expect(card(page)).to_contain_text("A recipe of 2 pictures with nouns")
+    expect(card(page)).to_contain_text("A recipe for 2 images with nouns")
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("3,5")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "steps").get_by_role("spinbutton")).to_have_value("9")
@@ -406,13 +461,13 @@ def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     page.locator("#restore-link").get_by_role("textbox").fill("https://example.org/")
     page.locator("#restore-open").click()
-    expect(card(page)).to_contain_text("This holds no recipe")
+    expect(card(page)).to_contain_text("There is no recipe in this")
     expect(prompt(page)).to_have_value(PLAIN.prompt)
 
 
 def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 picture in")
+    expect(replay(page)).to_contain_text("1 image in")
     part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
     before = page.evaluate("localStorage['amused-kept']")
     part(page, "text_to_image", "keep").click()
@@ -436,7 +491,7 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
     assert len(remembered(page)) == 2
     page.get_by_role("option").first.click()
     expect(prompt(page)).to_have_value(PLAIN.prompt)
-    expect(replay(page)).to_contain_text("The same picture, bit for bit.")
+    expect(replay(page)).to_contain_text("The same image, bit for bit.")
     page.get_by_role("tab", name="Inpaint").click()
     expect(prompt(page, "inpaint")).to_have_value("a hat")
 
@@ -468,7 +523,7 @@ def test_what_the_browser_remembers_is_not_trusted(page: Page, address: str) -> 
 
 def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Runtime) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 picture in")
+    expect(replay(page)).to_contain_text("1 image in")
     prompt(page).fill("typed while away")
     page.context.set_offline(True)
     part(page, "text_to_image", "run").click()
@@ -481,7 +536,7 @@ def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Run
 def test_a_prompt_that_is_cut_is_told(page: Page, address: str) -> None:
     long = "a pixel art character with " + "very " * 90 + "red glasses"
     open_link(page, address, to_query(Recipe("text_to_image", long, (1,), steps=2)))
-    expect(replay(page)).to_contain_text("The prompt is longer than the model reads: its end was left out")
+    expect(replay(page)).to_contain_text("The prompt is longer than the model reads: its end was ignored")
 
 
 def test_a_phone_shows_a_link_without_scrolling_sideways(page: Page, address: str) -> None:
@@ -496,7 +551,7 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page: Page, addres
     open_link(page, address, to_query(PLAIN))
     part(page, "text_to_image", "replay").focus()
     page.keyboard.press("Enter")
-    expect(part(page, "text_to_image", "status")).to_contain_text("1 picture in")
+    expect(part(page, "text_to_image", "status")).to_contain_text("1 image in")
     open_restore(page)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, select, img')]
