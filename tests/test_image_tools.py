@@ -233,7 +233,7 @@ def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", tmp_path / "mask.png")
     part(page, INPAINT, "replay").click()
-    expect(part(page, INPAINT, "status")).to_contain_text("The same picture, bit for bit.")
+    expect(part(page, INPAINT, "status")).to_contain_text("The same image, bit for bit.")
 
 
 def test_a_link_sets_shape_and_fit() -> None:
