@@ -31,13 +31,17 @@ LARGE = ("transformer", "decoder")
 CACHED_ADAPTERS = 2  # merged networks share all weights that the adapter leaves alone
 
 
+AdapterKey = tuple[str | None, float]
+"""An adapter's digest, and the strength at which it is merged."""
+
+
 @dataclass(frozen=True)
 class Networks:
-    """The networks that depend on a recipe's adapter. `key` names the adapter and its strength, None without one."""
+    """The networks that depend on a recipe's adapter. `key` is None without one."""
 
     transformer: UViT
     text_encoder: CLIPTextModelWithProjection
-    key: tuple[str, float] | None = None
+    key: AdapterKey | None = None
 
 
 class Components:
@@ -47,7 +51,7 @@ class Components:
         self._checkpoint, self._placement, self._adapters = checkpoint, placement, adapters
         self._lock = threading.Lock()
         self._loads: dict[str, Future[Any]] = {}
-        self._adapted: LRUCache[tuple[str, float], Networks] = LRUCache(CACHED_ADAPTERS)
+        self._adapted: LRUCache[AdapterKey, Networks] = LRUCache(CACHED_ADAPTERS)
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
@@ -101,23 +105,22 @@ class Components:
             raise UserError(
                 f"Adapters do not work with {self._placement.quantize} weights: start without quantize, or choose none."
             )
-        recipe = with_digests(self._adapters, recipe)
-        key = (recipe.adapter_digest, recipe.adapter_strength)
+        key = (with_digests(self._adapters, recipe).adapter_digest, recipe.adapter_strength)
         networks = self._adapted.get(key)
         if networks is None:
-            networks = self._merge(recipe, key)
+            networks = self._merge(recipe.adapter, recipe.adapter_strength, key)
             self._adapted.put(key, networks)
         return networks
 
-    def _merge(self, recipe: Recipe, key: tuple[str, float]) -> Networks:
-        adapter = read_adapter(self._adapters, recipe.adapter)
-        pack_now(self.transformer)
-        parts = {TRANSFORMER: self.transformer, TEXT_ENCODER: self.text_encoder}
-        for name in adapter.parts:
-            check_fits(adapter, name, parts[name])
-        for name, layers in adapter.parts.items():
-            parts[name] = merged(parts[name], layers, recipe.adapter_strength)
-        return Networks(parts[TRANSFORMER], parts[TEXT_ENCODER], key)
+    def _merge(self, name: str, strength: float, key: AdapterKey) -> Networks:
+        adapter = read_adapter(self._adapters, name)
+        transformer, text_encoder = self.transformer, self.text_encoder
+        pack_now(transformer)
+        check_fits(adapter, TRANSFORMER, transformer)
+        if TEXT_ENCODER in adapter.parts:
+            check_fits(adapter, TEXT_ENCODER, text_encoder)
+            text_encoder = merged(text_encoder, adapter.parts[TEXT_ENCODER], strength)
+        return Networks(merged(transformer, adapter.parts[TRANSFORMER], strength), text_encoder, key)
 
     def _component(self, name: str) -> Any:
         """Load a component on first use. Concurrent callers share one load; failures are retried."""
