@@ -51,7 +51,11 @@ class SkipInit(TorchFunctionMode):
     """Skips `torch.nn.init`, which on the meta device is useless and imports torch's compiler."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
             return None

@@ -126,9 +126,7 @@ class InputReader:
         check_digest(mask, recipe.mask, "mask")
         return self._crop(recipe, image, mask) if recipe.only_masked else self._fit(recipe, image, mask)
 
-    def _inputs_from_parent(
-        self, recipe: Recipe, parent: Recipe, image: Source | None, mask: Source | None
-    ) -> Inputs:
+    def _inputs_from_parent(self, recipe: Recipe, parent: Recipe, image: Source | None, mask: Source | None) -> Inputs:
         """The inputs of a task on tokens.
 
         If the chain starts with inpainting, what inpainting kept stays as it is, except for cells that a recipe of the

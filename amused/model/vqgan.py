@@ -114,10 +114,7 @@ class Upsample(nn.Module):
         del self.conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused is not None:
-            x = self.fused(x)
-        else:
-            x = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.fused is None else self.fused(x)
         return x
 
 
