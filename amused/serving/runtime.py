@@ -1,7 +1,4 @@
-"""The models of a process: which can be chosen, how they are loaded, and the one queue of runs that use them.
-
-Knows processes and memory. Knows nothing of pages, and nothing of how an image is made.
-"""
+"""The models of a process: which can be chosen, how they are loaded, and the one queue of runs that use them."""
 
 from __future__ import annotations
 
