@@ -65,7 +65,8 @@ class FakeModel:
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         pixels = self.size // tokens.shape[0]
-        return self.colours[tokens].repeat(pixels, 0).repeat(pixels, 1)
+        colours: np.ndarray = self.colours[tokens]
+        return colours.repeat(pixels, 0).repeat(pixels, 1)
 
     def preview(self, tokens: np.ndarray, masked: np.ndarray | None = None) -> Image.Image:
         colours = self.decode(tokens)
