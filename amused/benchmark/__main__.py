@@ -1,10 +1,10 @@
-"""Speed and memory compared with diffusers, given the same weights: `python -m amused.benchmark`.
+"""Compare speed and memory with diffusers, on the same weights: `python -m amused.benchmark`.
 
-Each side is a process of its own. The two take turns, so that other load on the machine affects both; each figure is
-the median of several turns, each with a prompt that is new to both. Without `--weights` the weights are random, in the
-shapes of the published checkpoints: speed does not depend on their values.
+Each side is a process. The two take turns, so other load on the machine affects both. A figure is the median of several
+turns, each with a prompt that is new to both. Without `--weights`, weights are random in the published shapes: speed
+does not depend on their values.
 
-Rows are measured one by one and kept in `--results`; the table and the chart show all rows measured so far.
+Rows are saved in `--results` one by one; the table and the chart show all rows measured so far.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from amused.atomic import atomic_file, write_json
 from amused.benchmark import startup
 from amused.benchmark.report import chart, table
 from amused.benchmark.rows import ROWS, Row
@@ -27,11 +28,16 @@ from amused.benchmark.weights import SIZES, random_checkpoint
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--repeats", type=int, default=3, help="turns to take the median of (default: 3)")
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "amused" / "benchmark")
+    parser.add_argument("--repeats", type=int, default=3, help="turns per row; a figure is their median (default: 3)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path.home() / ".cache" / "amused" / "benchmark",
+        help="folder for weights and results",
+    )
     parser.add_argument("--weights", type=Path, help="folder with amused-256 and amused-512 (default: random weights)")
-    parser.add_argument("--results", type=Path, help="file that keeps the measurements (default: in --work)")
-    parser.add_argument("--chart", type=Path, help="draw the ratios into this file")
+    parser.add_argument("--results", type=Path, help="file with all measurements (default: in --work)")
+    parser.add_argument("--chart", type=Path, help="write a chart of the ratios to this file")
     parser.add_argument("--card", action="store_true", help="also print the table of the published model card")
     options = parser.parse_args()
     if find_spec("diffusers") is None:
@@ -52,7 +58,8 @@ def main() -> None:
         print(f"measuring: {row.label}", file=sys.stderr, flush=True)
         measurements[name] = measure(row, options, device, dtype)
         print(json.dumps({name: measurements[name]}), flush=True)
-        results.write_text(json.dumps(measurements, indent=1) + "\n", "utf-8")
+        with atomic_file(results) as part:
+            write_json(part, measurements)
     if options.card:
         print(card_table(options, device, dtype))
     print(table(measurements))
@@ -61,6 +68,11 @@ def main() -> None:
 
 
 def measure(row: Row, options: argparse.Namespace, device: str, dtype: str) -> dict[str, float]:
+    """Seconds and peak bytes of a row, as `summarize` or `measure_matmuls` gives them.
+
+    Args:
+        dtype: where the row names none.
+    """
     if row.kind == "page":
         return startup.first_page(options.repeats)
     if row.size is None:
@@ -83,16 +95,19 @@ def measure(row: Row, options: argparse.Namespace, device: str, dtype: str) -> d
 
 
 def checkpoint_folder(options: argparse.Namespace, size: int) -> Path:
-    if options.weights:
-        return options.weights / f"amused-{size}"
-    folder = options.work / f"random-{size}"
+    """The checkpoint for a size, 256 or 512; a random one is made unless it is there."""
+    work: Path = options.work
+    weights: Path | None = options.weights
+    if weights is not None:
+        return weights / f"amused-{size}"
+    folder = work / f"random-{size}"
     if not folder.is_dir():
         random_checkpoint(folder, size)
     return folder
 
 
 def card_table(options: argparse.Namespace, device: str, dtype: str) -> str:
-    """The table of the published model card: seconds per batch and peak memory, by size and batch."""
+    """The table of the published model card: seconds per batch and peak memory by size and batch."""
     lines = ["| size | batch | library | | seconds | peak memory |", "|---|---|---|---|---|---|"]
     variants = itertools.product(SIZES, (1, 8), ("amused", "diffusers"), (False, True))
     for size, batch, library, compiled in variants:
@@ -108,6 +123,7 @@ def card_table(options: argparse.Namespace, device: str, dtype: str) -> str:
 
 
 def describe_machine() -> str:
+    """Names the GPU, or the CPU with its threads and the version of torch."""
     import torch
 
     if torch.cuda.is_available():

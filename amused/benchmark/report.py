@@ -1,4 +1,4 @@
-"""Measurements as a table and as a chart."""
+"""Measurements as a table and a chart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def table(measurements: Measurements) -> str:
 
 
 def chart(measurements: Measurements, machine: str) -> Figure:
-    """Bars: how many times as fast as diffusers."""
+    """A bar per row: how many times as fast as diffusers."""
     from matplotlib.figure import Figure
 
     shown = [(row, measurements[name]["ratio"]) for name, row in ROWS.items() if has_ratio(measurements, name)]

@@ -1,4 +1,4 @@
-"""What is measured: the rows of the table, each with the ratio it should reach."""
+"""The rows of the table: what each measures, and its target."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Row:
     """One comparison with diffusers.
 
     Attributes:
-        size: 256 or 512 for the published shapes; None for the bundled model, which is measured on its own.
+        size: 256 or 512 for the published shapes; None for the bundled model, which has no reference.
         kind: "warm" (a loaded model), "cold" (a fresh process), "page" (first page of the app) or "limit" (matmuls).
-        target: the ratio to reach, or seconds where there is no reference.
+        target: ratio to reach, or seconds if there is no reference.
     """
 
     label: str

@@ -12,7 +12,11 @@ from typing import Any
 
 
 class Side:
-    """A worker process with its model."""
+    """A worker process and its model. Use as a context manager: entering waits until the model is loaded.
+
+    Raises:
+        RuntimeError: from any call, the worker has ended.
+    """
 
     def __init__(
         self,
@@ -39,10 +43,10 @@ class Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # closes its input, at which it ends
+        self.process.communicate()  # closes the worker's input, which ends it
 
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Seconds that the request took, and peak memory so far."""
+        """Run a request: its "seconds", and the "peak" memory of the worker so far in bytes."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -52,7 +56,8 @@ class Side:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
-                return json.loads(line)
+                answer: dict[str, Any] = json.loads(line)
+                return answer
         raise RuntimeError(f"The worker ended with exit status {self.process.wait()}.")
 
 
@@ -65,7 +70,12 @@ def take_turns(
     repeats: int,
     warm_up: Mapping[str, int] = WARM_UP,
 ) -> dict[str, float]:
-    """Median seconds per image of each side, and their ratio. A first, shortened turn is not counted."""
+    """Median seconds per image of each side, and their ratio; the first, shortened turn is not counted.
+
+    Args:
+        requests: a request per side for each turn.
+        warm_up: what the first turn changes in its requests.
+    """
     timings: list[list[dict[str, Any]]] = [[] for _ in sides]
     for turn in range(repeats + 1):
         turn_requests = next(requests)
@@ -79,7 +89,7 @@ def take_turns(
 
 
 def summarize(timings: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """Medians of one side, or of two and of their ratio turn by turn; each timing has "seconds" and "peak"."""
+    """Median seconds and largest peak of one or two sides; of two, also the median of the ratios of each turn."""
     seconds = [statistics.median(timing["seconds"] for timing in timed) for timed in timings]
     peaks = [max(timing["peak"] for timing in timed) for timed in timings]
     summary = {"seconds": round(seconds[0], 3), "peak": peaks[0]}

@@ -1,4 +1,4 @@
-"""Start-up times: a fresh process to its first image, and the page to its first response."""
+"""Start-up times: from a fresh process to its first image, and from `app.py` to its first response."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT = 120  # seconds
 def first_image(
     model: str, dtypes: tuple[str, str], device: str, requests: Iterator[list[dict[str, Any]]], repeats: int
 ) -> dict[str, float]:
-    """Seconds from the start of a process to its first image, and its peak memory; the sides take turns."""
+    """Seconds from the start of a process to its first image, and its peak memory. The sides take turns."""
     timings: list[list[dict[str, Any]]] = [[], []]
     for _ in range(repeats):
         for library, dtype, request, timed in zip(("amused", "diffusers"), dtypes, next(requests), timings):
@@ -37,7 +37,7 @@ def first_image(
 
 
 def first_page(repeats: int) -> dict[str, float]:
-    """Seconds until the app and an empty Gradio page serve their page, and their memory at that moment."""
+    """Seconds until the app and an empty Gradio app serve their page, and their memory at that time."""
     timings: list[list[dict[str, Any]]] = [[], []]
     for _ in range(repeats):
         for arguments, timed in zip(([str(ROOT / "app.py")], ["-c", EMPTY_PAGE]), timings):
@@ -46,6 +46,11 @@ def first_page(repeats: int) -> dict[str, float]:
 
 
 def time_page(command: list[str]) -> dict[str, Any]:
+    """Start a server and wait for its page.
+
+    Raises:
+        RuntimeError: there is none after `TIMEOUT` seconds.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Checkpoints of the published shapes with random weights, for measuring where the published ones are not at hand."""
+"""Checkpoints in the published shapes with random weights, to measure without the published ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amused.model.text import END, START, WORD_END, TextConfig, build_text_encod
 from amused.model.transformer import UViT, UViTConfig
 from amused.model.vqgan import VQGAN, VQGANConfig
 
-LOGITS_STD = 2.0
+LOGITS_STD = 2.0  # tokens differ, and none always wins
 LEVELS = 5
 VQGAN_CONFIG = VQGANConfig(
     down_block_types=("DownEncoderBlock2D",) * LEVELS,
@@ -41,7 +41,7 @@ WORDS = ("a", "red", "blue", "cat", "dog", "hat")
 
 
 def random_checkpoint(folder: Path, size: int) -> None:
-    """Write a checkpoint of the shapes of amused-256 or amused-512, 1.6 GB, its logits scaled to be of use."""
+    """Write a checkpoint in the shapes of amused-256 or amused-512: 1.6 GB. The same size gives the same weights."""
     torch.manual_seed(size)
     tokenizer = byte_tokenizer(WORDS)
     text = replace(
@@ -66,7 +66,7 @@ def random_checkpoint(folder: Path, size: int) -> None:
 
 
 def fill(network: nn.Module) -> None:
-    """Random weights that keep the scale of what passes through; norms near 1, codes near unit length."""
+    """Set random weights that keep the scale of activations: norms near 1, codes near unit length."""
     for name, parameter in network.named_parameters():
         if parameter.dim() < 2:
             parameter.uniform_(-0.05, 0.05)
@@ -78,7 +78,7 @@ def fill(network: nn.Module) -> None:
 
 
 def scale_logits(transformer: UViT) -> None:
-    """Give the logits a standard deviation of 2: neither all tokens alike nor one that always wins."""
+    """Scale the last layer so that logits have a standard deviation of `LOGITS_STD`."""
     config = transformer.config
     tokens = torch.randint(config.codebook_size, (1, config.sample_size, config.sample_size))
     tokens[:, ::2] = config.vocab_size - 1
@@ -91,7 +91,7 @@ def scale_logits(transformer: UViT) -> None:
 
 
 def byte_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's byte-level vocabulary with a handful of words merged to one token."""
+    """A tokenizer with CLIP's byte-level alphabet that merges only these words to one token."""
     letters = sorted(ByteLevel.alphabet())
     symbols = letters + [letter + WORD_END for letter in letters]
     merges: list[tuple[str, str]] = []

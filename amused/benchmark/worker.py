@@ -1,8 +1,6 @@
-"""One side of a comparison, as a process: JSON requests on stdin, JSON timings on stdout, one per line.
+"""One side of a comparison as a process: reads JSON requests from stdin and writes JSON timings to stdout, by line.
 
 `python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compiled]`
-
-diffusers is imported only if it is the side.
 """
 
 from __future__ import annotations
@@ -44,17 +42,17 @@ def main() -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Peak memory of this process in bytes: of the GPU, or resident on a CPU."""
+    """Peak memory of this process in bytes: allocated on a GPU, resident on a CPU."""
     if device == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: its maximum is inherited from the parent process.
+    # getrusage would include the peak of the parent process.
     return int(Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def gradient_image(size: int) -> Image.Image:
-    """An input image: smooth colours, not noise."""
+    """An input image with smooth colours."""
     from PIL import Image
 
     gradient = Image.linear_gradient("L").resize((size, size))
@@ -71,6 +69,7 @@ def center_mask(size: int) -> Image.Image:
 
 
 def load_amused(options: argparse.Namespace) -> Generate:
+    """A function that runs a request with this package."""
     import amused
     from amused.memory import keep_freed_memory
 
@@ -81,7 +80,7 @@ def load_amused(options: argparse.Namespace) -> Generate:
 
     def generate(request: dict[str, Any]) -> None:
         prompt, size = request["prompt"], model.size
-        settings = {"seeds": range(request["num_images"]), "steps": request["steps"]}
+        settings: dict[str, Any] = {"seeds": range(request["num_images"]), "steps": request["steps"]}
         if request["task"] == "text_to_image":
             model.text_to_image(prompt, **settings)
         elif request["task"] == "image_to_image":
@@ -93,23 +92,25 @@ def load_amused(options: argparse.Namespace) -> Generate:
 
 
 def compile_layers() -> None:
-    """Compile each kind of repeated layer once. It takes seconds; torch caches it on disk."""
+    """Compile each class of repeated layers once. It takes seconds; torch caches the result on disk."""
     import torch
 
     from amused.generation import components
     from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
 
-    components.can_pack = lambda *_: False  # the compiler lays weights out itself
+    vars(components)["can_pack"] = lambda *_: False  # the compiler packs weights itself
     for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
-        kind.forward = torch.compile(kind.forward, dynamic=False)
+        compiled = torch.compile(kind.forward, dynamic=False)
+        kind.forward = compiled  # type: ignore[method-assign]  # nn.Module.compile would compile every layer by itself
 
 
 def load_diffusers(options: argparse.Namespace) -> Generate:
+    """A function that runs a request with diffusers' pipelines."""
     import diffusers
     import torch
 
     diffusers.utils.logging.set_verbosity_error()
-    classes = {
+    classes: dict[str, Any] = {
         "text_to_image": diffusers.AmusedPipeline,
         "image_to_image": diffusers.AmusedImg2ImgPipeline,
         "inpaint": diffusers.AmusedInpaintPipeline,

@@ -1,8 +1,8 @@
-"""Score a nouns checkpoint on characters kept back from training: `python -m amused.training.score_nouns`.
+"""Score a Nouns checkpoint on held-out characters: `python -m amused.training.score_nouns`.
 
-Each score is the share of pictures whose trait is the one asked for: of all renderings that differ from the asked
-character in that trait alone, the asked one is the nearest by mean squared error at art resolution. Every evaluation
-character has a pair of head and glasses that training never shows.
+A score is the share of images whose trait is the one asked for: of all renderings that differ from the asked character
+in that trait alone, the asked one has the smallest mean squared error at art resolution. The characters have pairs of
+head and glasses that training never shows.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 import amused
+from amused.generation.contact_sheet import sheet
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.nouns.scores import trait_scores
 
@@ -27,9 +30,9 @@ TASKS = ("text_to_image", "image_to_image", "inpaint")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nouns", help="a checkpoint's name or folder")
+    parser.add_argument("--model", default="nouns", help="name or folder of a checkpoint")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "amused", help="for the trait images")
-    parser.add_argument("--count", type=int, default=256, help="characters a task")
+    parser.add_argument("--count", type=int, default=256, help="characters per task")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance-scale", type=float, default=10.0)
@@ -37,39 +40,47 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=0.7, help="of image to image")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--quantize")
-    parser.add_argument("--sheet", type=Path, help="save the first pictures as one")
+    parser.add_argument("--sheet", type=Path, help="save a contact sheet of the first images of each task")
     options = parser.parse_args()
 
     model = amused.load(options.model, dtype=options.dtype, quantize=options.quantize)
     if model.traits is None:
         parser.error("this checkpoint has no traits.json to score")
     nouns = Nouns(fetch_assets(options.cache))
-    known = Vocabulary(**model.traits)
-    asked = known.evaluation(options.count)
+    vocabulary = Vocabulary(**model.traits)
+    asked = vocabulary.evaluation(options.count)
     sampling = {"steps": options.steps, "guidance_scale": options.guidance_scale, "temperature": options.temperature}
     print(f"{options.count} held-out characters, {model.dtype}, {sampling}")
     for task in options.tasks:
-        started = time.monotonic()
-        pictures = list(generate(model, nouns, known, asked, task, options.strength, sampling))
-        seconds = (time.monotonic() - started) / len(pictures)
-        scores = trait_scores(nouns, known, asked, np.stack([art(picture) for picture in pictures]))
-        shares = {kind: round(sum(right) / len(right), 4) for kind, right in scores.items()}
-        print(json.dumps({"task": task, **shares, "seconds_a_picture": round(seconds, 3)}), flush=True)
+        start = time.monotonic()
+        images = list(generate(model, nouns, vocabulary, asked, task, options.strength, sampling))
+        seconds = (time.monotonic() - start) / len(images)
+        scores = trait_scores(nouns, vocabulary, asked, np.stack([to_art(image) for image in images]))
+        shares = {kind: round(share, 4) for kind, share in scores.items()}
+        print(json.dumps({"task": task, **shares, "seconds_per_image": round(seconds, 3)}), flush=True)
         if options.sheet:
-            contact_sheet(pictures[:32]).save(options.sheet.with_stem(f"{options.sheet.stem}-{task}"))
+            labels = [caption(noun) for noun in asked]
+            page = sheet(images[:32], labels[:32], columns=8)
+            page.save(options.sheet.with_stem(f"{options.sheet.stem}-{task}"))
 
 
 def generate(
-    model: amused.Amused, nouns: Nouns, known: Vocabulary, asked: list[Noun], task: str, strength: float, sampling: dict
+    model: amused.Amused,
+    nouns: Nouns,
+    vocabulary: Vocabulary,
+    asked: Sequence[Noun],
+    task: str,
+    strength: float,
+    sampling: Mapping[str, Any],
 ) -> Iterator[Image.Image]:
-    """One picture of each character. The image tasks start from it with other glasses: only these should change."""
+    """One image per character. The image tasks start from it with other glasses, so only these should change."""
     rng = random.Random("sources")
     for seed, noun in enumerate(asked):
         prompt, options = caption(noun), {"seeds": [seed], **sampling}
         if task == "text_to_image":
             yield from model.text_to_image(prompt, **options)
             continue
-        other = rng.choice([glasses for glasses in known.glasses if glasses != noun.glasses])
+        other = rng.choice([glasses for glasses in vocabulary.glasses if glasses != noun.glasses])
         source = upscale(nouns.render(replace(noun, glasses=other)))
         if task == "image_to_image":
             yield from model.image_to_image(prompt, source, strength=strength, **options)
@@ -79,21 +90,14 @@ def generate(
             yield from model.inpaint(prompt, source, mask, **options)
 
 
-def upscale(art: np.ndarray) -> Image.Image:
+def upscale(art: NDArray[np.uint8]) -> Image.Image:
+    """Art pixels, (32, 32) or (32, 32, 3), to an image of 256x256."""
     return Image.fromarray(art).resize((SIZE * SCALE, SIZE * SCALE), Image.Resampling.NEAREST)
 
 
-def art(picture: Image.Image) -> np.ndarray:
-    """A picture back at art resolution, (32, 32, 3) in [0, 1]."""
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
-
-
-def contact_sheet(pictures: list[Image.Image]) -> Image.Image:
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (8 * width // 2, -(-len(pictures) // 8) * height // 2))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture.resize((width // 2, height // 2)), (i % 8 * width // 2, i // 8 * height // 2))
-    return sheet
+def to_art(image: Image.Image) -> NDArray[np.float32]:
+    """An image to art resolution, (32, 32, 3) in [0, 1]."""
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 if __name__ == "__main__":

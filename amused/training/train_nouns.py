@@ -1,8 +1,7 @@
 """Train the bundled checkpoint from scratch: `python -m amused.training.train_nouns --output FOLDER`.
 
-Resumable: run the same command again and it goes on from its last state. Seeded. Writes `log.csv` and prints trait
-scores on characters that training never shows, since the loss alone misleads: it falls on local context while captions
-go unused.
+Seeded and resumable: the same command continues from the last state. Writes `log.csv` with trait scores on held-out
+characters, since the loss alone misleads: it falls by local context even while captions are ignored.
 """
 
 from __future__ import annotations
@@ -11,53 +10,174 @@ import argparse
 import copy
 import csv
 import dataclasses
-import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from amused.atomic import atomic_file, sweep
 from amused.checkpoints.save import save_checkpoint
 from amused.model.vqgan import VQGAN
-from amused.training.finetune.muon import Muon
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns.model import Batches, TextToTokens, losses, raw_art, sample_tokens
+from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample_tokens
+from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
 from amused.training.nouns.text import new_text_encoder, train_tokenizer
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
+SAMPLED = 64  # positions per image whose loss is computed
+SCORED = 32  # characters
 
-def arguments() -> argparse.Namespace:
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for states, log and results")
-    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps of the U-ViT in all")
-    parser.add_argument("--cooldown", type=int, default=3_000, help="how many of the last steps decay the rate")
+    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps of the transformer in total")
+    parser.add_argument("--cooldown", type=int, default=3_000, help="number of last steps that decay the learning rate")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--vqgan-seconds", type=float, default=600, help="time for the VQ-GAN's decoder")
-    parser.add_argument("--refine-decoder", action="store_true", help="train the VQ-GAN's decoder on, and stop")
-    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--vqgan-seconds", type=float, default=600, help="training time of the VQ-GAN's decoder")
+    parser.add_argument("--refine-decoder", action="store_true", help="only continue to train the VQ-GAN's decoder")
+    parser.add_argument("--evaluate-every", type=int, default=200, help="steps between scores and saved states")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--export", type=Path, help="write the averaged weights there as a checkpoint, and stop")
+    parser.add_argument("--export", type=Path, help="only write the averaged weights to this folder, as a checkpoint")
     return parser.parse_args()
 
 
-def stage(step: int, known: Vocabulary) -> tuple[Vocabulary, dict[str, float]]:
-    """What is taught when: few traits in one wording first, then more traits, then varied wordings and accessories."""
+def train(options: argparse.Namespace) -> None:
+    folder: Path = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    nouns = Nouns(fetch_assets(folder))
+    vqgan = prepare_vqgan(options, nouns)
+    if options.refine_decoder:
+        return
+    torch.manual_seed(options.seed)
+    tokenizer = train_tokenizer(nouns, folder / "tokenizer")
+    trainer = Trainer(TextToTokens(tokenizer, new_text_encoder(tokenizer)), options, nouns, vqgan)
+    print(f"{sum(p.numel() for p in trainer.model.transformer.parameters()):,} parameters in the transformer")
+    trainer.restore()
+    if options.export:
+        export(options.export, trainer.ema, vqgan, trainer.known, folder / "tokenizer")
+        return
+    trainer.run()
+
+
+def prepare_vqgan(options: argparse.Namespace, nouns: Nouns) -> VQGAN:
+    """The VQ-GAN of the output folder, its decoder trained if it is new or to be refined."""
+    known, everything = known_traits(nouns), all_traits(nouns)
+    weights: Path = options.output / "vqgan.safetensors"
+    if weights.exists():
+        vqgan = VQGAN(VQGAN_CONFIG)
+        vqgan.load_state_dict(load_file(weights))
+    else:
+        vqgan = new_vqgan(nouns, known, everything)
+    if options.refine_decoder or not weights.exists():
+        train_decoder(vqgan, nouns, known, everything, options.vqgan_seconds, print, seed=options.seed + 1)
+        with atomic_file(weights) as part:
+            save_file(vqgan.state_dict(), part)
+    return vqgan
+
+
+class Trainer:
+    """The training loop of text encoder and transformer."""
+
+    def __init__(self, model: TextToTokens, options: argparse.Namespace, nouns: Nouns, vqgan: VQGAN) -> None:
+        self.model, self.options, self.nouns, self.known = model, options, nouns, known_traits(nouns)
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimizers = new_optimizers(model, options.learning_rate)
+        self.codebook = vqgan.quantize.embedding.weight.detach()
+        self.state_file: Path = options.output / "state.safetensors"
+        self.step = 0
+
+    def run(self) -> None:
+        options = self.options
+        batches = Batches(self.nouns, self.codebook, seed=options.seed + self.step)
+        start, first_step, loss = time.monotonic(), self.step, 0.0
+        while self.step < options.steps:
+            error = self.train_step(batches)
+            loss += 0.02 * (error - loss) if loss else error
+            if self.step % 50 == 0:
+                speed = (self.step - first_step) * options.batch_size / (time.monotonic() - start)
+                print(f"step {self.step}/{options.steps}, loss {loss:.3f}, {speed:.1f} images per second", flush=True)
+            if self.step % options.evaluate_every == 0 or self.step == options.steps:
+                self.save()
+                self.evaluate(batches, loss)
+
+    def train_step(self, batches: Batches) -> float:
+        """One optimizer step: the mean cross-entropy given the caption."""
+        options = self.options
+        vocabulary, varied, accessories = curriculum(self.step, self.known)
+        batch = batches.draw(vocabulary, options.batch_size, varied=varied, accessories=accessories, sampled=SAMPLED)
+        errors, loss = losses(self.model, batch, guidance_scale=batches.rng.uniform(2, 12))
+        batches.update_difficulty(batch.positions, errors)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, options)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        update_ema(self.ema, self.model, self.step)
+        return errors.mean().item()
+
+    def evaluate(self, batches: Batches, loss: float) -> None:
+        """Score the averaged weights; print the scores and append them to `log.csv`."""
+        asked = self.known.evaluation(SCORED)
+        tokens = sample_tokens(self.ema, [caption(noun) for noun in asked])
+        art = codebook_art(self.codebook, tokens).permute(0, 2, 3, 1).numpy()
+        scores = trait_scores(self.nouns, self.known, asked, art)
+        gain = caption_gain(self.ema, batches, self.known)
+        row = {"step": self.step, "loss": round(loss, 4), "caption_gain": round(gain, 3), **scores}
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        append_row(self.options.output / "log.csv", row)
+
+    def save(self) -> None:
+        """Write the state: `step`, `model.NAME`, `average.NAME` and `optimizerI.INDEX.KEY`."""
+        state = {"step": torch.tensor(self.step)}
+        state |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state |= {f"average.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        for i, optimizer in enumerate(self.optimizers):
+            state |= {f"optimizer{i}.{name}": tensor for name, tensor in optimizer_tensors(optimizer)}
+        with atomic_file(self.state_file) as part:
+            save_file({name: tensor.clone() for name, tensor in state.items()}, part)
+
+    def restore(self) -> None:
+        """Continue from the state, if there is one."""
+        if not self.state_file.exists():
+            return
+        state = load_file(self.state_file)
+        self.step = int(state["step"])
+        self.model.load_state_dict(with_prefix("model.", state))
+        self.ema.load_state_dict(with_prefix("average.", state))
+        for i, optimizer in enumerate(self.optimizers):
+            load_optimizer(optimizer, with_prefix(f"optimizer{i}.", state))
+        print(f"Resuming from step {self.step}")
+
+
+def curriculum(step: int, known: Vocabulary) -> tuple[Vocabulary, float, float]:
+    """What a step teaches: few traits in one wording first, then all traits, then varied wordings and accessories.
+
+    Returns:
+        The traits, the share of captions in varied wording, and the share of characters with an accessory.
+    """
     if step < 250:
         few = Vocabulary(known.backgrounds, known.bodies[:8], known.accessories, known.heads[:8], known.glasses[:8])
-        return few, {"varied": 0.0, "accessories": 0.0}
+        return few, 0.0, 0.0
     if step < 1600:
-        return known, {"varied": 0.0, "accessories": 0.0}
-    return known, {"varied": 0.4, "accessories": 0.1}
+        return known, 0.0, 0.0
+    return known, 0.4, 0.1
 
 
-def optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between hidden states, AdamW for embeddings, norms and convolutions."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.dim() == 2 and "embed" not in name and "position" not in name
         (matrices if hidden else others).append(parameter)
@@ -70,138 +190,58 @@ def optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimizer]:
 def learning_rate(step: int, options: argparse.Namespace) -> float:
     """Warm-up, constant, then linear to zero over the cooldown."""
     left = (options.steps - step) / max(1, options.cooldown)
-    return options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
+    rate: float = options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
+    return rate
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int) -> None:
+def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
+    """Average the weights after optimizer step number `step`, counted from 1."""
     decay = min(0.998, (step + 1) / (step + 10))
-    for target, source in zip(average.parameters(), model.parameters()):
+    for target, source in zip(ema.parameters(), model.parameters()):
         target.lerp_(source, 1 - decay)
-
-
-def evaluate(model: TextToTokens, nouns: Nouns, known: Vocabulary, codebook: Tensor, count: int) -> dict[str, float]:
-    """Trait scores on held-out characters."""
-    asked = known.evaluation(count)
-    tokens = sample_tokens(model, [caption(noun) for noun in asked])
-    art = raw_art(codebook, tokens).permute(0, 2, 3, 1).numpy()
-    scores = trait_scores(nouns, known, asked, art)
-    return {kind: sum(right) / len(right) for kind, right in scores.items()}
 
 
 @torch.no_grad()
 def caption_gain(model: TextToTokens, batches: Batches, known: Vocabulary) -> float:
-    """How much lower the cross-entropy is with the caption than without, wholly masked: 0 if captions go unused."""
-    batch = batches.draw(known, 32, varied=0.0, accessories=0.0, sampled=64)
-    batch.inputs.fill_(model.transformer.config.vocab_size - 1)
+    """By how much the caption lowers the cross-entropy of fully masked images: 0 if captions are ignored."""
+    batch = batches.draw(known, 32, varied=0.0, accessories=0.0, sampled=SAMPLED)
+    batch = dataclasses.replace(batch, inputs=torch.full_like(batch.inputs, MASK))
+    unconditional = dataclasses.replace(batch, captions=[""] * len(batch.captions))
     with_caption, _ = losses(model, batch, guidance_scale=1.0)
-    batch.captions = [""] * len(batch.captions)
-    return (losses(model, batch, guidance_scale=1.0)[0].mean() - with_caption.mean()).item()
+    without, _ = losses(model, unconditional, guidance_scale=1.0)
+    return (without.mean() - with_caption.mean()).item()
 
 
-def pack(prefix: str, value: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Flatten nested dictionaries of tensors and numbers into `tensors`, under dotted names."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            pack(f"{prefix}.{key}", item, tensors)
-    else:
-        tensors[prefix] = torch.as_tensor(value).clone()
-    return tensors
+# State
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The state of an optimizer as tensors named `INDEX.KEY`."""
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            yield f"{index}.{key}", torch.as_tensor(value)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` gave."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}."):
-            index, key = name.removeprefix(f"{prefix}.").split(".")
-            state.setdefault(int(index), {})[key] = tensor
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def strip(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name has a prefix, by the rest of the name."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_suffix(".part")
-    save_file(tensors, partial)
-    os.replace(partial, path)
-
-
-def train(options: argparse.Namespace) -> None:
-    folder: Path = options.output
-    folder.mkdir(parents=True, exist_ok=True)
-    nouns = Nouns(fetch_assets(folder))
-    known = known_traits(nouns)
-    vqgan = VQGAN(VQGAN_CONFIG)
-    weights = folder / "vqgan.safetensors"
-    if weights.exists():
-        vqgan.load_state_dict(load_file(weights))
-    else:
-        vqgan = new_vqgan(nouns, known, all_traits(nouns))
-    if options.refine_decoder or not weights.exists():
-        train_decoder(vqgan, nouns, known, all_traits(nouns), options.vqgan_seconds, print, seed=options.seed + 1)
-        save_atomically(vqgan.state_dict(), weights)
-    if options.refine_decoder:
-        return
-    codebook = vqgan.quantize.embedding.weight.detach()
-
-    torch.manual_seed(options.seed)
-    tokenizer = train_tokenizer(nouns, folder / "tokenizer")
-    model = TextToTokens(tokenizer, new_text_encoder(tokenizer))
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    updates = optimizers(model, options.learning_rate)
-    print(f"{sum(p.numel() for p in model.transformer.parameters()):,} parameters in the U-ViT")
-    state_file = folder / "state.safetensors"
-    step = 0
-    if state_file.exists():
-        state = load_file(state_file)
-        step = int(state["step"])
-        model.load_state_dict(strip("model.", state))
-        average.load_state_dict(strip("average.", state))
-        for i, optimizer in enumerate(updates):
-            unpack_optimizer(optimizer, f"optimizer{i}", state)
-        print(f"going on from step {step}")
-    if options.export:
-        export(options.export, average, vqgan, known, folder / "tokenizer")
-        return
-    batches = Batches(nouns, codebook, seed=options.seed + step)
-    start, start_step, running = time.monotonic(), step, 0.0
-    while step < options.steps:
-        vocabulary, mix = stage(step, known)
-        batch = batches.draw(vocabulary, options.batch_size, sampled=64, **mix)
-        rate = learning_rate(step, options)
-        errors, loss = losses(model, batch, guidance_scale=batches.rng.uniform(2, 12))
-        batches.note(batch.positions, errors)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in updates:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-        step += 1
-        update_average(average, model, step)
-        running += 0.02 * (errors.mean().item() - running) if running else errors.mean().item()
-        if step % 50 == 0:
-            speed = (step - start_step) * options.batch_size / (time.monotonic() - start)
-            print(f"step {step}/{options.steps}, loss {running:.3f}, {speed:.1f} pictures a second", flush=True)
-        if step % options.evaluate_every == 0 or step == options.steps:
-            state = {"step": torch.tensor(step)}
-            pack("model", model.state_dict(), state)
-            pack("average", average.state_dict(), state)
-            for i, optimizer in enumerate(updates):
-                pack(f"optimizer{i}", optimizer.state_dict()["state"], state)
-            save_atomically(state, state_file)
-            scores = evaluate(average, nouns, known, codebook, 32)
-            gain = caption_gain(average, batches, known)
-            row = {"step": step, "loss": round(running, 4), "caption_gain": round(gain, 3), **scores}
-            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-            append_row(folder / "log.csv", row)
+# Results
 
 
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
-    """Write a checkpoint of the published layout in half precision; its model card stays."""
+    """Write a checkpoint in the published layout and half precision. An existing model card is kept."""
     card = target / "README.md"
     text = card.read_text("utf-8") if card.exists() else None
     save_checkpoint(
@@ -218,6 +258,7 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
+    """Append to a CSV file, with a header if it is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, row)
@@ -227,4 +268,4 @@ def append_row(path: Path, row: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    train(arguments())
+    train(parse_options())

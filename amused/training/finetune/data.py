@@ -208,7 +208,7 @@ class Batches:
         return Sample(crop, "" if dropped else self.captions[image], masked.view(height, width), ratio)
 
     def tensors(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens and which of them are masked, (batch, height, width) int64 and bool, and micro-conditions (batch, 5)."""
+        """Tokens (batch, height, width) int64, their mask (batch, height, width) bool, micro-conditions (batch, 5)."""
         crops = [sample.crop for sample in samples]
         masked = torch.stack([sample.masked for sample in samples])
         return self.images.tokens[crops].long(), masked, self.images.micro[crops]

@@ -69,9 +69,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     steps.add_argument("--gradient_accumulation_steps", type=int, default=1)
     steps.add_argument("--max_train_steps", type=int, default=1000)
     steps.add_argument("--learning_rate", type=float, default=3e-4)
-    steps.add_argument(
-        "--scale_lr", action="store_true", help="multiply the rate by devices, accumulation and batch size"
-    )
+    steps.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images per step")
     steps.add_argument("--lr_scheduler", choices=SCHEDULERS, default="constant")
     steps.add_argument("--lr_warmup_steps", type=int, default=500)
     steps.add_argument("--use_8bit_adam", action="store_true", help="needs bitsandbytes")

@@ -1,13 +1,12 @@
-"""Nouns pixel art as training data: fetch the trait images, compose characters, write their captions.
+"""Nouns pixel art as training data: downloads the trait images, composes characters and writes their captions.
 
-The artwork is in the public domain (CC0). It comes from the npm package `@nouns/assets` as run-length data and is
-never stored in this project. Knows nothing about models.
+The artwork is in the public domain (CC0). It comes as run-length data from the npm package `@nouns/assets` and is not
+stored in this project.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 import tarfile
@@ -15,20 +14,24 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from amused.atomic import atomic_file
 
 ASSETS_URL = "https://registry.npmjs.org/@nouns/assets/-/assets-0.10.0.tgz"
 ASSETS_SHA256 = "60ed1040e399e10113bd3e4a5c47b1618517c3bba082790b8bd5588af6ca3551"
 
 SIZE = 32
-"""Art pixels a side."""
+"""Side of a character in art pixels."""
 
 SCALE = 8
-"""Picture pixels a side of an art pixel."""
+"""Side of an art pixel in image pixels."""
 
 KINDS = ("bodies", "accessories", "heads", "glasses")
-"""Layers, from the lowest to the highest."""
+"""Layers, from bottom to top."""
 
 NO_ACCESSORY = "accessory-none"
 
@@ -42,27 +45,34 @@ BACKGROUNDS = {
     "yellow": "f5e08c",
     "purple": "b79fe0",
 }
-"""The Nouns' own two backgrounds and six more, name to colour."""
+"""The two backgrounds of Nouns and six more, by name."""
 
 
-def fetch_assets(cache: Path) -> dict:
-    """The package's `image-data.json`, downloaded once into `cache` and checked against its digest."""
+def fetch_assets(cache: Path) -> Mapping[str, Any]:
+    """The package's `image-data.json`, downloaded into `cache` unless it is there.
+
+    Raises:
+        ValueError: the download is not the expected file.
+        OSError: the download failed.
+    """
     archive = cache / "nouns-assets.tgz"
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(ASSETS_URL, timeout=60) as response:
             content = response.read()
         if hashlib.sha256(content).hexdigest() != ASSETS_SHA256:
-            raise ValueError(f"{ASSETS_URL} is not the file this recipe was made with: its SHA-256 differs")
-        partial = archive.with_suffix(".part")
-        partial.write_bytes(content)
-        partial.rename(archive)
-    with tarfile.open(fileobj=io.BytesIO(archive.read_bytes())) as tar:
-        return json.load(tar.extractfile("package/dist/image-data.json"))
+            raise ValueError(f"{ASSETS_URL} has a different SHA-256 from the file this recipe was made with")
+        with atomic_file(archive) as part:
+            part.write_bytes(content)
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile("package/dist/image-data.json")
+        assert file is not None
+        assets: Mapping[str, Any] = json.load(file)
+        return assets
 
 
-def decode_run_lengths(data: str) -> np.ndarray:
-    """One trait image, (32, 32) palette indices, 0 where transparent.
+def decode_run_lengths(data: str) -> NDArray[np.uint8]:
+    """Decode a trait image to palette indices, (32, 32), 0 where it is transparent.
 
     The data is hexadecimal: a palette byte, the bounds (top, right, bottom, left), then pairs of run length and colour
     that fill the bounds row by row.
@@ -73,19 +83,19 @@ def decode_run_lengths(data: str) -> np.ndarray:
     pixels = np.repeat(runs[:, 1], runs[:, 0])
     art = np.zeros((SIZE, SIZE), dtype=np.uint8)
     if right > left:  # "accessory-none" is empty
-        pixels = pixels.reshape(-1, right - left)
-        art[top : top + len(pixels), left:right] = pixels
+        rows = pixels.reshape(-1, right - left)
+        art[top : top + len(rows), left:right] = rows
     return art
 
 
 def words(trait: str) -> str:
-    """A trait's name in a caption: "glasses-square-red" gives "square red"."""
+    """A trait as captions name it: "glasses-square-red" gives "square red"."""
     return trait.split("-", 1)[1].replace("-", " ").lower()
 
 
 @dataclass(frozen=True)
 class Noun:
-    """The traits of one character. Traits are the data's file names, the background a name in `BACKGROUNDS`."""
+    """A character: file names of its traits in the data, and a background from `BACKGROUNDS`."""
 
     background: str
     body: str
@@ -95,20 +105,26 @@ class Noun:
 
 
 class Nouns:
-    """All trait images, and the composition of characters from them."""
+    """The trait images, and characters composed from them.
 
-    def __init__(self, assets: Mapping) -> None:
+    Attributes:
+        palette: (colours, 3).
+        layers: trait to palette indices, (32, 32).
+        traits: names by kind.
+    """
+
+    def __init__(self, assets: Mapping[str, Any]) -> None:
         palette = [(0, 0, 0)] + [tuple(bytes.fromhex(color)) for color in assets["palette"][1:]]
         self.palette = np.array(palette, dtype=np.uint8)
-        self.layers: dict[str, np.ndarray] = {}
+        self.layers: dict[str, NDArray[np.uint8]] = {}
         self.traits: dict[str, list[str]] = {}
         for kind in KINDS:
             images = assets["images"][kind]
             self.traits[kind] = [image["filename"] for image in images]
             self.layers.update((image["filename"], decode_run_lengths(image["data"])) for image in images)
 
-    def render(self, noun: Noun) -> np.ndarray:
-        """The character as art pixels, (32, 32, 3) uint8."""
+    def render(self, noun: Noun) -> NDArray[np.uint8]:
+        """The character in art pixels, (32, 32, 3)."""
         art = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
         art[:] = tuple(bytes.fromhex(BACKGROUNDS[noun.background]))
         for trait in (noun.body, noun.accessory, noun.head, noun.glasses):
@@ -119,7 +135,7 @@ class Nouns:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The traits that a checkpoint knows; written as its `traits.json`."""
+    """The traits that a checkpoint was trained on, as in its `traits.json`. Backgrounds map to hexadecimal colours."""
 
     backgrounds: dict[str, str]
     bodies: list[str]
@@ -128,7 +144,7 @@ class Vocabulary:
     glasses: list[str]
 
     def sample(self, rng: random.Random, accessories: float) -> Noun:
-        """A random character that is not held out; `accessories` is the share that wears one."""
+        """A random character that is not held out. `accessories` is the share that wears one, 0 to 1."""
         while True:
             accessory = rng.choice(self.accessories) if rng.random() < accessories else NO_ACCESSORY
             noun = Noun(
@@ -142,10 +158,10 @@ class Vocabulary:
                 return noun
 
     def evaluation(self, count: int) -> list[Noun]:
-        """The fixed characters kept back for scoring, all with a pair of head and glasses never trained on."""
+        """Held-out characters for scoring, the same in every call."""
         rng = random.Random("evaluation")
         pairs = [(h, g) for h in self.heads for g in self.glasses if held_out_pair(h, g)]
-        nouns = []
+        nouns: list[Noun] = []
         while len(nouns) < count:
             rng.shuffle(pairs)
             nouns += [
@@ -156,7 +172,7 @@ class Vocabulary:
 
 
 def held_out_pair(head: str, glasses: str) -> bool:
-    """True for one pair of head and glasses in sixteen, whatever else the checkpoint knows."""
+    """Whether training skips this pair of head and glasses: one in sixteen, for every vocabulary."""
     return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
 
 
@@ -165,7 +181,7 @@ def held_out(noun: Noun) -> bool:
 
 
 def caption(noun: Noun) -> str:
-    """The canonical caption, naming every trait but the accessory."""
+    """The standard caption. It names every trait but the accessory."""
     return (
         f"a pixel art character with {words(noun.glasses)} glasses, a {words(noun.head)}-shaped head "
         f"and a {words(noun.body)}-colored body on a {noun.background} background"
@@ -173,7 +189,7 @@ def caption(noun: Noun) -> str:
 
 
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """The character in one of several wordings; each trait is named with probability `keep`, a worn accessory too."""
+    """A caption in random wording. It names each trait with probability `keep`, a worn accessory too."""
     keep_glasses, keep_head, keep_body, keep_background, keep_accessory = (rng.random() < keep for _ in range(5))
     glasses = f"{words(noun.glasses)} glasses" if keep_glasses else None
     head = rng.choice([f"a {words(noun.head)}-shaped head", f"a {words(noun.head)} head"]) if keep_head else None
@@ -196,7 +212,7 @@ def enumerate_clauses(clauses: Sequence[str]) -> str:
 
 
 def caption_words(nouns: Nouns) -> list[str]:
-    """Every text that a caption can hold, to build a tokenizer from."""
+    """All words that captions use, sorted."""
     rng = random.Random(0)
     texts = [words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
     noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
@@ -205,10 +221,10 @@ def caption_words(nouns: Nouns) -> list[str]:
 
 
 def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) -> list[str]:
-    """`always` and, up to `count`, the traits of a kind that look least like them and each other, in RGBA."""
+    """`count` traits of a kind that differ most in RGBA, by farthest-point sampling that starts from `always`."""
     names = [name for name in nouns.traits[kind] if name != NO_ACCESSORY]
 
-    def look(name: str) -> np.ndarray:
+    def look(name: str) -> NDArray[np.float64]:
         layer = nouns.layers[name]
         return np.concatenate([nouns.palette[layer] / 255.0, (layer > 0)[..., None]], axis=-1).ravel()
 
@@ -258,7 +274,7 @@ HEADS = [
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:
-    """The traits of the bundled checkpoint: heads that a person recognises, otherwise those least alike."""
+    """The traits of the bundled checkpoint: heads that people recognise, and otherwise those that differ most."""
     return Vocabulary(
         backgrounds=BACKGROUNDS,
         bodies=distinct_traits(nouns, "bodies", 16, ["body-orange", "body-red", "body-purple"]),

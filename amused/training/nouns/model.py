@@ -1,14 +1,16 @@
-"""The U-ViT of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
+"""The transformer of the bundled checkpoint: configuration, batches, loss, and sampling at art resolution."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -24,8 +26,8 @@ GRID = SIZE // 2
 LENGTH = GRID * GRID
 CODES = VQGAN_CONFIG.num_vq_embeddings
 
-# Four convolutional stages, so that the zero padding, the network's only sense of position, reaches every one of the
-# 8x8 cells before the trunk.
+# The network knows positions only from zero padding. Four convolutional stages carry it to all 8x8 cells before the
+# transformer layers.
 CONFIG = UViTConfig(
     hidden_size=160,
     cond_embed_dim=WIDTH,
@@ -48,10 +50,11 @@ CONFIG = UViTConfig(
 MASK = CONFIG.vocab_size - 1
 
 LABEL_SMOOTHING = 0.02
+DIFFICULTY_RATE = 0.02  # of the running average of the loss by position
 
 
 class TextToTokens(nn.Module):
-    """The two networks that are trained together."""
+    """Text encoder and transformer, trained together."""
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModelWithProjection) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class TextToTokens(nn.Module):
         self.transformer = UViT(CONFIG)
         initialize(self.transformer)
 
-    def condition(self, captions: list[str]) -> Conditioning:
+    def condition(self, captions: Sequence[str]) -> Conditioning:
         hidden, pooled = encode_text(self.text_encoder, tokenize(self.tokenizer, captions))
         pixels = float(SIZE * SCALE)
         micro = torch.tensor([[pixels, pixels, 0.0, 0.0, 6.0]]).expand(len(captions), -1)
@@ -68,7 +71,7 @@ class TextToTokens(nn.Module):
 
 
 def initialize(transformer: UViT) -> None:
-    """Fan-in initialisation; the modulations start at none."""
+    """Initialize by fan-in; modulations start as the identity."""
     for name, parameter in transformer.named_parameters():
         if name.endswith("embeddings.weight"):
             nn.init.normal_(parameter, std=0.5)
@@ -78,51 +81,69 @@ def initialize(transformer: UViT) -> None:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
+    """Training data.
+
+    Attributes:
+        tokens: (batch, length).
+        inputs: (batch, grid, grid), the tokens with some of them masked.
+        positions: (batch, sampled), masked positions whose loss is computed.
+    """
+
     captions: list[str]
-    tokens: Tensor  # batch, length
-    inputs: Tensor  # batch, grid, grid: masked
-    positions: Tensor  # batch, sampled: masked positions whose loss is taken
+    tokens: Tensor
+    inputs: Tensor
+    positions: Tensor
 
 
 class Batches:
-    """An endless, seeded supply of batches.
+    """Draws random batches.
 
-    Every patch is looked up once and remembered. Positions of the loss are drawn where the loss has been high, since
-    most of a picture is background; the loss at each of them stays unweighted, so probabilities stay calibrated.
+    Positions of the loss are drawn more often where the loss has been high, since most of an image is background. Their
+    losses are not weighted.
+
+    Args:
+        codebook: (codes, 12), values of 2x2 art pixels in [-1, 1].
     """
 
     def __init__(self, nouns: Nouns, codebook: Tensor, seed: int) -> None:
         self.nouns, self.codebook = nouns, codebook
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.known: dict[bytes, int] = {}
+        self.codes: dict[bytes, int] = {}  # of patches seen so far
         self.difficulty = torch.ones(LENGTH)
 
-    def encode(self, art: np.ndarray) -> Tensor:
-        """(batch, 32, 32, 3) uint8 to tokens (batch, length)."""
+    def encode(self, art: NDArray[np.uint8]) -> Tensor:
+        """Art pixels (batch, 32, 32, 3) to tokens (batch, length)."""
         cells = art.reshape(len(art), GRID, 2, GRID, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 12)
         unique, inverse = np.unique(np.ascontiguousarray(cells).view("V12")[:, 0], return_inverse=True)
         keys = [key.tobytes() for key in unique]
-        new = [key for key in keys if key not in self.known]
+        new = [key for key in keys if key not in self.codes]
         if new:
             values = torch.from_numpy(np.frombuffer(b"".join(new), np.uint8).reshape(-1, 12).copy()).float() / 127.5 - 1
             nearest = torch.cdist(values, self.codebook).argmin(dim=1).tolist()
-            self.known.update(zip(new, nearest))
-        ids = np.array([self.known[key] for key in keys])
+            self.codes.update(zip(new, nearest))
+        ids = np.array([self.codes[key] for key in keys])
         return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
 
     def draw(self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, sampled: int) -> Batch:
-        """One batch; half of it is wholly masked, the rest by the cosine schedule (MUSE, section 2.4)."""
+        """One batch. Half of it is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
+
+        Args:
+            size: of the batch.
+            varied: share of captions in varied wording.
+            accessories: share of characters with an accessory.
+            sampled: positions per image whose loss is computed.
+        """
         nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
         captions = [self.caption(noun, varied) for noun in nouns]
         tokens = self.encode(np.stack([self.nouns.render(noun) for noun in nouns]))
         ratio = torch.cos(torch.rand(size, 1, generator=self.generator) * math.pi / 2)
         ratio[: size // 2] = 1.0
         noise = torch.rand(size, LENGTH, generator=self.generator)
-        least = noise.topk(sampled, dim=1, largest=False).values[:, -1:]  # at least as many as the loss needs
-        masked = (noise < ratio) | (noise <= least)
+        smallest = noise.topk(sampled, dim=1, largest=False).values[:, -1:]
+        masked = (noise < ratio) | (noise <= smallest)  # at least `sampled` positions
         weights = (self.difficulty + 0.02) * masked
         positions = torch.multinomial(weights, sampled, generator=self.generator)
         inputs = tokens.masked_fill(masked, MASK).view(-1, GRID, GRID)
@@ -133,21 +154,22 @@ class Batches:
             return varied_caption(noun, self.rng, keep=0.8)
         return caption(noun)
 
-    def note(self, positions: Tensor, losses: Tensor) -> None:
-        """Remember where the loss is high."""
+    def update_difficulty(self, positions: Tensor, losses: Tensor) -> None:
+        """Average the losses (batch, sampled) by position into `difficulty`."""
         flat, values = positions.flatten(), losses.detach().flatten()
         total = torch.zeros(LENGTH).index_add_(0, flat, values)
         count = torch.zeros(LENGTH).index_add_(0, flat, torch.ones_like(values))
         seen = count > 0
-        self.difficulty[seen] += 0.02 * count[seen].clamp(max=10) * (total[seen] / count[seen] - self.difficulty[seen])
+        change = total[seen] / count[seen] - self.difficulty[seen]
+        self.difficulty[seen] += DIFFICULTY_RATE * count[seen].clamp(max=10) * change
 
 
 def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy at the batch's positions with the caption, (batch, sampled), and the loss to train on.
+    """The cross-entropy given the caption, (batch, sampled), detached, and the loss to train on.
 
-    The picture is predicted three times: with its caption, without, and from the guided logits that the sampler draws
-    from. Without the last, guidance 10 raises the ratio of two small probabilities to the tenth power, codes that never
-    occur at a position win by the noise in it, and pictures drown in specks.
+    The loss covers three predictions: with the caption, without it, and the guided logits that the sampler uses. Without
+    the last, guidance 10 raises the noisy ratio of two small probabilities to the tenth power, so codes that never occur
+    at a position win, and images are full of specks.
     """
     size = len(batch.captions)
     conditioning = concatenate([model.condition(batch.captions), model.condition([""] * size)])
@@ -158,28 +180,29 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     guided = apply_cfg(unconditional, conditional, guidance_scale)
     with_caption = F.cross_entropy(conditional, targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
     without = F.cross_entropy(unconditional, targets.flatten(), label_smoothing=LABEL_SMOOTHING)
-    # Its gradient grows with the scale.
+    # Divide by the scale, since the gradient of the guided term grows with it.
     loss = with_caption.mean() + 0.5 * without + F.cross_entropy(guided, targets.flatten()) / guidance_scale
     return with_caption.detach().view_as(targets), loss
 
 
 @torch.no_grad()
 def sample_tokens(
-    model: TextToTokens, captions: list[str], *, steps: int = 12, guidance_scale: float = 10.0, seed: int = 0
+    model: TextToTokens, captions: Sequence[str], *, steps: int = 12, guidance_scale: float = 10.0, seed: int = 0
 ) -> Tensor:
-    """Text to tokens (batch, length) by the sampler of the product, many captions at once."""
+    """Sample tokens, (batch, length), for a batch of captions. Image i has the seed `seed` + i."""
     size = len(captions)
     conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
     tokens = torch.full((size, LENGTH), MASK)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
     for step in sampling_steps("cosine", steps, (2.0, 0.0), tokens == MASK):
         logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
-        logits = apply_cfg(*logits.chunk(2), guidance_scale)
+        unconditional, conditional = logits.chunk(2)
+        logits = apply_cfg(unconditional, conditional, guidance_scale)
         tokens = unmask_step(logits, tokens, MASK, step, generators)
     return tokens
 
 
-def raw_art(codebook: Tensor, tokens: Tensor) -> Tensor:
-    """Tokens (batch, length) to art (batch, 3, 32, 32) straight from the codebook, without the decoder."""
+def codebook_art(codebook: Tensor, tokens: Tensor) -> Tensor:
+    """Tokens (batch, length) to art pixels (batch, 3, 32, 32), from the codebook alone, without the decoder."""
     cells = (codebook[tokens] + 1) / 2
     return cells.view(-1, GRID, GRID, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, SIZE, SIZE)

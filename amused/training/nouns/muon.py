@@ -1,7 +1,7 @@
-"""Muon (Jordan et al. 2024; update scaled as in arXiv 2502.16982), matrices of equal shape updated together in fp32.
+"""The Muon optimizer (Jordan et al. 2024; updates scaled as in arXiv 2502.16982) in float32.
 
-`torch.optim.Muon` works on one matrix at a time in bfloat16: 4 s a step for this model on a CPU without bfloat16
-units, against 0.1 s here.
+Matrices of equal shape are updated together. `torch.optim.Muon` updates one matrix at a time in bfloat16: 4 s per step
+for this model on a CPU without bfloat16 units, against 0.1 s here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(updates: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) to about the nearest semi-orthogonal ones, by five Newton-Schulz steps."""
+    """Approximate the nearest semi-orthogonal matrices of (n, rows, columns) by five Newton-Schulz steps."""
     a, b, c = COEFFICIENTS
     tall = updates.shape[1] > updates.shape[2]
-    x = updates.mT if tall else updates
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = updates.mT if tall else updates
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -28,24 +28,28 @@ def orthogonalize(updates: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; for the matrices between hidden states. Learning rates are those of AdamW."""
+    """Momentum, orthogonalized, for the matrices between hidden states. Takes the learning rates of AdamW."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for shape, parameters in shapes.items():
-                updates = []
-                for parameter in parameters:
-                    momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                    momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(momentum, group["momentum"]))  # Nesterov
+                updates = [self.momentum_update(parameter, group["momentum"]) for parameter in parameters]
                 step = orthogonalize(torch.stack(updates))
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 torch._foreach_add_(parameters, list(step.unbind()), alpha=-rate)
+
+    def momentum_update(self, parameter: Tensor, decay: float) -> Tensor:
+        """Advance the momentum of a parameter: its Nesterov update, in the parameter's shape."""
+        gradient = parameter.grad
+        assert gradient is not None
+        momentum: Tensor = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(gradient, 1 - decay)
+        return gradient.lerp(momentum, decay)

@@ -1,4 +1,4 @@
-"""Tokenizer and text encoder of the bundled checkpoint: CLIP's forms, small, one token for each word of a caption."""
+"""Tokenizer and text encoder of the bundled checkpoint: small CLIP ones with one token per caption word."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH = 128
 
 
 def train_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
-    """Learn merges until every caption word is one token; write CLIP's tokenizer files to `folder`."""
+    """Learn merges that make every caption word one token, and write CLIP's tokenizer files to `folder`."""
     words = [word for word in caption_words(nouns) if word.isalpha()]
     learned = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     learned.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -38,7 +38,7 @@ def train_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A text encoder with random weights."""
+    """A text encoder with random weights for this tokenizer."""
     config = TextConfig(
         vocab_size=num_ids(tokenizer),
         hidden_size=WIDTH,

@@ -1,33 +1,36 @@
-"""The VQ-GAN of the bundled checkpoint: one token for 2x2 art pixels (16x16 picture pixels of 256x256).
+"""The VQ-GAN of the bundled checkpoint: one token per 2x2 art pixels, which are 16x16 image pixels of 256x256.
 
-Three parts, each made in the way that is exact for pixel art:
+Each part is made in a way that is exact for pixel art:
 
-- The encoder is constructed, not learnt: box-downsample to art pixels, then the twelve values of a 2x2 patch. A patch
-  is the same token wherever it stands and whatever surrounds it, so tokens are a clean target for the U-ViT and
-  an inpainted picture keeps its other tokens.
-- The codebook is a weighted k-means over patches (a learnt encoder of equal size lost 1 % of the traits).
-- The decoder is trained on mean squared error at art resolution, where a picture is 32x32. The three higher
-  levels only resample: their residual branches are zero and their upsampling is nearest. The result is an ordinary
-  VQGAN of factor 16.
+- The encoder is constructed, not trained: it averages to art pixels and gathers the twelve values of a 2x2 patch. A
+  patch is the same token everywhere, whatever surrounds it. Tokens are thus a clean target for the transformer, and
+  inpainting keeps all other tokens.
+- The codebook is a weighted k-means over patches (a trained encoder of equal size lost 1 % of the traits).
+- The decoder is trained on mean squared error at art resolution, 32x32. The three levels above only resample: their
+  residual branches are zero and their upsampling is nearest. The result is an ordinary VQGAN of factor 16.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amused.model.vqgan import VQGAN, Downsample, ResnetBlock, Upsample, VQGANConfig
+from amused.model.vqgan import VQGAN, Downsample, ResnetBlock, UpLevel, Upsample, VQGANConfig
 from amused.training.nouns.data import Nouns, Vocabulary
 
+Module = TypeVar("Module", bound=nn.Module)
+
 PATCH = 12  # values of 2x2 pixels of 3 colours
-ANCHOR = 16.0  # constant channels that dominate the group norms' statistics, so that these do not follow the picture
-LINEAR = 8.0  # offset at which SiLU is the identity to 0.3 %
+ANCHOR = 16.0  # constant channels that dominate the statistics of group norms, so these do not depend on the image
+LINEAR = 8.0  # offset at which SiLU is the identity within 0.3 %
 
 CONFIG = VQGANConfig(
     down_block_types=("DownEncoderBlock2D",) * 5,
@@ -44,33 +47,47 @@ CONFIG = VQGANConfig(
 )
 
 
+def of_type(modules: Iterable[nn.Module], kind: type[Module]) -> list[Module]:
+    return [module for module in modules if isinstance(module, kind)]
+
+
 def patches(art: Tensor) -> Tensor:
     """Art pixels (batch, 3, 32, 32) to patches (batch, 16, 16, 12), ordered row, column, colour."""
-    return art.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3)
+    batch, colours, height, width = art.shape
+    split = art.reshape(batch, colours, height // 2, 2, width // 2, 2)
+    return split.permute(0, 2, 4, 3, 5, 1).flatten(3)
 
 
 @torch.no_grad()
-def centre(conv: nn.Conv2d, matrix: Tensor, bias: Tensor | float = 0.0) -> None:
-    """Make a convolution of any odd size act on each pixel alone, by `matrix` (out, in) as far as it reaches."""
+def set_pointwise(conv: nn.Conv2d, matrix: Tensor, bias: Tensor | float = 0.0) -> None:
+    """Make a convolution of any odd size multiply each pixel by `matrix` (out, in), which may cover part of it."""
     middle = conv.kernel_size[0] // 2
     conv.weight.zero_()
     conv.weight[: matrix.shape[0], : matrix.shape[1], middle, middle] = matrix
+    assert conv.bias is not None
     conv.bias.copy_(torch.zeros_like(conv.bias) + bias)
 
 
 @torch.no_grad()
-def silence(resnet: ResnetBlock) -> None:
-    """Make a resnet its shortcut alone."""
-    resnet.conv2.weight.zero_()
-    resnet.conv2.bias.zero_()
-    if resnet.conv_shortcut is not None:
-        centre(resnet.conv_shortcut, torch.eye(resnet.conv_shortcut.out_channels, resnet.conv_shortcut.in_channels))
+def clear(conv: nn.Conv2d) -> None:
+    conv.weight.zero_()
+    assert conv.bias is not None
+    conv.bias.zero_()
 
 
 @torch.no_grad()
-def box(downsample: Downsample) -> None:
-    downsample.conv.bias.zero_()
-    downsample.conv.weight.zero_()
+def set_identity(resnet: ResnetBlock) -> None:
+    """Reduce a resnet to its shortcut."""
+    clear(resnet.conv2)
+    if resnet.conv_shortcut is not None:
+        shortcut = resnet.conv_shortcut
+        set_pointwise(shortcut, torch.eye(shortcut.out_channels, shortcut.in_channels))
+
+
+@torch.no_grad()
+def set_box_filter(downsample: Downsample) -> None:
+    """Make a downsampling average 2x2 pixels."""
+    clear(downsample.conv)
     for channel in range(downsample.conv.out_channels):
         downsample.conv.weight[channel, channel, :2, :2] = 0.25
 
@@ -79,19 +96,21 @@ def box(downsample: Downsample) -> None:
 def construct_encoder(model: VQGAN) -> None:
     """Set the encoder and `quant_conv` so that latents are the twelve values of a patch, in [-1, 1].
 
-    The last group norm would mix the picture's statistics into every token. Each of its groups is therefore given
-    constant channels of +-ANCHOR, beside which the picture's own variance vanishes; its gain then undoes the division,
-    and an offset of LINEAR puts the values where SiLU is straight.
+    The last group norm would mix the image's statistics into every token. So each of its groups gets constant channels
+    of +-ANCHOR, which dominate the variance; the gain then undoes the division, and an offset of LINEAR moves the values
+    to where SiLU is linear.
     """
     encoder, config = model.encoder, model.config
     width, groups = config.block_out_channels[-1], config.norm_num_groups
-    centre(encoder.conv_in, torch.eye(3) * 2, torch.tensor([-1.0] * 3 + [0.0] * (config.block_out_channels[0] - 3)))
-    for module in encoder.modules():
-        if isinstance(module, ResnetBlock):
-            silence(module)
-        elif isinstance(module, Downsample):
-            box(module)
-    gather = encoder.down_blocks[-2].downsamplers[0].conv  # to one pixel a patch: each of the four keeps its channels
+    set_pointwise(
+        encoder.conv_in, torch.eye(3) * 2, torch.tensor([-1.0] * 3 + [0.0] * (config.block_out_channels[0] - 3))
+    )
+    resnets, downsamples = of_type(encoder.modules(), ResnetBlock), of_type(encoder.modules(), Downsample)
+    for resnet in resnets:
+        set_identity(resnet)
+    for downsample in downsamples:
+        set_box_filter(downsample)
+    gather = downsamples[-1].conv  # to one pixel per patch: each of its four pixels goes to channels of its own
     gather.weight.zero_()
     for row in range(2):
         for column in range(2):
@@ -99,68 +118,74 @@ def construct_encoder(model: VQGAN) -> None:
                 gather.weight[(row * 2 + column) * 3 + colour, colour, row, column] = 1.0
     size = width // groups
     home = torch.tensor([(i % groups) * size + 2 * (i // groups) for i in range(PATCH)])  # spread over the groups
+    values = torch.arange(PATCH)
     spread = torch.zeros(width, gather.out_channels)
-    spread[home, range(PATCH)] = 1.0
-    spread[home + 1, range(PATCH)] = -1.0  # so that the group's mean stays zero
+    spread[home, values] = 1.0
+    spread[home + 1, values] = -1.0  # keeps the mean of the group at zero
     anchors = torch.tensor([ANCHOR if channel % 2 else -ANCHOR for channel in range(width)])
     anchors[home] = anchors[home + 1] = 0.0
-    centre(encoder.down_blocks[-1].resnets[0].conv_shortcut, spread, anchors)
+    shortcut = of_type(encoder.down_blocks[-1].modules(), ResnetBlock)[0].conv_shortcut
+    assert shortcut is not None
+    set_pointwise(shortcut, spread, anchors)
     grouped = anchors.view(groups, size)
     std, mean = grouped.std(dim=1, correction=0).repeat_interleave(size), grouped.mean(dim=1).repeat_interleave(size)
     encoder.conv_norm_out.weight.copy_(std)
     encoder.conv_norm_out.bias.copy_(LINEAR + mean)
     pick = torch.zeros(PATCH, width)
-    pick[range(PATCH), home] = 1.0
-    centre(encoder.conv_out, pick, -LINEAR)
-    centre(model.quant_conv, torch.eye(PATCH))
-    model.post_quant_conv.weight.copy_(torch.eye(PATCH)[:, :, None, None])
-    model.post_quant_conv.bias.zero_()
+    pick[values, home] = 1.0
+    set_pointwise(encoder.conv_out, pick, -LINEAR)
+    set_pointwise(model.quant_conv, torch.eye(PATCH))
+    set_pointwise(model.post_quant_conv, torch.eye(PATCH))
 
 
 def resample_only(model: VQGAN) -> None:
-    """Make the decoder's levels above art resolution plain nearest upsampling."""
-    for level in model.decoder.up_blocks[2:]:
-        for resnet in level.resnets:
-            silence(resnet)
-    for level in model.decoder.up_blocks[1:]:
-        if level.upsamplers is not None:
-            upsample: Upsample = level.upsamplers[0]
-            centre(upsample.conv, torch.eye(upsample.conv.out_channels))
-    centre(
-        model.decoder.conv_out,
-        model.decoder.conv_out.weight.detach()[:, :, 1, 1].clone(),
-        model.decoder.conv_out.bias.detach().clone(),
-    )
+    """Reduce the decoder's levels above art resolution to nearest upsampling."""
+    decoder = model.decoder
+    for resnet in of_type(decoder.up_blocks[2:].modules(), ResnetBlock):
+        set_identity(resnet)
+    for upsample in of_type(decoder.up_blocks[1:].modules(), Upsample):
+        assert isinstance(upsample.conv, nn.Conv2d)
+        set_pointwise(upsample.conv, torch.eye(upsample.conv.out_channels))
+    weight, bias = decoder.conv_out.weight, decoder.conv_out.bias
+    assert bias is not None
+    set_pointwise(decoder.conv_out, weight.detach()[:, :, 1, 1].clone(), bias.detach().clone())
 
 
 def decode_art(model: VQGAN, tokens: Tensor) -> Tensor:
-    """`VQGAN.decode` at art resolution: what it gives for 256x256, sampled at every eighth pixel."""
+    """`VQGAN.decode` at art resolution: its 256x256 pixels sampled at every eighth one, (batch, 3, 32, 32)."""
     decoder = model.decoder
     x = model.quantize.embedding(tokens).permute(0, 3, 1, 2)
     x = decoder.mid_block(decoder.conv_in(model.post_quant_conv(x)))
-    x = decoder.up_blocks[0](x)
-    for resnet in decoder.up_blocks[1].resnets:
+    first, second, *others = of_type(decoder.up_blocks, UpLevel)
+    x = first(x)
+    for resnet in second.resnets:
         x = resnet(x)
-    for level in decoder.up_blocks[2:]:
-        if level.resnets[0].conv_shortcut is not None:
-            x = level.resnets[0].conv_shortcut(x)
+    for level in others:
+        shortcut = of_type(level.resnets, ResnetBlock)[0].conv_shortcut
+        if shortcut is not None:
+            x = shortcut(x)
     x = F.silu(decoder.conv_norm_out(x))
     return F.conv2d(x, decoder.conv_out.weight[:, :, 1:2, 1:2], decoder.conv_out.bias)
 
 
 @torch.no_grad()
 def nearest_code(model: VQGAN, art: Tensor) -> Tensor:
-    """`VQGAN.encode` at art resolution: the codes of the patches, (batch, 16, 16)."""
+    """`VQGAN.encode` at art resolution: (batch, 3, 32, 32) in [0, 1] to tokens (batch, 16, 16)."""
     flat = patches(art * 2 - 1)
     return torch.cdist(flat.flatten(0, 2), model.quantize.embedding.weight).argmin(dim=1).view(flat.shape[:3])
 
 
-def weighted_kmeans(points: np.ndarray, weights: np.ndarray, count: int, rounds: int, seed: int) -> np.ndarray:
-    """Centres (count, dim) of points (n, dim), started from the heaviest; empty clusters move to the worst point."""
+def weighted_kmeans(
+    points: NDArray[np.float32], weights: NDArray[np.float64], count: int, rounds: int, seed: int
+) -> NDArray[np.float32]:
+    """Cluster points (n, dim) by weight (n,): centres (count, dim).
+
+    Half of the centres start at the heaviest points. An empty cluster moves to the point with the largest error.
+    """
     generator = torch.Generator().manual_seed(seed)
     x, w = torch.from_numpy(points).float(), torch.from_numpy(weights).float()
     centres = x[torch.topk(w, count // 2).indices]
-    while len(centres) < count:  # the other half where the error is, by k-means++ in batches
+    while len(centres) < count:  # the other half by k-means++ in batches
         distance = torch.cdist(x, centres).amin(dim=1).square() * w
         extra = torch.multinomial(distance, min(count - len(centres), count // 16), generator=generator)
         centres = torch.cat([centres, x[extra]])
@@ -170,17 +195,18 @@ def weighted_kmeans(points: np.ndarray, weights: np.ndarray, count: int, rounds:
         total = torch.zeros_like(centres).index_add_(0, nearest, x * w[:, None])
         worst = torch.topk(distance * w, count).indices
         centres = torch.where(mass[:, None] > 0, total / mass.clamp(min=1e-9)[:, None], x[worst])
-    return centres.numpy()
+    found: NDArray[np.float32] = centres.numpy()
+    return found
 
 
 def sample_art(nouns: Nouns, vocabulary: Vocabulary, rng: random.Random, count: int, accessories: float) -> Tensor:
-    """Random characters as (count, 3, 32, 32) in [0, 1]."""
+    """Random characters, (count, 3, 32, 32) in [0, 1]. `accessories` is the share that wears one."""
     art = np.stack([nouns.render(vocabulary.sample(rng, accessories)) for _ in range(count)])
     return torch.from_numpy(art).permute(0, 3, 1, 2).float() / 255
 
 
-def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int) -> np.ndarray:
-    """Codes fitted to the known traits, with a quarter of the weight on all traits there are."""
+def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int) -> NDArray[np.float32]:
+    """Fit (codes, 12) patches to characters: three quarters have known traits, the rest any traits."""
     rng = random.Random(0)
     art = torch.cat(
         [
@@ -194,16 +220,15 @@ def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes:
 
 
 def new_vqgan(nouns: Nouns, known: Vocabulary, everything: Vocabulary) -> VQGAN:
-    """A VQ-GAN that is finished but for its decoder."""
+    """A VQ-GAN whose decoder is not trained yet."""
     torch.manual_seed(0)
     model = VQGAN(CONFIG)
     construct_encoder(model)
     codebook = fit_codebook(nouns, known, everything, CONFIG.num_vq_embeddings)
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(torch.from_numpy(codebook))
-    for module in model.decoder.modules():
-        if isinstance(module, ResnetBlock):
-            nn.init.zeros_(module.conv2.weight)
+    for resnet in of_type(model.decoder.modules(), ResnetBlock):
+        nn.init.zeros_(resnet.conv2.weight)
     resample_only(model)
     return model
 
@@ -217,7 +242,12 @@ def train_decoder(
     report: Callable[[str], None],
     seed: int = 1,
 ) -> None:
-    """Train the decoder for so long; the rate falls to zero at the end. Tokens stay what they are."""
+    """Train the decoder for a time; the learning rate falls to zero at the end. Tokens do not change.
+
+    Args:
+        known: the traits that matter; every fourth batch has any of `everything`.
+        report: gets a line of text every 100 steps.
+    """
     rng = random.Random(seed)
     model.requires_grad_(True)
     trained = [p for name, p in model.decoder.named_parameters() if not name.startswith(("up_blocks.3", "up_blocks.4"))]
@@ -237,6 +267,6 @@ def train_decoder(
         if step % 100 == 0:
             with torch.no_grad():
                 error = F.mse_loss(decode_art(model, nearest_code(model, test)).clamp(0, 1), test)
-            report(f"vqgan step {step}, {elapsed:.0f} s: {-10 * error.log10().item():.2f} dB on new pictures")
+            report(f"vqgan step {step}, {elapsed:.0f} s: {-10 * error.log10().item():.2f} dB on new images")
     resample_only(model)
     model.eval().requires_grad_(False)
