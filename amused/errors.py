@@ -1,4 +1,4 @@
-"""The errors that are meant for people. It knows no other part of the package."""
+"""Errors whose message is meant for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the program's memory is got from the system. Knows no model."""
+"""Tunes how the C library gets memory from the system."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ KEPT_BYTES = 600_000_000
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what the layers of a picture free for the layers of the next.
+    """Let the C library reuse the memory that the layers free, from one image to the next.
 
-    glibc gives blocks of 32 MB or more back at once, and to get them anew, zeroed page by page, takes a tenth of the
-    time of a picture of 512 x 512. A thread's own arena could hold no more than 64 MB, hence one for all. Call it
-    before there are threads; with another C library it does nothing.
+    By default glibc returns blocks of 32 MB or more to the system at once; getting them back, zeroed page by page,
+    takes a tenth of the time of a 512x512 image. The arena of a thread holds at most 64 MB, so all threads share one.
+    Call it before starting threads. Does nothing with another C library.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,14 +1,11 @@
 import gc
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask a hub
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent))
+pytest.register_assert_rewrite("helpers", "tests.measure")
 
 
 @pytest.fixture(scope="module", autouse=True)

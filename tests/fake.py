@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -65,7 +66,8 @@ class FakeModel:
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         pixels = self.size // tokens.shape[0]
-        return self.colours[tokens].repeat(pixels, 0).repeat(pixels, 1)
+        colours: np.ndarray = self.colours[tokens]
+        return colours.repeat(pixels, 0).repeat(pixels, 1)
 
     def preview(self, tokens: np.ndarray, masked: np.ndarray | None = None) -> Image.Image:
         colours = self.decode(tokens)
@@ -110,6 +112,20 @@ class FakeModel:
                 else:
                     made = (before * (1 - (recipe.strength or 0)) + made * (recipe.strength or 0)).astype(np.uint8)
             yield FakeImage(index, seed, Image.fromarray(made), tokens)
+
+
+class Turnstile:
+    """Lets steps pass freely until a test holds it."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.reached = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        if not self.open.wait(60):
+            raise TimeoutError
 
 
 def fake_runtime(

@@ -61,7 +61,7 @@ MAX_STRING = 100
 # Keys of tokenizer_config.json that make transformers read other files than ours, or take arguments we do not check.
 FOREIGN_TOKENIZER_KEYS = ("fast_tokenizer_files", "gguf_file", "init_inputs")
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", UViTConfig, VQGANConfig, TextConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

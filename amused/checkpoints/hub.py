@@ -107,12 +107,12 @@ def progress_bar(file: str, progress: Progress) -> type:
 
         def flush(self) -> None: ...
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no hints
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": Nowhere(), "disable": False})
 
         def update(self, n: float | None = 1) -> bool | None:
-            result = super().update(n)
+            result: bool | None = super().update(n)
             progress(file, int(self.n), int(self.total or 0))
             return result
 

@@ -122,7 +122,7 @@ def read_alpha(config: dict[str, Any]) -> float:
         if key in config and config[key] not in (supported, None):
             raise CheckpointError(f"{CONFIG}: {key} is {shown(config[key])}, which is not supported.")
     alpha = config.get("lora_alpha")
-    if type(alpha) not in (int, float) or not 0 < alpha <= 100_000:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 100_000:
         raise CheckpointError(f"{CONFIG}: lora_alpha is {shown(alpha)}, possible are 0 to 100000.")
     return float(alpha)
 
@@ -144,7 +144,7 @@ def merged(network: Network, layers: dict[str, LoraWeights], strength: float) ->
     """A copy of the network with the adapter merged. It shares all unchanged weights with the original."""
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     for name, update in layers.items():
-        weight = network.get_submodule(name).weight
+        weight = network.get_parameter(f"{name}.weight")
         down, up = (side.to(weight.device) for side in (update.down, update.up))
         changed = (unpacked(weight).float() + strength * update.scale * (up @ down)).to(weight.dtype)
         shared[id(weight)] = packed(changed) if weight.is_mkldnn else nn.Parameter(changed, requires_grad=False)

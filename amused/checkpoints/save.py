@@ -59,10 +59,10 @@ def save_checkpoint(
         for component, network in (("transformer", transformer), ("vqvae", vqgan), ("text_encoder", text_encoder)):
             write_weights(part, component, network, dtype, variant)
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
-            described = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
-            write_json(part / CONFIGS[component], {**described, **dataclasses.asdict(config)})
-        described = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
-        write_json(part / CONFIGS["text_encoder"], {**described, **dataclasses.asdict(config_of(text_encoder))})
+            written_by = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
+            write_json(part / CONFIGS[component], {**written_by, **dataclasses.asdict(config)})
+        clip = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
+        write_json(part / CONFIGS["text_encoder"], {**clip, **dataclasses.asdict(config_of(text_encoder))})
         if isinstance(tokenizer, (str, Path)):
             copy_tokenizer(Path(tokenizer), part / "tokenizer")
         else:

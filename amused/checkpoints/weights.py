@@ -51,7 +51,11 @@ class SkipInit(TorchFunctionMode):
     """Skips `torch.nn.init`, which on the meta device is useless and imports torch's compiler."""
 
     def __torch_function__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
             return None
@@ -92,7 +96,8 @@ class Checkpoint(CheckpointConfig):
         if half is not None and torch.device(device).type == "cpu":
             network.fuse_upsampling()
         # Convolutions on a CPU are faster with channels last.
-        return network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack this form
+        return network
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CLIPTextModelWithProjection:
         network = self._fill(on_meta(build_text_encoder, self.text_encoder), "text_encoder", device, dtype)
@@ -142,9 +147,10 @@ class Checkpoint(CheckpointConfig):
         for name in names:
             if (self.folder / name).is_file():
                 return name
-        for name in names if self.fetch else ():
-            if self.fetch(name):
-                return name
+        if self.fetch is not None:
+            for name in names:
+                if self.fetch(name):
+                    return name
         raise CheckpointError(f"{names[-1]} is missing.")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -27,63 +28,101 @@ if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-LARGE = ("transformer", "decoder")
 CACHED_ADAPTERS = 2  # merged networks share all weights that the adapter leaves alone
+
+
+Value = TypeVar("Value")
+
+AdapterKey = tuple[str | None, float]
+"""An adapter's digest, and the strength at which it is merged."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that depend on a recipe's adapter. `key` names the adapter and its strength, None without one."""
+    """The networks that depend on a recipe's adapter. `key` is None without one."""
 
     transformer: UViT
     text_encoder: CLIPTextModelWithProjection
-    key: tuple[str, float] | None = None
+    key: AdapterKey | None = None
+
+
+class Lazy(Generic[Value]):
+    """Loads a value on first use. Concurrent callers share one load; failures are retried."""
+
+    def __init__(self, load: Callable[[], Value]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._future: Future[Value] | None = None
+
+    @property
+    def is_requested(self) -> bool:
+        return self._future is not None
+
+    def get(self) -> Value:
+        with self._lock:
+            future, mine = self._future or Future(), self._future is None
+            self._future = future
+        if mine:
+            try:
+                future.set_result(self._load())
+            except BaseException as error:
+                with self._lock:
+                    self._future = None
+                future.set_exception(error)
+        return future.result()
 
 
 class Components:
-    """Loads each component once, on first use. Safe to use from several threads."""
+    """The parts of one model. Safe to use from several threads."""
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None) -> None:
-        self._checkpoint, self._placement, self._adapters = checkpoint, placement, adapters
-        self._lock = threading.Lock()
-        self._loads: dict[str, Future[Any]] = {}
-        self._adapted: LRUCache[tuple[str, float], Networks] = LRUCache(CACHED_ADAPTERS)
+        self._placement, self._adapters = placement, adapters
+        device, dtype = placement.device, placement.dtype
+        self._tokenizer = Lazy(checkpoint.load_tokenizer)
+        self._text_encoder = Lazy(lambda: checkpoint.load_text_encoder(device, dtype))
+        self._transformer = Lazy(lambda: load_transformer(checkpoint, placement))
+        # The encoder runs in float32: a rounding error there is another token.
+        self._encoder = Lazy(lambda: checkpoint.load_vqgan(device, torch.float32, half="encoder"))
+        self._decoder = Lazy(lambda: load_decoder(checkpoint, placement))
+        self._adapted: LRUCache[AdapterKey, Networks] = LRUCache(CACHED_ADAPTERS)
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        return self._component("tokenizer")
+        return self._tokenizer.get()
 
     @property
     def text_encoder(self) -> CLIPTextModelWithProjection:
-        return self._component("text_encoder")
+        return self._text_encoder.get()
 
     @property
     def transformer(self) -> UViT:
-        return self._component("transformer")
+        return self._transformer.get()
 
     @property
     def encoder(self) -> VQGAN:
-        return self._component("encoder")
+        return self._encoder.get()
 
     @property
     def decoder(self) -> VQGAN:
-        return self._component("decoder")
+        return self._decoder.get()
 
     def load(self, with_encoder: bool = False) -> None:
         """Load what every image needs, or everything. Waits for it."""
         self.start_loading()
-        for name in ("tokenizer", "text_encoder", *LARGE, *(["encoder"] if with_encoder else [])):
-            self._component(name)
+        for part in (self._tokenizer, self._text_encoder, self._transformer, self._decoder):
+            part.get()
+        if with_encoder:
+            self._encoder.get()
 
     def start_loading(self) -> None:
         """Load the large components in the background, while the prompt is encoded."""
 
         def work() -> None:
-            for name in LARGE:
+            for part in (self._transformer, self._decoder):
                 with contextlib.suppress(Exception):  # whoever needs the component gets the error
-                    self._component(name)
+                    part.get()
 
-        if LARGE[0] not in self._loads:
+        if not self._transformer.is_requested:
             threading.Thread(target=work, name="load components", daemon=True).start()
 
     @torch.inference_mode()
@@ -101,49 +140,31 @@ class Components:
             raise UserError(
                 f"Adapters do not work with {self._placement.quantize} weights: start without quantize, or choose none."
             )
-        recipe = with_digests(self._adapters, recipe)
-        key = (recipe.adapter_digest, recipe.adapter_strength)
+        key = (with_digests(self._adapters, recipe).adapter_digest, recipe.adapter_strength)
         networks = self._adapted.get(key)
         if networks is None:
-            networks = self._merge(recipe, key)
+            networks = self._merge(recipe.adapter, recipe.adapter_strength, key)
             self._adapted.put(key, networks)
         return networks
 
-    def _merge(self, recipe: Recipe, key: tuple[str, float]) -> Networks:
-        adapter = read_adapter(self._adapters, recipe.adapter)
-        pack_now(self.transformer)
-        parts = {TRANSFORMER: self.transformer, TEXT_ENCODER: self.text_encoder}
-        for name in adapter.parts:
-            check_fits(adapter, name, parts[name])
-        for name, layers in adapter.parts.items():
-            parts[name] = merged(parts[name], layers, recipe.adapter_strength)
-        return Networks(parts[TRANSFORMER], parts[TEXT_ENCODER], key)
+    def _merge(self, name: str, strength: float, key: AdapterKey) -> Networks:
+        adapter = read_adapter(self._adapters, name)
+        transformer, text_encoder = self.transformer, self.text_encoder
+        pack_now(transformer)
+        check_fits(adapter, TRANSFORMER, transformer)
+        if TEXT_ENCODER in adapter.parts:
+            check_fits(adapter, TEXT_ENCODER, text_encoder)
+            text_encoder = merged(text_encoder, adapter.parts[TEXT_ENCODER], strength)
+        return Networks(merged(transformer, adapter.parts[TRANSFORMER], strength), text_encoder, key)
 
-    def _component(self, name: str) -> Any:
-        """Load a component on first use. Concurrent callers share one load; failures are retried."""
-        with self._lock:
-            mine = name not in self._loads
-            load = self._loads.setdefault(name, Future())
-        if mine:
-            try:
-                load.set_result(self._load(name))
-            except BaseException as error:
-                with self._lock:
-                    del self._loads[name]
-                load.set_exception(error)
-        return load.result()
 
-    def _load(self, name: str) -> Any:
-        device, dtype = self._placement.device, self._placement.dtype
-        if name == "tokenizer":
-            return self._checkpoint.load_tokenizer()
-        if name == "text_encoder":
-            return self._checkpoint.load_text_encoder(device, dtype)
-        if name == "transformer":
-            transformer = self._checkpoint.load_transformer(device, dtype)
-            if self._placement.quantize:
-                return quantize(transformer)
-            return pack(transformer) if can_pack(device, dtype) else transformer
-        # The encoder runs in float32: a rounding error there is another token.
-        in_float32 = name == "encoder" or (dtype == torch.float16 and self._checkpoint.vqgan.force_upcast)
-        return self._checkpoint.load_vqgan(device, torch.float32 if in_float32 else dtype, half=name)
+def load_transformer(checkpoint: Checkpoint, placement: Placement) -> UViT:
+    transformer = checkpoint.load_transformer(placement.device, placement.dtype)
+    if placement.quantize:
+        return quantize(transformer)
+    return pack(transformer) if can_pack(placement.device, placement.dtype) else transformer
+
+
+def load_decoder(checkpoint: Checkpoint, placement: Placement) -> VQGAN:
+    in_float32 = placement.dtype == torch.float16 and checkpoint.vqgan.force_upcast
+    return checkpoint.load_vqgan(placement.device, torch.float32 if in_float32 else placement.dtype, half="decoder")

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,7 +17,7 @@ INK, PAPER = (30, 30, 36), (250, 250, 252)
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, header: str = "") -> Image.Image:
     """Images in rows of `columns`, each above its label."""
-    font = ImageFont.load_default(FONT_SIZE)
+    font = load_font()
     width, height = max(one.width for one in images), max(one.height for one in images)
     wrapped = [wrap(label, font, width) for label in labels]
     caption = max(lines_height(text, font) for text in wrapped) + MARGIN // 2
@@ -35,7 +36,7 @@ def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, he
 
 def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[str], header: str = "") -> Image.Image:
     """Images row by row, with a label above each column and to the left of each row."""
-    font = ImageFont.load_default(FONT_SIZE)
+    font = load_font()
     width, height = max(one.width for one in images), max(one.height for one in images)
     tops, sides = [wrap(label, font, width) for label in across], [wrap(label, font, width // 2) for label in down]
     title = wrap(header, font, len(across) * width + width // 2)
@@ -55,6 +56,12 @@ def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[st
         row, column = divmod(i, len(across))
         page.paste(image, (left + column * (width + MARGIN), top + row * (height + MARGIN)))
     return page
+
+
+def load_font() -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(FONT_SIZE)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # given a size, Pillow uses FreeType or raises
+    return font
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -78,7 +85,7 @@ def lines_height(text: str, font: ImageFont.FreeTypeFont) -> int:
     return (text.count("\n") + 1) * (sum(font.getmetrics()) + 4) if text else 0
 
 
-def bundle(files: Sequence[tuple[str, bytes]], manifest: Sequence[dict]) -> bytes:
+def bundle(files: Sequence[tuple[str, bytes]], manifest: Sequence[dict[str, Any]]) -> bytes:
     """A ZIP file of (name, content) files and manifest.json. Not compressed: PNG does not get smaller."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

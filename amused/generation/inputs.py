@@ -23,7 +23,8 @@ from amused.generation.masks import (
     square_around,
     touched_cells,
 )
-from amused.recipe.recipe import INPAINT, MAX_PIXELS, TEXT_TO_IMAGE, Recipe
+from amused.limits import MAX_PIXELS
+from amused.recipe.recipe import INPAINT, TEXT_TO_IMAGE, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ class InputReader:
                 names; or the model cannot make this size.
         """
         if recipe.parent is not None:
-            return self._inputs_from_parent(recipe, image, mask)
+            return self._inputs_from_parent(recipe, recipe.parent, image, mask)
         if recipe.task == TEXT_TO_IMAGE:
             width, height = recipe.width or self.size, recipe.height or self.size
             self._check_size(width, height)
@@ -125,13 +126,13 @@ class InputReader:
         check_digest(mask, recipe.mask, "mask")
         return self._crop(recipe, image, mask) if recipe.only_masked else self._fit(recipe, image, mask)
 
-    def _inputs_from_parent(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Inputs:
+    def _inputs_from_parent(self, recipe: Recipe, parent: Recipe, image: Source | None, mask: Source | None) -> Inputs:
         """The inputs of a task on tokens.
 
         If the chain starts with inpainting, what inpainting kept stays as it is, except for cells that a recipe of the
         chain touches up.
         """
-        tokens = self.parent_tokens(recipe.parent, image, mask)
+        tokens = self.parent_tokens(parent, image, mask)
         shape = (tokens.shape[0], tokens.shape[1])
         initial_mask, first = self._touched_up(recipe, shape), recipe.first
         if first.task != INPAINT or not (first.composite and recipe.composite):
@@ -141,7 +142,7 @@ class InputReader:
         frame = inputs.frame
         while recipe.parent is not None:
             cells = self._touched_up(recipe, shape)
-            if cells is not None:
+            if cells is not None and frame is not None:
                 frame = frame.open_cells(cells, self.pixels_per_token)
             recipe = recipe.parent
         return replace(

@@ -73,12 +73,13 @@ def fit_mask(mask: Image.Image, width: int, height: int, mode: str) -> Image.Ima
 
 
 def touched_cells(mask: Image.Image, pixels_per_token: int) -> np.ndarray:
-    """The cells that a mask touches, be it with one pixel of the faintest grey: bool, (rows, columns)."""
+    """The cells that a mask touches, even with one pixel of the faintest grey: bool, (rows, columns)."""
     touched = np.asarray(mask.convert("L")) > 0
     rows, columns = (-(-side // pixels_per_token) for side in touched.shape)
     whole = np.zeros((rows * pixels_per_token, columns * pixels_per_token), dtype=bool)
     whole[: touched.shape[0], : touched.shape[1]] = touched
-    return whole.reshape(rows, pixels_per_token, columns, pixels_per_token).any(axis=(1, 3))
+    cells: np.ndarray = whole.reshape(rows, pixels_per_token, columns, pixels_per_token).max(axis=(1, 3))
+    return cells
 
 
 def token_indices(cells: np.ndarray) -> tuple[int, ...]:

@@ -146,7 +146,7 @@ class Amused:
             UserError: a value is out of range.
             CheckpointError: the weights are unusable.
         """
-        return self._images(Recipe(TEXT_TO_IMAGE, prompt, seeds, model=self.name, **options))
+        return self._images(self._recipe(TEXT_TO_IMAGE, prompt, seeds=seeds, **options))
 
     def image_to_image(
         self, prompt: str, image: Source, *, strength: float = 0.5, seeds: Sequence[int] = (0,), **options: Any
@@ -157,7 +157,7 @@ class Amused:
         and `height` the image keeps its size, reduced to a multiple of `multiple`. Other arguments and errors as for
         `text_to_image`.
         """
-        recipe = Recipe(IMAGE_TO_IMAGE, prompt, seeds, model=self.name, strength=strength, **options)
+        recipe = self._recipe(IMAGE_TO_IMAGE, prompt, seeds=seeds, strength=strength, **options)
         return self._images(recipe, image)
 
     def inpaint(
@@ -175,8 +175,11 @@ class Amused:
         Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
         unless `composite=False`. Other arguments and errors as for `image_to_image`.
         """
-        recipe = Recipe(INPAINT, prompt, seeds, model=self.name, strength=strength, **options)
+        recipe = self._recipe(INPAINT, prompt, seeds=seeds, strength=strength, **options)
         return self._images(recipe, image, mask)
+
+    def _recipe(self, task: str, prompt: str, **options: Any) -> Recipe:
+        return Recipe(task, prompt, model=self.name, **options)
 
     def _images(self, recipe: Recipe, image: Source | None = None, mask: Source | None = None) -> list[Image.Image]:
         events = self.generate(recipe, image, mask)

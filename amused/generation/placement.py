@@ -51,7 +51,7 @@ def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtyp
         raise UserError('This machine has no CUDA device: choose device="cpu".')
     if dtype is not None:
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if chosen not in DTYPES.values():
+        if chosen is None or chosen not in DTYPES.values():
             raise UserError(f"The dtype must be one of {', '.join(DTYPES)}.")
         return Placement(device, chosen, "asked for")
     if device.type == "cuda":

@@ -84,14 +84,19 @@ class Predictor:
         return self.network.features(tokens[:1], self.conditioning)
 
     def _fully_masked(self, tokens: Tensor) -> Tensor:
+        features = []
         for prompt in self.prompts:
             if prompt.fully_masked_features is None:
                 prompt.fully_masked_features = self.network.features(tokens[:1], prompt.conditioning)
-        return torch.cat([prompt.fully_masked_features for prompt in self.prompts])
+            features.append(prompt.fully_masked_features)
+        return torch.cat(features)
 
     def _logits(self, features: Tensor, masked_idx: Tensor | None) -> Tensor:
         if masked_idx is not None:
             index = masked_idx.repeat(len(self.prompts), 1)  # p*b k
             features = features[torch.arange(len(index))[:, None], index]
-        logits = self.network.mlm_layer(features)
-        return logits if len(self.prompts) == 1 else apply_cfg(*logits.chunk(2), self.guidance_scale)
+        logits: Tensor = self.network.mlm_layer(features)
+        if len(self.prompts) == 1:
+            return logits
+        unconditional, conditional = logits.chunk(2)
+        return apply_cfg(unconditional, conditional, self.guidance_scale)

@@ -197,7 +197,7 @@ def race(weights: Tensor, length: int, generator: torch.Generator, masked_idx: T
     counts = torch.bincount(masked_idx // ROWS_AT_ONCE, minlength=-(-length // ROWS_AT_ONCE)).tolist()
     uniform = torch.empty((min(length, ROWS_AT_ONCE), weights.shape[1]), dtype=torch.float64)
     winners, first = [], 0
-    for here, weight in zip(masked_idx.split(counts), weights.split(counts)):
+    for here, weight in zip(torch.split(masked_idx, counts), torch.split(weights, counts)):
         drawn = uniform[: length - first].uniform_(generator=generator)[here - first]
         winners.append((weight / drawn.neg_().log1p_().neg_().float()).argmax(dim=-1))
         first += ROWS_AT_ONCE

@@ -27,7 +27,8 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight  # read once: another thread may replace it
         if weight.is_mkldnn:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+            return y
         self.uses += 1
         if self.uses >= USES:
             self.pack()
@@ -50,8 +51,10 @@ def unpacked(weight: Tensor) -> Tensor:
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN has bf16 kernels for this device and type."""
-    on_cpu = device.type == "cpu" and dtype == torch.bfloat16
-    return on_cpu and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return False
+    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch lacks the hint
+    return built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()
@@ -71,11 +74,11 @@ def pack_now(network: UViT) -> None:
 
 def run_at_every_step(network: UViT) -> Iterator[tuple[nn.Module, str]]:
     """The large linear layers of a sampling step, as (module, attribute). Not those that run once per prompt."""
-    for block in (*network.down_block.res_blocks, *network.up_block.res_blocks):
-        yield block, "channelwise_linear_1"
-        yield block, "channelwise_linear_2"
-    for block in (*network.down_block.attention_blocks, *network.up_block.attention_blocks):
-        for attention in (block.attn1, block.attn2):
+    for res_block in (*network.down_block.res_blocks, *network.up_block.res_blocks):
+        yield res_block, "channelwise_linear_1"
+        yield res_block, "channelwise_linear_2"
+    for attention_block in (*network.down_block.attention_blocks, *network.up_block.attention_blocks):
+        for attention in (attention_block.attn1, attention_block.attn2):
             yield attention, "to_q"
             yield attention.to_out, "0"
     for layer in network.transformer_layers:

@@ -82,7 +82,8 @@ def encode_text(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tens
 def new_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], max_length: int) -> CLIPTokenizer:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+    # transformers hands pairs on to tokenizers, which wants them; its own hint says list[str].
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)  # type: ignore[arg-type]
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -96,7 +97,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     files = {path.name for path in folder.iterdir()}
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise ValueError("files are missing")  # transformers would make up a vocabulary of three tokens
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.unk_token not in tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False):
         raise ValueError("the unknown token is not in the vocabulary")
     if not {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} <= tokenizer.get_vocab().keys():
@@ -116,7 +117,8 @@ def num_ids(tokenizer: CLIPTokenizer) -> int:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Ids of texts, (batch, model_max_length), truncated or padded."""
-    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids: Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids
 
 
 def is_truncated(tokenizer: CLIPTokenizer, text: str) -> bool:

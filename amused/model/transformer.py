@@ -9,8 +9,9 @@ once, by `UViT.condition`, and passed to every `UViT.forward`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,17 @@ class UViTConfig:
             raise ValueError("vocab_size must leave room for the mask token above codebook_size")
 
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Layers(nn.ModuleList, Generic[Layer]):
+    """`nn.ModuleList` whose layers are of one type."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Layer]: ...
+
+
 def concatenate(conditionings: Sequence[Conditioning]) -> Conditioning:
     """Concatenate along the batch."""
     return [tuple(torch.cat(tensors) for tensors in zip(*stages)) for stages in zip(*conditionings)]
@@ -88,7 +100,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim, bias))
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b h l d
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # b h l d
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.to_k(context)), self.split(self.to_v(context))
@@ -112,7 +124,8 @@ class Attention(nn.Module):
         return self.merge(attend(self.split(self.to_q(x)), keys, values))
 
     def merge(self, x: Tensor) -> Tensor:
-        return self.to_out(x.transpose(1, 2).flatten(-2))
+        x = self.to_out(x.transpose(1, 2).flatten(-2))
+        return x
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -191,7 +204,8 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, keys1: Tensor, values1: Tensor, keys2: Tensor, values2: Tensor) -> Tensor:
         x = self.attn1(self.norm1(x), keys1, values1) + x
-        return self.attn2(self.norm2(x), keys2, values2) + x
+        x = self.attn2(self.norm2(x), keys2, values2) + x
+        return x
 
 
 class Resample(nn.Module):
@@ -207,7 +221,8 @@ class Resample(nn.Module):
         x = self.norm(x).permute(0, 3, 1, 2)
         if isinstance(self.conv, nn.Conv2d):
             x = F.pad(x, (0, 1, 0, 1))  # odd grids keep their last row and column
-        return self.conv(x).permute(0, 2, 3, 1)
+        x = self.conv(x)
+        return x.permute(0, 2, 3, 1)
 
 
 class UViTBlock(nn.Module):
@@ -216,8 +231,10 @@ class UViTBlock(nn.Module):
     def __init__(self, config: UViTConfig, downsample: bool, upsample: bool) -> None:
         super().__init__()
         self.downsample = Resample(config, nn.Conv2d) if downsample else None
-        self.res_blocks = nn.ModuleList(ConvNextBlock(config) for _ in range(config.num_res_blocks))
-        self.attention_blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.num_res_blocks))
+        self.res_blocks: Layers[ConvNextBlock] = Layers(ConvNextBlock(config) for _ in range(config.num_res_blocks))
+        self.attention_blocks: Layers[CrossAttentionBlock] = Layers(
+            CrossAttentionBlock(config) for _ in range(config.num_res_blocks)
+        )
         self.upsample = Resample(config, nn.ConvTranspose2d) if upsample else None
 
     def condition(self, text: Tensor, cond: Tensor) -> Conditioning:
@@ -271,7 +288,8 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(dim, inner, bias), nn.Identity(), nn.Linear(inner, dim, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        x = self.net(x)
+        return x
 
 
 class TransformerLayer(nn.Module):
@@ -295,7 +313,8 @@ class TransformerLayer(nn.Module):
         scale1, shift1, scale2, shift2, scale3, shift3, keys, values = stage
         x = self.attn1.self_attention(self.norm1(x, scale1, shift1)) + x
         x = self.attn2(self.norm2(x, scale2, shift2), keys, values) + x
-        return self.ff(self.norm3(x, scale3, shift3)) + x
+        x = self.ff(self.norm3(x, scale3, shift3)) + x
+        return x
 
 
 class TokenEmbedding(nn.Module):
@@ -338,7 +357,8 @@ class ConditionEmbedding(nn.Module):
         self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size, config.use_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        x = self.linear_2(F.silu(self.linear_1(x)))
+        return x
 
 
 class UViT(nn.Module):
@@ -360,7 +380,9 @@ class UViT(nn.Module):
         self.down_block = UViTBlock(config, config.downsample, False)
         self.project_to_hidden_norm = nn.RMSNorm(width, eps)
         self.project_to_hidden = nn.Linear(width, hidden, bias)
-        self.transformer_layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.transformer_layers: Layers[TransformerLayer] = Layers(
+            TransformerLayer(config) for _ in range(config.num_hidden_layers)
+        )
         self.project_from_hidden_norm = nn.RMSNorm(hidden, eps)
         self.project_from_hidden = nn.Linear(hidden, width, bias)
         self.up_block = UViTBlock(config, False, config.upsample)
@@ -390,13 +412,14 @@ class UViT(nn.Module):
         then shared.
         """
         ends = self.config.num_res_blocks
-        x = self.embed(tokens)  # b h w c
+        x: Tensor = self.embed(tokens)  # b h w c
         x = self.down_block(x, conditioning[:ends])  # b h' w' c
         h = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(1, 2)))  # b l hidden
         for layer, stage in zip(self.transformer_layers, conditioning[ends:-ends], strict=True):
             h = layer(h, stage)
         x = self.project_from_hidden(self.project_from_hidden_norm(h)).view_as(x)  # b h' w' c
-        return self.up_block(x, conditioning[-ends:]).flatten(1, 2)  # b l c
+        x = self.up_block(x, conditioning[-ends:])  # b h w c
+        return x.flatten(1, 2)  # b l c
 
     def forward(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
         """Logits of every position.
@@ -408,4 +431,5 @@ class UViT(nn.Module):
         Returns:
             (batch, height * width, codebook_size)
         """
-        return self.mlm_layer(self.features(tokens, conditioning))
+        logits: Tensor = self.mlm_layer(self.features(tokens, conditioning))
+        return logits

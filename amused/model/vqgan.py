@@ -58,7 +58,7 @@ class VQGANConfig:
     @property
     def scale_factor(self) -> int:
         """Pixels per side of one token."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
     @property
     def codebook_dim(self) -> int:
@@ -80,7 +80,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(activate(self.norm1(x)))
+        h: Tensor = self.conv1(activate(self.norm1(x)))
         h = self.conv2(activate(self.norm2(h)))
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -91,29 +91,31 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        x = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return x
 
 
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.fused: nn.Module | None = None
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def fuse(self) -> None:
         """Replace upsampling and convolution by one transposed 4x4 convolution, with 4/9 of the multiplications."""
-        weight, bias = self.conv.weight.data, self.conv.bias.data
+        state, channels = self.conv.state_dict(), self.conv.in_channels
+        weight: Tensor = state["weight"]
         flipped = weight.float().flip(2, 3)
-        kernel = sum(F.pad(flipped, (column, 1 - column, row, 1 - row)) for row in (0, 1) for column in (0, 1))
-        with torch.device("meta"):
-            self.conv = nn.ConvTranspose2d(*weight.shape[:2], kernel_size=4, stride=2, padding=1)
-        state = {"weight": kernel.transpose(0, 1).to(weight.dtype), "bias": bias}
-        self.conv.load_state_dict(state, assign=True)
-        self.requires_grad_(weight.requires_grad)
+        shifted = (F.pad(flipped, (column, 1 - column, row, 1 - row)) for row in (0, 1) for column in (0, 1))
+        kernel = sum(shifted, start=torch.zeros(()))
+        fused = nn.ConvTranspose2d(channels, channels, kernel_size=4, stride=2, padding=1, device="meta")
+        fused.load_state_dict({**state, "weight": kernel.transpose(0, 1).to(weight.dtype)}, assign=True)
+        self.fused = fused.requires_grad_(self.conv.weight.requires_grad)
+        del self.conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.conv, nn.ConvTranspose2d):
-            return self.conv(x)
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.fused is None else self.fused(x)
+        return x
 
 
 class Level(nn.Module):
@@ -169,7 +171,8 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             x = level(x)
         x = self.mid_block(x)
-        return self.conv_out(activate(self.conv_norm_out(x)))
+        x = self.conv_out(activate(self.conv_norm_out(x)))
+        return x
 
 
 class Decoder(nn.Module):
@@ -189,7 +192,8 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(activate(self.conv_norm_out(x)))
+        x = self.conv_out(activate(self.conv_norm_out(x)))
+        return x
 
 
 class VectorQuantizer(nn.Module):
@@ -234,9 +238,11 @@ class VQGAN(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (batch, 3, height, width), to tokens (batch, height / f, width / f), f = scale_factor."""
-        return self.quantize(self.quant_conv(self.encoder(pixels)))
+        tokens: Tensor = self.quantize(self.quant_conv(self.encoder(pixels)))
+        return tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), about in [0, 1], not clipped."""
         latents = self.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
-        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
+        pixels: Tensor = self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
+        return pixels

@@ -1,4 +1,4 @@
-"""A grid of recipes along two axes, such as steps by guidance. Knows no model and no page."""
+"""A grid of recipes along two axes, such as steps by guidance."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from amused.errors import UserError
-from amused.recipe.recipe import MAX_SEEDS, STRENGTHS, Recipe, parse_seeds
+from amused.recipe.recipe import MAX_SEEDS, STRENGTHS, Recipe
+from amused.recipe.seeds import parse_seeds
 
-MAX_PICTURES = MAX_SEEDS
 NONE = "nothing"
 
 
@@ -51,14 +51,14 @@ def numbers(name: str, change: Callable[[Recipe, float], Recipe]) -> Callable[[s
 
 
 def wordings(text: str) -> list[Point]:
-    """The first wording is a part of the prompt; the others take its place: "cow, fox, owl"."""
+    """The first wording is a part of the prompt, which the others replace: "cow, fox, owl"."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     return [Point(word, lambda recipe, word=word: reword(recipe, words[0], word)) for word in words]
 
 
 def reword(recipe: Recipe, old: str, new: str) -> Recipe:
     if old not in recipe.prompt:
-        raise UserError(f'The prompt does not hold "{old[:60]}": start the wordings with the part to replace.')
+        raise UserError(f'The prompt does not contain "{old[:60]}": start the list with the part to replace.')
     return replace(recipe, prompt=recipe.prompt.replace(old, new))
 
 
@@ -75,14 +75,14 @@ AXES: Mapping[str, Callable[[str], list[Point]]] = MappingProxyType(
         "prompt wording": wordings,
     }
 )
-"""What can be put on an axis, by its name on the page."""
+"""What an axis can vary, by its name on the page."""
 
 
 def expand(recipe: Recipe, across: str, across_values: str, down: str, down_values: str) -> Grid:
     """The recipes of a grid: `recipe`, with its first seed, at every pair of values.
 
     Raises:
-        UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 pictures.
+        UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 images.
     """
     for axis in (across, down):
         if axis not in AXES:
@@ -95,8 +95,8 @@ def expand(recipe: Recipe, across: str, across_values: str, down: str, down_valu
     for axis, points in ((across, columns), (down, rows)):
         if not points:
             raise UserError(f"Give the values of {axis}.")
-    if len(columns) * len(rows) > MAX_PICTURES:
-        raise UserError(f"That makes {len(columns) * len(rows)} pictures: give at most {MAX_PICTURES}.")
+    if len(columns) * len(rows) > MAX_SEEDS:
+        raise UserError(f"That makes {len(columns) * len(rows)} images: ask for at most {MAX_SEEDS}.")
     start = replace(recipe, seeds=recipe.seeds[:1])
     return Grid(
         across=tuple(point.label for point in columns),

@@ -1,8 +1,8 @@
-"""The recipe: one validated request, behind the page, the API, the Python interface, links and pictures.
+"""The recipe: one validated request, shared by the page, the API, the Python interface, links and PNG files.
 
-One rule for every number: a value that is not of its type, not finite or out of its range is refused with a sentence
-that names the field and the range; nothing is clamped silently. Knows no model: what depends on the loaded model (its
-size, the length of a prompt in tokens) is checked by the pipeline.
+Values of the wrong type, not finite or out of range are refused with a sentence that names the field and its range;
+nothing is clamped silently. What depends on the loaded model (its size, the length of a prompt in tokens) is checked by
+the pipeline.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ ADAPTER_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One request for pictures.
+    """One request for images.
 
     Attributes:
         task: "text_to_image", "image_to_image", "inpaint", or on the tokens of an earlier result "vary", "touch_up".
-        prompt: what to draw; text past the model's context (77 tokens for the published ones) is cut.
-        seeds: one picture each, integers in [0, 2**32), 1 to 64 of them.
+        prompt: what to generate; text past the model's context (77 tokens for the published ones) is cut.
+        seeds: one image each, integers in [0, 2**32), 1 to 64 of them.
         model: the checkpoint's name.
         negative_prompt: what to steer away from; unused without guidance.
         steps: sampling steps (num_inference_steps), 1 to 100.
         guidance_scale: 0 to 30; guidance is on above 1.
-        temperature: of the confidence's noise at the first and the last step, 0 to 20.
-        strength: share of the steps that is run on a given picture, above 0 to 1; None for text to image.
+        temperature: of the noise on the confidences, at the first and the last step, 0 to 20.
+        strength: share of the steps to run on an input image, above 0 to 1; None for text to image.
         aesthetic_score: micro-condition, 0 to 10.
-        crop: micro-condition, pixels cut at the top and at the left, 0 to 4096.
-        width, height: in pixels, multiples of 16; None for the model's own size, or the given picture's.
-        fit: how a given picture is brought to `width` x `height`: "crop", "pad" or "stretch".
-        composite: inpainting, and tasks on the tokens of an inpainted picture, give pixels outside the mask back
+        crop: micro-condition, pixels cropped at the top and at the left, 0 to 4096.
+        width, height: in pixels, multiples of 16; None for the model's native size, or the input image's.
+        fit: how an input image is brought to `width` x `height`: "crop", "pad" or "stretch".
+        composite: inpainting, and tasks on the tokens of an inpainted image, leave pixels outside the mask
             unchanged.
-        feather: pixels within the mask's edge over which the new blends into the old, 0 to 64.
-        only_masked: inpaint a square around the mask at the model's own size and set it back into the picture, which
-            keeps its size and sharpness.
-        image, mask: digests (`images.digest`) of the pictures that an image task was given; None asks for no check.
+        feather: pixels inside the mask's edge over which the new image blends into the old one, 0 to 64.
+        only_masked: inpaint a square around the mask at the model's native size and paste it back into the image,
+            which keeps its size and sharpness.
+        image, mask: digests (`images.digest`) of the inputs of an image task; None skips the check.
         parent: the recipe, of one seed, whose tokens are varied or touched up.
         adapter: the name of a fine-tuned adapter of the model, or None; "" is None.
-        adapter_digest: of that adapter's files, 16 hexadecimal digits; None asks for no check.
-        adapter_strength: how much of its change is made, 0 to 2.
-        share: of the parent's tokens that is masked again at random to vary it, above 0 to 1.
-        cells: of the parent's token grid, row by row from 0, that are touched up.
+        adapter_digest: of that adapter's files, 16 hexadecimal digits; None skips the check.
+        adapter_strength: scale of the adapter's change, 0 to 2.
+        share: of the parent's tokens to mask again at random (the mask ratio), above 0 to 1.
+        cells: of the parent's token grid to resample: token indices, row by row from 0.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.
@@ -131,7 +131,7 @@ class Recipe:
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
             raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
         if self.fit not in FITS:
-            raise UserError(f"A picture can be fitted by one of {', '.join(FITS)}.")
+            raise UserError(f"An image can be fitted by one of {', '.join(FITS)}.")
         for name in ("composite", "only_masked"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false.")
@@ -139,19 +139,19 @@ class Recipe:
         if self.task != INPAINT and (
             self.feather or self.only_masked or not (self.composite or self.task in ON_TOKENS)
         ):
-            raise UserError("Only inpainting has a mask to feather or to work within.")
+            raise UserError("Only inpainting has a mask to feather or to restrict the work to.")
         if self.only_masked and (not self.composite or self.width or self.height):
-            raise UserError("Working on the masked part alone keeps the picture's size: give no width and height.")
+            raise UserError("Only masked keeps the image's size: give no width and height.")
         self._check_adapter()
         for name in ("image", "mask", "adapter_digest"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value)):
-                called = name.removesuffix("_digest")
-                raise UserError(f"The digest of the {called} must be 16 hexadecimal digits.")
+                label = name.removesuffix("_digest")
+                raise UserError(f"The digest of the {label} must be 16 hexadecimal digits.")
         self._check_parent()
 
     def _check_adapter(self) -> None:
-        """Its name is one of a folder within the owner's; without one neither digest nor strength mean anything."""
+        """The name must be that of a folder; without one, digest and strength are reset."""
         strength = number("adapter's strength", self.adapter_strength, 0, MAX_ADAPTER_STRENGTH)
         name = text("adapter", self.adapter) if self.adapter is not None else ""
         if name and not ADAPTER_NAME.fullmatch(name):
@@ -162,7 +162,7 @@ class Recipe:
             object.__setattr__(self, "adapter_digest", None)
 
     def _check_parent(self) -> None:
-        """A task on tokens has a parent and what to change of it; the others have neither."""
+        """A task on tokens needs a parent and what to change in it; the others take neither."""
         wanted = {VARY: ("parent", "share"), TOUCH_UP: ("parent", "cells")}.get(self.task, ())
         for name in ("parent", "share", "cells"):
             if (getattr(self, name) is not None) != (name in wanted):
@@ -171,13 +171,13 @@ class Recipe:
         if self.parent is None:
             return
         if not isinstance(self.parent, Recipe) or len(self.parent.seeds) != 1:
-            raise UserError("A picture can be varied or touched up if its own recipe has one seed.")
+            raise UserError("An image can be varied or touched up if its own recipe has one seed.")
         if self.width or self.height:
-            raise UserError("A varied picture keeps the size of the first.")
+            raise UserError("A varied image keeps the size of the first.")
         if self.parent.model != self.model:
-            raise UserError(f"Choose the model {self.parent.model}: the first picture's tokens are its own.")
+            raise UserError(f"Choose the model {self.parent.model}: the first image's tokens belong to it.")
         if self.depth > MAX_DEPTH:
-            raise UserError(f"A picture can be varied {MAX_DEPTH} times over: start from a new one.")
+            raise UserError(f"An image can be varied {MAX_DEPTH} times in a row: start from a new one.")
         if self.share is not None and number("share", self.share, 0, 1) == 0:
             raise UserError("The share must be above 0.")
         if self.cells is not None:
@@ -195,7 +195,7 @@ class Recipe:
 
     @property
     def depth(self) -> int:
-        """How many results lie beneath this one."""
+        """How many results this one was derived from."""
         return 0 if self.parent is None else self.parent.depth + 1
 
     def _strength(self) -> float | None:
@@ -210,7 +210,7 @@ class Recipe:
 
     @property
     def start(self) -> int:
-        """The first step that is run; those before it are skipped. At least one step is left."""
+        """The first step to run; at least one is left."""
         if self.strength is None:
             return 0
         return self.steps - max(1, int(self.steps * self.strength))
@@ -225,7 +225,7 @@ def text(name: str, value: object) -> str:
     if len(value) > MAX_PROMPT:
         raise UserError(f"The {name} is too long: give at most {MAX_PROMPT} characters.")
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"The {name} holds characters that are not text: type it anew.")
+        raise UserError(f"The {name} contains characters that are not text: please retype it.")
     return value
 
 
@@ -238,7 +238,7 @@ def number(name: str, value: object, low: float, high: float) -> float:
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, float) and value.is_integer():  # JSON and browsers do not tell 12.0 from 12
+    if isinstance(value, float) and value.is_integer():  # JSON and browsers do not distinguish 12.0 from 12
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"The {name} must be a whole number from {low} to {high}.")
@@ -251,27 +251,3 @@ def pair(name: str, value: object) -> tuple[object, object]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise UserError(f"The {name} must be two numbers.")
     return value[0], value[1]
-
-
-def parse_seeds(listed: str) -> tuple[int, ...]:
-    """Seeds from text: "8, 15, 100-115" gives 8, 15 and 100 to 115.
-
-    Raises:
-        UserError: the text is no such list, a seed is out of range, or there are more than 64.
-    """
-    parts = [part for part in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", listed.strip())) if part]
-    seeds: list[int] = []
-    for part in parts:
-        match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part)
-        if match is None:
-            raise UserError('Give seeds as whole numbers and ranges, for example "8, 15, 100-115".')
-        first = whole("seed", int(match[1]), 0, MAX_SEED)
-        last = whole("seed", int(match[2] or match[1]), 0, MAX_SEED)
-        if last < first:
-            raise UserError(f"The range {part} runs backwards: put the smaller seed first.")
-        if len(seeds) + last - first + 1 > MAX_SEEDS:
-            raise UserError(f"Give at most {MAX_SEEDS} seeds.")
-        seeds.extend(range(first, last + 1))
-    if not seeds:
-        raise UserError("Give at least one seed.")
-    return tuple(seeds)

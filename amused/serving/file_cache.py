@@ -1,4 +1,4 @@
-"""The folder of uploaded and generated images, kept for a while and up to a size; Gradio alone would fill the disk.
+"""The folder of uploaded and generated images. Limits their age and size; Gradio alone would fill the disk.
 
 Only the page and its visitors put files there. Gradio and this module find it in `GRADIO_TEMP_DIR`.
 """
@@ -44,7 +44,7 @@ def upload_folder() -> Path:
 
 
 def save(content: bytes, name: str) -> str:
-    """The path of a new file of that name. Written atomically."""
+    """Write a new file of that name atomically and return its path."""
     folder = upload_folder()
     path = folder / hashlib.sha256(content).hexdigest() / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def save(content: bytes, name: str) -> str:
 
 
 def sweep_while(in_use: Callable[[], Collection[str] | None]) -> None:
-    """Sweep now and then, in a thread, until `in_use` gives None; the files it names are kept."""
+    """Sweep every minute in a thread, until `in_use` returns None; the files it names are kept."""
     folder = upload_folder()
 
     def work() -> None:
@@ -77,7 +77,7 @@ def sweep_while(in_use: Callable[[], Collection[str] | None]) -> None:
 
 
 def sweep(folder: Path, keep: Collection[str], seconds: float, size: int, now: float | None = None) -> int:
-    """Remove files older than so many seconds, then the oldest until the rest is within `size` bytes; how many."""
+    """Remove files older than `seconds`, then the oldest until the rest fits `size` bytes. Returns how many."""
     now = time.time() if now is None else now
     found: list[tuple[float, int, Path]] = []
     for path in folder.rglob("*"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,7 @@ class Job:
         self._has_model = False
         self._prompt_is_cut = False
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event]:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
         on_preempt = (lambda: None) if ON_ZERO_GPU else self._drop_sampling
         try:
@@ -199,14 +199,14 @@ class Job:
         for recipe in recipes:
             yield from self._sample(recipe, request.image, request.mask)
 
-    def _acquire(self, name: str) -> Iterator[Status]:
+    def _acquire(self, name: str) -> Generator[Status]:
         yield from self._slot.acquire(name)
         self._runtime.note_size(name, self._slot.model)
         self._has_model = True
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
             self._slot.release()
 
-    def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Iterator[Event]:
+    def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
         """Sample one recipe, letting other runs have their turn after each image."""
         before, done = self._num_done, 0
         while done < len(recipe.seeds):

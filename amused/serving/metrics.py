@@ -39,7 +39,7 @@ DONE, STOPPED, LEFT, REFUSED, FAILED = OUTCOMES = ("done", "stopped", "left", "r
 TOKEN_VARIABLE = "AMUSED_OWNER_TOKEN"
 MIN_TOKEN_LENGTH = 16
 
-prometheus_client.disable_created_metrics()
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the client lacks the hint
 
 
 class Metrics:
@@ -82,7 +82,7 @@ class Metrics:
             recipe: the first one, None where there was no valid one.
             num_done: finished images, of `num_images` that were wanted.
             waited, worked: seconds.
-            why: it was refused or failed, for the log.
+            why: the reason for a refusal or a failure, for the log.
         """
         self._requests.labels(outcome).inc()
         self._images.inc(num_done)
@@ -91,7 +91,7 @@ class Metrics:
         log.info(describe(recipe, outcome, num_done, num_images, waited, worked, why))
 
     def text(self) -> str:
-        """All of it, as Prometheus and people read it."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.registry).decode()
 
 
@@ -124,7 +124,7 @@ MEMORY = {
 
 
 def memory() -> dict[str, float]:
-    """Bytes in use: resident, at the most so far, and on the GPU; unknown ones are left out."""
+    """Bytes in use: resident, peak resident, and on the GPU; unknown ones are left out."""
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):  # Linux alone has this file
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
@@ -158,7 +158,7 @@ def routes(metrics: Metrics) -> list[Route]:
 
 
 def password(header: str) -> bytes:
-    """The password of a basic authorization header, whoever the user; empty if there is none."""
+    """The password of a basic authorization header, for any user name; empty if there is none."""
     kind, _, value = header.partition(" ")
     if kind.lower() != "basic":
         return b""

@@ -1,7 +1,4 @@
-"""The models of a process: which can be chosen, how they are loaded, and the one queue of runs that use them.
-
-Knows processes and memory. Knows nothing of pages, and nothing of how an image is made.
-"""
+"""The models of a process: which can be chosen, how they are loaded, and the one queue of runs that use them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +51,7 @@ class Choice:
 
 
 def choices() -> list[Choice]:
-    """The models that can be had by name: the bundled ones, then the published ones."""
+    """The models available by name: the bundled ones, then the published ones."""
     found = []
     for name in bundled_names():
         file = BUNDLED / name / TRAITS
@@ -68,7 +65,7 @@ def choices() -> list[Choice]:
 
 
 def load_model(name: str, report: ReportProgress, quantize: str | None = None, adapters: Path | None = None) -> Model:
-    """A model whose files are all on this machine; nothing of it is in memory before `read_weights`."""
+    """A model whose files are all on this machine. Its weights are in memory only after `read_weights`."""
     import amused
 
     def report_download(file: str, done: int, total: int) -> None:
@@ -81,14 +78,14 @@ def load_model(name: str, report: ReportProgress, quantize: str | None = None, a
 
 
 def read_model(model: Model) -> None:
-    """Bring a model into memory, once the memory of the former one has been freed."""
+    """Load a model's weights, after freeing the memory of the previous model."""
     free_memory()
-    # What a forked process reads is read again by the next one.
+    # A forked process would load the rest for itself alone, and the next one again.
     model.read_weights(everything=ON_ZERO_GPU)
 
 
 def free_memory() -> None:
-    """Free what the former model held, before the next one asks for it."""
+    """Free the memory of the previous model before the next one needs it."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and not ON_ZERO_GPU:
@@ -99,8 +96,8 @@ class Runtime:
     """Holds at most one model and the queue of runs that use it.
 
     Args:
-        load: gives the model of a name with its files in place; `read_weights` then brings it into memory.
-        adapters: the folder of adapters that the owner offers, None for none.
+        load: returns a model by its name, its files in place; `read_weights` then loads its weights.
+        adapters: the owner's folder of adapters, or None.
     """
 
     def __init__(
@@ -124,7 +121,7 @@ class Runtime:
             self.models = [*self.models, Choice(self.default, "chosen at the start")]
         self.sample = on_gpu(self._sample, gpu_seconds)
 
-    # What can be chosen.
+    # Choices
 
     def choice(self, name: str) -> Choice:
         for choice in self.models:
@@ -140,7 +137,7 @@ class Runtime:
         return self.scheduler.model_name == name
 
     def native_size(self, name: str) -> tuple[int, int]:
-        """The side in pixels of a model's images and what must divide the sides of others; loads nothing."""
+        """The `size` and `multiple` of a model. Loads nothing."""
         choice = self.choice(name)
         return self._sizes.get(name, (choice.size, choice.multiple))
 
@@ -148,7 +145,7 @@ class Runtime:
         """Seconds per step in earlier runs of a model, decoding included, or None."""
         return self._seconds_per_step.get(name)
 
-    # Recipes.
+    # Recipes
 
     def resolve_adapters(self, recipe: Recipe) -> Recipe:
         """The recipe with the digests of its adapters; raises UserError if one is missing or differs."""
@@ -165,7 +162,7 @@ class Runtime:
         return replace(recipe, width=width, height=height)
 
     def freeze_recipe(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
-        """The recipe with all it takes to replay it: its size, and the digests of its adapter, image and mask."""
+        """The recipe with everything a replay needs: its size, and the digests of its adapter, image and mask."""
         recipe = self.resolve_adapters(recipe)
         if recipe.parent is not None or image is None:
             return recipe
@@ -173,14 +170,14 @@ class Runtime:
         mask_digest = None if mask is None else recipe.mask or digest(mask)
         return replace(recipe, image=recipe.image or digest(image), mask=mask_digest)
 
-    # Runs.
+    # Runs
 
     def run(
         self,
         read_request: ReadRequest,
         owner: Hashable = None,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """The whole life of a run, as events: see `amused.serving.jobs`. Close the iterator to cancel the run.
 
         Args:
@@ -198,7 +195,7 @@ class Runtime:
         return self.scheduler.stop(owner)
 
     def warm_up(self) -> threading.Thread:
-        """Load the default model behind the page, so that the first visitor waits less."""
+        """Load the default model in the background, so that the first visitor waits less."""
 
         def work() -> None:
             started = time.monotonic()
@@ -208,13 +205,13 @@ class Runtime:
                         pass
                 log.info("%s is ready after %.1f s", self.default, time.monotonic() - started)
             except Exception as error:
-                log.warning("the model could not be loaded ahead; the first request will try again: %s", error)
+                log.warning("the model could not be loaded in advance; the first request will try again: %s", error)
 
         thread = threading.Thread(target=work, name="warm-up", daemon=True)
         thread.start()
         return thread
 
-    # For jobs.
+    # For jobs
 
     def note_size(self, name: str, model: Model) -> None:
         self._sizes[name] = model.size, model.multiple

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 
 from amused.errors import UserError
@@ -103,11 +103,11 @@ class Slot:
     def holds_model(self) -> bool:
         return self._scheduler._holder is self
 
-    def admit(self) -> Iterator[Status]:
+    def admit(self) -> Generator[Status]:
         """Wait for earlier runs of the same owner and for one of the places. Call before loading anything large."""
         yield from self._wait_until(lambda: self._scheduler._is_admitted(self))
 
-    def acquire(self, name: str) -> Iterator[Status]:
+    def acquire(self, name: str) -> Generator[Status]:
         """Wait for the turn of this run and for the model of that name, which is then in memory.
 
         Raises:
@@ -147,7 +147,7 @@ class Slot:
             self._scheduler._advance()
             self._changed.notify_all()  # for those that wait to be admitted
 
-    def _wait_until(self, reached: Callable[[], bool]) -> Iterator[Status]:
+    def _wait_until(self, reached: Callable[[], bool]) -> Generator[Status]:
         def is_decided() -> bool:
             return self.stopped or self.failure is not None or reached()
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from PIL import Image
 
@@ -14,6 +14,9 @@ from amused.recipe.recipe import Recipe
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 MAX_SECONDS = 120
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
 def has_cuda() -> bool:
@@ -28,14 +31,15 @@ def has_cuda() -> bool:
 
 
 def gpu_seconds(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
-    """Seconds of GPU time to ask for. Visitors have a few minutes a day, so no more than the recipe needs."""
+    """Seconds of GPU time to request: what the recipe needs and no more, as visitors have a few minutes a day."""
     return min(MAX_SECONDS, 15 + round(0.1 * recipe.steps * len(recipe.seeds)))
 
 
-def on_gpu(task: Callable[..., Any], duration: Callable[..., int]) -> Callable[..., Any]:
+def on_gpu(task: Callable[Arguments, Returned], duration: Callable[Arguments, int]) -> Callable[Arguments, Returned]:
     """`spaces.GPU` on ZeroGPU; elsewhere the task itself, and `spaces` need not be installed."""
     if not ON_ZERO_GPU:
         return task
     import spaces
 
-    return spaces.GPU(task, duration=duration)
+    on_gpu_task: Callable[Arguments, Returned] = spaces.GPU(task, duration=duration)
+    return on_gpu_task

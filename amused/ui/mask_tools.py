@@ -14,17 +14,21 @@ from amused.errors import UserError
 from amused.generation.images import fit
 from amused.generation.masks import Box, crop_mask, fit_mask, load_mask, square_around, touched_cells
 from amused.recipe.recipe import Recipe, number
-from amused.ui.inputs import NOTHING_PAINTED, Drawing, Raw
+from amused.ui.drawing import NOTHING_PAINTED, Drawing
+from amused.ui.inputs import Raw
 
 LONGEST = 512  # side in pixels of what is shown
 REPAINTED, LINES, FRAME = (244, 63, 94, 150), (255, 255, 255, 90), (244, 63, 94, 255)
-NOTHING_LEFT = "Everything is painted, so that nothing is left beside it: paint less, or repaint what is painted."
+NOTHING_LEFT = "Everything is painted, so nothing is left to repaint: paint less, or do not repaint the rest."
 
 
 def build_mask(
     size: tuple[int, int], drawing: Drawing, file: Raw | None, box: Sequence[float], inverted: bool
 ) -> Image.Image:
-    """What is painted, white in the file or within the box (left, top, width and height in percent), or the rest."""
+    """White where it is painted, white in the file or within the box (left, top, width, height in percent).
+
+    `inverted` repaints all but that.
+    """
     parts = [drawing.painted(size), None if file is None else load_mask(file, size), draw_box(size, box)]
     mask: Image.Image | None = None
     for part in parts:
@@ -45,7 +49,7 @@ def draw_box(size: tuple[int, int], box: Sequence[float]) -> Image.Image | None:
     if not across or not down:
         return None
     width, height = size
-    # A box at the very edge is one pixel at least, and one that reaches over it ends there.
+    # A box at the edge has at least one pixel, and one that extends beyond it ends there.
     x, y = min(int(left * width), width - 1), min(int(top * height), height - 1)
     corner = max(x, round((left + across) * width) - 1), max(y, round((top + down) * height) - 1)
     mask = Image.new("L", size)
@@ -58,12 +62,13 @@ def preview(
 ) -> tuple[Image.Image, int, int]:
     """The image under its grid of cells, with the cells marked that the recipe repaints; their number; all cells.
 
-    `size` is the model's; the recipe has a width and a height (`Runtime.sized`) unless it is `only_masked`.
+    `size` is the model's; the recipe has a width and a height (`Runtime.with_default_size`) unless it is `only_masked`.
     """
     if recipe.only_masked:
         box = square_around(mask, size)
         mask = crop_mask(mask, box, size)
     else:
+        assert recipe.width is not None and recipe.height is not None
         image = fit(image, recipe.width, recipe.height, recipe.fit)
         mask = fit_mask(mask, recipe.width, recipe.height, recipe.fit)
         box = (0, 0, *image.size)

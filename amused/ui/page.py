@@ -1,4 +1,4 @@
-"""The page: its heading, the three tabs, the programs' way in, and how it is launched."""
+"""The page: heading, tabs, sharing, HTTP API; and how it is launched."""
 
 from __future__ import annotations
 
@@ -12,41 +12,47 @@ from typing import Any
 import gradio as gr
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
-from amused.ui import api, gallery_actions, sharing
-from amused.ui.settings import follow_adapters, follow_model
-from amused.ui.sync import keep_quiet
+from amused.ui import api, gallery_actions, restore, tray
+from amused.ui.model_sync import connect_adapters, connect_models
+from amused.ui.sync import hide_progress
+from amused.ui.tab import Tab
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
+from amused.ui.theme import theme
 from amused.ui.uploads import GatedBlocks
 
 HERE = Path(__file__).parent
-OTHER_THREADS = 40  # for all that is not a run
+OTHER_THREADS = 40  # for all events that are not runs
 
-HEADING = "# aMUSEd\nPictures from words, many tokens at a time."
+HEADING = "# aMUSEd\nText to images, many tokens at a time."
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:
-    """The whole page. Loads no model: what it offers is known from the runtime's choices."""
+    """Build the page. Loads no model: the runtime's choices say what it offers."""
     file_cache.choose_folder()
-    # Gradio makes a table of so many past events after each one, which nobody looks at.
+    # After each event Gradio makes a table of this many past ones, which nobody reads.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
-        card = sharing.build_card()
-        with gr.Tabs() as tabs:
-            panels = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
-        follow_model(runtime, panels)
-        follow_adapters(runtime, panels, page)
-        kept = gallery_actions.build(runtime, tabs, panels)
-        sharing.wire(runtime, page, panels, tabs, card, sharing.build_restore(), kept.tray, kept.gallery)
+        card = restore.build_card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
+        with gr.Tabs() as tab_bar:
+            tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
+        connect_models(runtime, tabs)
+        connect_adapters(runtime, tabs, page)
+        tray_view = tray.build_tray()
+        tray.connect_tray(tray_view, tabs)
+        gallery_actions.connect_actions(tabs, tab_bar, tray_view)
+        filler = restore.PageFiller(runtime, tabs, tab_bar, card)
+        restore.connect_restore(page, filler, restore.build_restore(), tray_view)
         api.build(runtime)
-    keep_quiet(page)
+    hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
-    # The runtime lets in or refuses; this is a bound for what gets no thread to ask it.
+    # The runtime admits or refuses runs; this bounds those that get no thread to ask it.
     return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
 
 
@@ -59,12 +65,12 @@ def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:
 
 
 def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
-    """How the page looks and what it may serve; host and port are the caller's.
+    """Arguments of `launch` for the look of the page and what it may serve; host and port are the caller's.
 
-    With a runtime there is the owner's page, too, if the environment asks for it.
+    With a runtime they include the owner's metrics, if the environment asks for them.
 
     Raises:
-        UserError: it does so in a way that is not safe.
+        UserError: the environment asks for them in an unsafe way.
     """
     return {
         "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
@@ -74,30 +80,11 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
         "max_file_size": MAX_PICTURE_BYTES,
-        "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a run that waits blocks one now and then
-        "state_session_capacity": SESSIONS,  # Gradio keeps a copy of the page's configuration for each
+        "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a queued run blocks a thread now and then
+        "state_session_capacity": SESSIONS,  # Gradio copies the page's configuration for each
         "allowed_paths": [],
         "ssr_mode": False,
         "run_history": False,
         "show_error": False,
         "enable_monitoring": False,
     }
-
-
-def theme() -> gr.themes.Base:
-    # Fonts of the visitor's own system: nothing to fetch, from here or elsewhere.
-    return gr.themes.Default(
-        primary_hue=gr.themes.colors.indigo,
-        secondary_hue=gr.themes.colors.indigo,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_lg,
-        font=["ui-sans-serif", "system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    ).set(
-        # A step darker than the theme's own, for 4.5:1 against what is behind them.
-        body_text_color_subdued="*neutral_500",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-    )

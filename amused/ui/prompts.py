@@ -1,4 +1,4 @@
-"""Words for visitors: prompts made of what a model was trained on, and examples, so that nobody has to guess."""
+"""Prompts to start from: sentences in the words that a model was trained on, and tried examples."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ ANY_MODEL = (
 
 @dataclass(frozen=True)
 class Example:
-    """What one click fills a tab with. `picture` and `mask` are names of files in `FOLDER`; without them the visitor's
-    own stay."""
+    """What one click fills a tab with. `image` and `mask` are files in `FOLDER`; without them the visitor's stay."""
 
     task: str
     model: str
@@ -38,11 +37,11 @@ class Example:
     prompt: str
     seeds: str = "0"
     strength: float | None = None
-    picture: str | None = None
+    image: str | None = None
     mask: str | None = None
 
 
-# Seeds that the authors of the published models show; for the image tabs the visitor brings the picture.
+# Prompts and seeds from the authors of the published models; on the image tabs the visitor brings the image.
 PUBLISHED = (
     Example(TEXT_TO_IMAGE, "amused-256", "cowboy", "cowboy", "8"),
     Example(TEXT_TO_IMAGE, "amused-512", "summer in the mountains", "summer in the mountains", "2"),
@@ -54,7 +53,7 @@ PUBLISHED = (
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
-    """The words a model knows for a part: "glasses-square-red" is called "square red"."""
+    """The words a model knows for a part of the image: "square red" for the trait "glasses-square-red"."""
     names = traits.get(LISTS[part], [])
     if part == "background":
         return list(names)
@@ -62,7 +61,7 @@ def words(traits: dict[str, Any], part: str) -> list[str]:
 
 
 def sentence(glasses: str | None, head: str | None, body: str | None, background: str | None) -> str:
-    """A prompt in the form the bundled model was trained on; what is left out is left open."""
+    """A prompt in the form that the bundled model was trained on; any part can be left out."""
     traits = []
     if glasses:
         traits.append(f"{glasses} glasses")
@@ -78,14 +77,14 @@ def sentence(glasses: str | None, head: str | None, body: str | None, background
     return text
 
 
-def surprise(traits: dict[str, Any] | None, chance: random.Random) -> str:
+def surprise(traits: dict[str, Any] | None, rng: random.Random) -> str:
     if traits is None:
-        return chance.choice(ANY_MODEL)
-    return sentence(*(chance.choice(words(traits, part)) for part in PARTS))
+        return rng.choice(ANY_MODEL)
+    return sentence(*(rng.choice(words(traits, part)) for part in PARTS))
 
 
 def examples(task: str, model: str, traits: dict[str, Any] | None) -> list[Example]:
-    """What is offered in a tab for a model, the same at each start: tried examples where there are any."""
+    """The examples of a tab for a model: tried ones where there are any. The same at each start."""
     tried = [example for example in PUBLISHED if (example.task, example.model) == (task, model)]
     if traits is not None:
         tried += [example for example in from_folder() if (example.task, example.model) == (task, model)]
@@ -105,18 +104,18 @@ def from_folder() -> tuple[Example, ...]:
 
 
 def sentences(traits: dict[str, Any]) -> list[str]:
-    """Prompts that each show a different word of every kind."""
-    chance = random.Random(8)
+    """Prompts that share no word for any part."""
+    rng = random.Random(8)
     columns = []
     for part in PARTS:
         known = words(traits, part)
-        chance.shuffle(known)
+        rng.shuffle(known)
         columns.append([known[index % len(known)] for index in range(COUNT)])
     return [sentence(*row) for row in zip(*columns, strict=True)]
 
 
 def short(prompt: str) -> str:
-    """A label for an example: its head, or what stands before the first comma."""
+    """A label for a prompt: its head, or the text before the first comma."""
     for part in prompt.split(" a "):
         if "-shaped head" in part:
             return part.partition("-shaped")[0] + " head"

@@ -1,72 +1,60 @@
-"""What follows something as it changes: of what the changes bring about, that of the latest stays.
+"""Outputs that follow inputs: of several changes in quick succession, the answer to the latest stays.
 
-Gradio's `trigger_mode="always_last"` alone does not promise this. Between a change and its request lies the gathering
-of the inputs, which for a picture editor uploads the picture; changes within that time all start requests of their own,
-and these are answered in any order.
+Gradio's `trigger_mode="always_last"` alone does not guarantee this. Between a change and its request Gradio gathers
+the inputs, which uploads the image of an image editor; changes during that time all start requests of their own, which
+are answered in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
 
-from amused.ui.inputs import Carried
-from amused.ui.settings import AT_ONCE
+from amused.ui.events import UI_ONLY, Updates, Values
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
-CARRY_JS = """(change, drawing) => {
-    const latest = (window.amusedCarried ||= {});
-    if (change < (latest["%s"] || 0)) return { __type__: "update" };
-    latest["%s"] = change;
-    return drawing;
-}"""
 
 
-def carry(events: Sequence[Any], carried: Carried) -> Any:
-    """Bring what is drawn to `carried`, at any of these events; gives the last event of this, for what comes `then`.
+@dataclass
+class LatestVersion:
+    """The number of the latest change that a request came for. One object is shared by all events of a page."""
 
-    Gradio (6.31) asks whatever has been an input or an output of an event of the server for its value again, at each
-    news of each run, and a picture editor answers by sending all of its pictures there: some hundred times while one
-    picture is made. So it is only an input of this, which the browser does by itself; see also `keep_quiet`.
-    """
-    change, drawing = gr.Number(0, visible="hidden"), carried.drawing
-    return gr.on(events, None, None, change, js=COUNT_JS, **AT_ONCE).then(
-        None, [change, drawing], carried, js=CARRY_JS % (drawing.elem_id, drawing.elem_id), **AT_ONCE
+    number: float = 0
+
+
+def sync(
+    changing: Sequence[Component], answer: Callable[[Values], Updates], inputs: set[Block], outputs: Sequence[Block]
+) -> None:
+    """Update `outputs` by `answer(values of inputs)` whenever one of `changing` changes."""
+    number, latest = gr.Number(0, visible="hidden"), gr.State(LatestVersion())
+
+    def answer_latest(values: Values) -> Updates:
+        version: LatestVersion = values[latest]
+        mine = values[number]
+        if mine < version.number:
+            return gr.skip()
+        version.number = mine
+        updates = answer(values)
+        return updates if version.number == mine else gr.skip()
+
+    # The number is read when gathering begins, so a higher one comes with values that are at least as new.
+    changes = [component.change for component in changing]  # type: ignore[attr-defined]
+    gr.on(changes, None, None, number, js=COUNT_JS, **UI_ONLY).then(
+        answer_latest, {number, latest, *inputs}, list(outputs), trigger_mode="always_last", **UI_ONLY
     )
 
 
-def keep_quiet(page: gr.Blocks) -> None:
-    """Show no progress on outputs, which AT_ONCE hides in any case: those would be asked too (see `carry`)."""
+def hide_progress(page: gr.Blocks) -> None:
+    """Do not let Gradio show progress on the outputs of UI-only events.
+
+    Gradio (6.31) asks every component on which progress may be shown for its value again (see `mirror_drawing`).
+    """
     with page:
         nowhere = gr.HTML(visible=False)
     for event in page.fns.values():
         if event.show_progress == "hidden":
             event.show_progress_on = [nowhere]
-
-
-@dataclass
-class Newest:
-    """The number of the latest change that a request came for: the same object for all events of a page."""
-
-    change: float = 0
-
-
-def follow(changes: Sequence[Any], answer: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Keep `outputs` at `answer(*inputs)`, one value an output (one alone is given bare), at any of these changes."""
-    change, newest = gr.Number(0, visible="hidden"), gr.State(Newest())
-    outdated = gr.skip() if len(outputs) == 1 else [gr.skip()] * len(outputs)
-
-    def answer_latest(number: float, newest: Newest, *values: Any) -> Any:
-        if number < newest.change:
-            return outdated
-        newest.change = number
-        answered = answer(*values)
-        return answered if newest.change == number else outdated
-
-    # The number is read when the gathering begins, so a higher one comes with values that are at least as new.
-    gr.on(changes, None, None, change, js=COUNT_JS, **AT_ONCE).then(
-        answer_latest, [change, newest, *inputs], list(outputs), trigger_mode="always_last", **AT_ONCE
-    )

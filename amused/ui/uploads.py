@@ -1,7 +1,7 @@
-"""The gate for files: an event of the page gets only what lies in the page's own upload folder.
+"""A gate for files: events of the page get only files from the page's own upload folder.
 
-Gradio (6.31) checks only file data that carries the key "meta", downloads what is given by a web address, and reads
-what is given without "meta" from anywhere on the machine. So nothing reaches it, or a handler, before this check.
+Gradio (6.31) checks only file data with the key "meta", downloads what is given by URL, and reads file data without
+"meta" from anywhere on the machine. So this check runs before Gradio's own code and before any handler.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ NOT_UPLOADED = "This file was not uploaded to this page: upload it and try again
 
 
 class GatedBlocks(gr.Blocks):
-    """Blocks whose events, by whatever route they come, refuse files from outside the upload folder."""
+    """Blocks whose events refuse files from outside the upload folder, whatever route they come by."""
 
-    async def process_api(
-        self, block_fn: Any, inputs: list[Any], *args: Any, iterator: Any = None, event_data: Any = None, **more: Any
-    ) -> dict[str, Any]:
-        if iterator is None:  # otherwise a later step of a run, whose inputs have passed
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
+        event_data = more.get("event_data")
+        if more.get("iterator") is None:  # otherwise a later step of a run, whose inputs are checked already
             try:
                 check_files([inputs, None if event_data is None else event_data._data])
             except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from error
-        return await super().process_api(block_fn, inputs, *args, iterator=iterator, event_data=event_data, **more)
+        return await super().process_api(block_fn, inputs, *args, **more)
 
 
 def check_files(sent: Any) -> None:
-    """Look at every file in JSON that a visitor sent, whatever component it is meant for.
+    """Check every file in the JSON that a visitor sent, whatever component it is meant for.
 
     Raises:
-        UserError: one of them is none that was uploaded.
+        UserError: one of them was not uploaded.
     """
     rest = [sent]
     while rest:
@@ -50,10 +49,10 @@ def check_files(sent: Any) -> None:
 
 
 def check_path(path: Any) -> None:
-    """Accept a path in the upload folder of a regular file, or of nothing: a file that has been swept away since.
+    """Accept the path of a regular file in the upload folder, or of one that is gone: old files are deleted.
 
     Nothing outside the folder is touched, not even to see whether it exists: the path is compared as text, then
-    followed step by step from the folder, through real folders only. So the answer to any other path is the same.
+    followed part by part from the folder, through real folders only. So all other paths get the same answer.
 
     Raises:
         UserError: any other path.
@@ -66,14 +65,14 @@ def check_path(path: Any) -> None:
             found = os.lstat(place).st_mode
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:  # ValueError: NUL, or a character that is no name
+        except (OSError, ValueError) as error:  # ValueError: NUL, or characters that no name has
             raise UserError(NOT_UPLOADED) from error
         if not (stat.S_ISREG(found) if index == last else stat.S_ISDIR(found)):
             raise UserError(NOT_UPLOADED)
 
 
 def parts_in_folder(path: Any) -> list[str]:
-    """The names that lead from the upload folder to the path, going by its text alone."""
+    """The parts of a path below the upload folder, by its text alone."""
     folder = utils.get_upload_folder()
     if isinstance(path, str):
         path = os.path.join(os.getcwd(), path)

@@ -1,38 +1,28 @@
-"""A grid: the pictures of a tab's settings along two axes, one recipe each, ending in a labelled sheet.
+"""The grid of a tab: its settings varied along two axes, one recipe per cell, ending in a labelled sheet.
 
-Knows how a grid is asked for and shown; what can be put on an axis is known by `amused.recipe.grid`.
+What can be put on an axis is known by `amused.recipe.grid`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gradio as gr
-from PIL import Image
+from gradio.components import Component
 
 from amused.errors import UserError
-from amused.generation.contact_sheet import grid as lay_out
+from amused.generation.contact_sheet import grid as draw_grid
 from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
-from amused.serving import jobs
-from amused.serving.runtime import Runtime
-from amused.ui.run import (
-    Request,
-    Run,
-    TabState,
-    connect,
-    count_pictures,
-    describe_seconds,
-    png_bytes,
-    sample,
-    save_file,
-    status_line,
-)
-from amused.ui.settings import AT_ONCE, Panel
-from amused.ui.sync import follow
+from amused.serving.jobs import Request
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.files import open_image, png_bytes, save_file
+from amused.ui.results import GeneratedImage, RunAction, connect
+from amused.ui.status import count_images, describe_seconds, status_line
+from amused.ui.sync import sync
+from amused.ui.tab import Tab
 
 WORDING = "prompt wording"
 PLACEHOLDERS = {
@@ -42,7 +32,7 @@ PLACEHOLDERS = {
     "guidance": "2, 5, 10",
     "temperature": "0, 1, 2, 4",
     "strength": "0.3, 0.5, 0.7, 0.9",
-    WORDING: "fox, owl, cow: the first stands in the prompt",
+    WORDING: "fox, owl, cow: the first is in the prompt",
 }
 OFFER_JS = """(axis) => {
     const chosen = (window.amusedAxes ||= {});
@@ -53,8 +43,80 @@ OFFER_JS = """(axis) => {
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
+@dataclass(frozen=True)
+class Axis:
+    name: gr.Dropdown
+    values: gr.Textbox
+
+
+@dataclass(frozen=True)
+class GridRequest(Request):
+    """The request of a grid's run, and the grid."""
+
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class GridSection:
+    """The components, and what is done with their values."""
+
+    tab: Tab
+    across: Axis
+    down: Axis
+    estimate: gr.HTML
+    make: gr.Button
+    sheet: gr.Image
+
+    @property
+    def axes(self) -> list[Component]:
+        return [self.across.name, self.across.values, self.down.name, self.down.values]
+
+    @property
+    def estimate_inputs(self) -> list[Component]:
+        settings = self.tab.settings
+        return [*self.axes, settings.prompt, settings.steps, settings.strength, settings.model]
+
+    def expand(self, recipe: Recipe, values: Values) -> Grid:
+        return expand(recipe, *(values[part] for part in self.axes))
+
+    def describe_estimate(self, values: Values) -> Updates:
+        """How many images the grid will have and how long they will take, or what is wrong with it."""
+        settings, task = self.tab.settings, self.tab.task
+        model = values[settings.model]
+        try:
+            recipe = Recipe(
+                task,
+                values[settings.prompt],
+                (0,),
+                model=model,
+                steps=values[settings.steps],
+                strength=values[settings.strength] if task in STRENGTHS else None,
+            )
+            recipes = self.expand(recipe, values).recipes
+        except UserError as error:
+            return {self.estimate: status_line(str(error))}
+        text, seconds_per_step = count_images(len(recipes)), self.tab.runtime.seconds_per_step(model)
+        if seconds_per_step is not None:
+            steps = sum(recipe.steps - recipe.start for recipe in recipes)
+            text += f", about {describe_seconds(seconds_per_step * steps)}"
+        return {self.estimate: status_line(text)}
+
+    def read(self, values: Values) -> GridRequest:
+        request = self.tab.read(values)
+        grid = self.expand(request.recipes[0], values)
+        return GridRequest(grid.recipes, request.image, request.mask, grid)
+
+    def show_sheet(self, request: GridRequest, images: Sequence[GeneratedImage]) -> Updates:
+        """The sheet of the finished images, as a file: Gradio would compress an image."""
+        grid = request.grid
+        assert grid is not None
+        cells = [open_image(image.path) for image in images]
+        sheet = draw_grid(cells, grid.across, grid.down, request.recipes[0].prompt)
+        return {self.sheet: gr.Image(value=save_file(png_bytes(sheet), "amused-grid.png"), visible=True)}
+
+
 def build_sheet(task: str) -> gr.Image:
-    """Where the labelled sheet will be shown."""
+    """Where the sheet will be shown."""
     return gr.Image(
         label="Grid",
         show_label=False,  # it would cover the sheet's own heading
@@ -66,51 +128,52 @@ def build_sheet(task: str) -> gr.Image:
     )
 
 
-def build(runtime: Runtime, panel: Panel, sheet: gr.Image, own: list[Any], read: Callable[..., Request]) -> None:
-    """The folded area, where the page is being built; `own` are the tab's inputs that `read` takes before settings."""
-    task, settings = panel.task, panel.settings
+def build(tab: Tab, sheet: gr.Image) -> None:
+    """The section, closed, where the page is being built; its results go to `sheet`."""
+    task = tab.task
     names = [name for name in AXES if name != "strength" or task in STRENGTHS]
     with gr.Accordion("Grid", open=False, elem_id=f"{task}-grid"):
-        gr.Markdown("One picture for every pair of values, and all of them on a labelled sheet.")
-        across, across_values = axis(task, "across", "Across", names, *ACROSS)
-        down, down_values = axis(task, "down", "Down", names, *DOWN)
-        axes = [across, across_values, down, down_values]
-        asked = [settings.prompt, settings.steps, settings.strength, settings.model]
-        told = gr.HTML(padding=False, elem_id=f"{task}-grid-told", elem_classes="told")
-        start = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+        gr.Markdown("One image for every pair of values, and all of them on a labelled sheet.")
+        across = build_axis(f"{task}-across", "Across", names, *ACROSS)
+        down = build_axis(f"{task}-down", "Down", names, *DOWN)
+        estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-told", elem_classes="status-box")
+        make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+    section = GridSection(tab, across, down, estimate, make, sheet)
 
-    for name, values in ((across, across_values), (down, down_values)):
-        name.input(None, name, values, js=offer_values(name), **AT_ONCE)
-    say = partial(say_before, runtime, task)
-    told.value = say(*(part.value for part in [*axes, *asked]))
-    inputs = [*axes, *asked]
-    follow([*(part.change for part in inputs), panel.result.ended.change], say, inputs, [told])
+    inputs = section.estimate_inputs
+    estimate.value = section.describe_estimate({component: component.value for component in inputs})[estimate]
+    sync(
+        [*section.estimate_inputs, tab.result.ended],
+        section.describe_estimate,
+        set(section.estimate_inputs),
+        [estimate],
+    )
+    action = RunAction(
+        read=section.read, inputs={*section.axes, *tab.inputs}, finish=section.show_sheet, outputs=(sheet,)
+    )
+    connect(tab.runtime, tab, [make.click], action, tab.before_read)
 
-    def run(former: Run, tab: TabState, tag: bool, *values: Any) -> Iterator[list[Any]]:
-        yield from make(runtime, former, tab, tag, values[: len(axes)], lambda: read(*values[len(axes) :]))
 
-    connect(panel, [start.click], run, [*axes, *own, *settings.inputs()], also=[sheet])
-
-
-def axis(task: str, side: str, label: str, names: list[str], name: str, values: str) -> tuple[Any, Any]:
+def build_axis(elem_id: str, label: str, names: list[str], name: str, values: str) -> Axis:
     with gr.Row():
-        chosen = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=f"{task}-{side}")
+        chosen = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=elem_id)
         listed = gr.Textbox(
             value=values,
             label=f"Values {label.lower()}",
             placeholder=PLACEHOLDERS[name],
             max_lines=1,
             min_width=160,
-            elem_id=f"{task}-{side}-values",
+            elem_id=f"{elem_id}-values",
         )
-    return chosen, listed
+    chosen.input(None, chosen, listed, js=offer_values(chosen), **UI_ONLY)
+    return Axis(chosen, listed)
 
 
 def offer_values(axis: gr.Dropdown) -> str:
-    """The script that fills in values for an axis that has just been chosen; a wording is the visitor's own.
+    """A script that fills in values for an axis that was just chosen; a wording is the visitor's own.
 
-    It runs in the browser, where nothing can be typed before it is done. A dropdown (Gradio 6.31) reports an input
-    whenever it loses the focus, too: values stay as they are unless the axis is another one than before.
+    It runs in the browser, where nothing can be typed before it is done. A dropdown (Gradio 6.31) reports an input also
+    whenever it loses the focus: the values stay unless the axis differs from the former one.
     """
     offers = {
         name: {
@@ -122,56 +185,3 @@ def offer_values(axis: gr.Dropdown) -> str:
         for name, example in PLACEHOLDERS.items()
     }
     return OFFER_JS % {"field": axis.elem_id, "first": json.dumps(axis.value), "offers": json.dumps(offers)}
-
-
-def say_before(
-    runtime: Runtime,
-    task: str,
-    across: str,
-    across_values: str,
-    down: str,
-    down_values: str,
-    prompt: str,
-    steps: float,
-    strength: float,
-    model: str,
-) -> str:
-    """How many pictures a grid will have and how long they will take, or what is wrong with it."""
-    try:
-        start = Recipe(task, prompt, (0,), model=model, steps=steps, strength=strength if task in STRENGTHS else None)
-        recipes = expand(start, across, across_values, down, down_values).recipes
-    except UserError as error:
-        return status_line(str(error))
-    text, pace = count_pictures(len(recipes)), runtime.seconds_per_step(model)
-    if pace is not None:
-        text += f", about {describe_seconds(pace * count_steps(recipes))}"
-    return status_line(text)
-
-
-def count_steps(recipes: Sequence[Recipe]) -> int:
-    return sum(recipe.steps - recipe.start for recipe in recipes)
-
-
-def make(
-    runtime: Runtime, former: Run, tab: TabState, tag: bool, axes: Sequence[str], read: Callable[[], Request]
-) -> Iterator[list[Any]]:
-    """Make the pictures of a grid one by one, then its sheet. Stopped, it keeps the finished ones, on a sheet too."""
-    start: Recipe
-    table: Grid
-
-    def read_grid() -> jobs.Request:
-        nonlocal start, table
-        start, image, mask = read()
-        table = expand(start, *axes)
-        return jobs.Request(table.recipes, image, mask)
-
-    def finish(images: list[Image.Image]) -> list[Any]:
-        return [show_sheet(images, table.across, table.down, start) if images else gr.skip()]
-
-    yield from sample(runtime, former, tab, tag, read_grid, finish=finish, also=1)
-
-
-def show_sheet(pictures: list[Image.Image], across: Sequence[str], down: Sequence[str], recipe: Recipe) -> gr.Image:
-    """The sheet of what was made, as a file: a picture given to the page would be compressed."""
-    sheet = lay_out(pictures, across, down, recipe.prompt)
-    return gr.Image(value=save_file(png_bytes(sheet), "amused-grid.png"), visible=True)

@@ -1,26 +1,29 @@
-"""Image to image: a picture of one's own, brought to a shape that the model can work on, is redrawn after a prompt."""
+"""Image to image: an uploaded image, fitted to a size the model can work at, is redrawn after a prompt."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
+from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples
-from amused.ui.inputs import NO_PICTURE, PictureInput, Raw
-from amused.ui.run import Request, Run, build_result, wire
-from amused.ui.settings import AT_ONCE, Panel, build_panel, read_recipe
-from amused.ui.sync import follow
-from amused.ui.tabs import grid as grid_panel
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
+from amused.ui.results import TabState, build_result
+from amused.ui.sync import sync
+from amused.ui.tab import Tab, build_controls, connect_tab
+from amused.ui.tabs import grid
 
-OWN_SHAPE = "As the picture"
+OWN_SHAPE = "Original"
 SHAPES = {
     OWN_SHAPE: None,
     "Square": (1, 1),
@@ -34,41 +37,92 @@ SHAPES = {
 FIT_LABELS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
 
 
-def build(runtime: Runtime) -> Panel:
+@dataclass(frozen=True)
+class ImageTab(Tab):
+    """`fit_row` holds `shape` and `fit`; `seen` shows what they make of the image."""
+
+    image: ImageInput
+    shape: gr.Dropdown
+    fit: gr.Radio
+    seen: gr.Image
+    fit_row: gr.Row
+    comparison: gr.Accordion
+    slider: gr.ImageSlider
+
+    @property
+    def sources(self) -> list[Component]:
+        return [self.image, self.shape, self.fit]
+
+    @property
+    def file_inputs(self) -> list[Component]:
+        return [self.image]
+
+    @property
+    def own_controls(self) -> list[Component]:
+        return [self.shape, self.fit]
+
+    def read(self, values: Values) -> Request:
+        image, _ = self.read_images(values)
+        recipe = self.sized(self.settings.to_recipe(values), values)
+        return Request((replace(recipe, image=digest(image)),), image)
+
+    def read_images(self, values: Values) -> tuple[Image.Image, None]:
+        return read_image(values[self.image]), None
+
+    def sized(self, recipe: Recipe, values: Values) -> Recipe:
+        """The recipe with the size and fit that are chosen."""
+        width, height = sides(values[self.shape], *self.runtime.native_size(recipe.model))
+        return replace(recipe, width=width, height=height, fit=values[self.fit])
+
+    def own_from_recipe(self, recipe: Recipe) -> Updates:
+        """The image's own shape stands for a size that no other shape has."""
+        size, native_size = (recipe.width, recipe.height), self.runtime.native_size(recipe.model)
+        shape = next((shape for shape in SHAPES if sides(shape, *native_size) == size), OWN_SHAPE)
+        return {self.shape: shape, self.fit: recipe.fit}
+
+    def use_files(self, image: str | None, mask: str | None) -> Updates:
+        return {} if image is None else {self.image: image}
+
+    def show_seen(self, values: Values) -> Updates:
+        """What the model will be given; nothing while there is no image that can be read."""
+        try:
+            image = read_image(values[self.image])
+            recipe = self.sized(Recipe(IMAGE_TO_IMAGE, "", (0,), model=values[self.settings.model]), values)
+            shown = fitted(self.runtime.with_default_size(recipe, image), image)
+        except UserError:
+            return {self.seen: gr.Image(value=None, visible=False), self.fit_row: gr.Row(visible=False)}
+        label = f"What the model sees: {shown.width} x {shown.height}"
+        return {self.seen: gr.Image(value=shown, visible=True, label=label), self.fit_row: gr.Row(visible=True)}
+
+    def compare(self, values: Values, index: int = 0) -> Updates:
+        """The input as the model saw it, and a result; nothing if another image has been uploaded since."""
+        state: TabState = values[self.result.state]
+        results = state.gallery.images
+        result = results[index] if 0 <= index < len(results) else None
+        try:
+            image = read_image(values[self.image])
+        except UserError:
+            image = None
+        if (
+            result is None
+            or image is None
+            or result.recipe.task != IMAGE_TO_IMAGE
+            or digest(image) != result.recipe.image
+        ):
+            return {self.comparison: gr.Accordion(visible=False), self.slider: None}
+        return {self.comparison: gr.Accordion(visible=True), self.slider: (fitted(result.recipe, image), result.path)}
+
+
+def build(runtime: Runtime) -> ImageTab:
     with gr.Tab("Image to image", id=IMAGE_TO_IMAGE), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
-            with gr.Row():
-                picture = PictureInput(
-                    label="Your picture",
-                    sources=["upload", "clipboard"],
-                    height=280,
-                    min_width=200,
-                    buttons=[],
-                    elem_id=f"{IMAGE_TO_IMAGE}-picture",
-                )
-                seen = gr.Image(
-                    label="What the model sees",
-                    visible=False,
-                    interactive=False,
-                    height=280,
-                    min_width=200,
-                    buttons=[],
-                    elem_id=f"{IMAGE_TO_IMAGE}-seen",
-                )
-            with gr.Row(visible=False) as shaping:
-                shape = gr.Dropdown(list(SHAPES), value=OWN_SHAPE, label="Shape", elem_id=f"{IMAGE_TO_IMAGE}-shape")
-                fitting = gr.Radio(
-                    [(FIT_LABELS[mode], mode) for mode in FITS],
-                    value=Recipe.fit,
-                    label="Fit",
-                    elem_id=f"{IMAGE_TO_IMAGE}-fit",
-                )
-            panel = build_panel(IMAGE_TO_IMAGE, runtime)
-            controls = gr.Column(elem_classes="more")
+            inputs = build_inputs()
+            controls = build_controls(IMAGE_TO_IMAGE, runtime)
+            below = gr.Column(elem_classes="more")
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(IMAGE_TO_IMAGE, "Upload a picture and say what it should become")
-            sheet = grid_panel.build_sheet(IMAGE_TO_IMAGE)
-            with gr.Accordion("Before and after", open=False, visible=False) as comparing:
+            result = build_result(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls.stop)
+            sheet = grid.build_sheet(IMAGE_TO_IMAGE)
+            with gr.Accordion("Before and after", open=False, visible=False) as comparison:
                 slider = gr.ImageSlider(
                     show_label=False,
                     interactive=False,
@@ -76,40 +130,66 @@ def build(runtime: Runtime) -> Panel:
                     buttons=["fullscreen"],
                     elem_id=f"{IMAGE_TO_IMAGE}-compare",
                 )
-    own = [picture, shape, fitting]
-    reading = partial(read, runtime)
-    panel = wire(runtime, panel, result, own, reading)
-    with controls:
-        grid_panel.build(runtime, panel, sheet, own, reading)
-    examples.offer(runtime, panel, [picture], lambda file, _: [file or gr.skip()])
-
-    shown = [*own, panel.settings.model]
-    with controls:
-        follow([part.change for part in shown], partial(show_seen, runtime), shown, [seen, shaping])
-    both = [comparing, slider]
-    result.ended.change(lambda run, raw: compare(run, raw, 0), [result.run, picture], both, **AT_ONCE)
-    result.gallery.select(compare_selected, [result.run, picture], both, **AT_ONCE)
-    told = partial(shape_of, runtime)
-    return replace(panel, media=[picture], own=own, read=reading, shaping=[shape, fitting], shape=told)
+    tab = ImageTab(runtime, controls, result, **inputs, comparison=comparison, slider=slider)
+    with below:
+        connect_tab(tab)
+        examples.connect(tab)
+        grid.build(tab, sheet)
+        changing = [*tab.sources, tab.settings.model]
+        sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
+    connect_comparison(tab)
+    return tab
 
 
-def read(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, *settings: Any) -> Request:
-    recipe = read_recipe(IMAGE_TO_IMAGE, *settings)
-    if picture is None:
-        raise UserError(NO_PICTURE)
-    image = load_image(picture)
-    width, height = sides(shape, *runtime.native_size(recipe.model))
-    return replace(recipe, width=width, height=height, fit=fitting, image=digest(image)), image, None
+def build_inputs() -> dict[str, Any]:
+    """The components of an ImageTab that give it its image."""
+    with gr.Row():
+        image = ImageInput(
+            label="Your image",
+            sources=["upload", "clipboard"],
+            height=280,
+            min_width=200,
+            buttons=[],
+            elem_id=f"{IMAGE_TO_IMAGE}-picture",
+        )
+        seen = gr.Image(
+            label="What the model sees",
+            visible=False,
+            interactive=False,
+            height=280,
+            min_width=200,
+            buttons=[],
+            elem_id=f"{IMAGE_TO_IMAGE}-seen",
+        )
+    with gr.Row(visible=False) as fit_row:
+        shape = gr.Dropdown(list(SHAPES), value=OWN_SHAPE, label="Shape", elem_id=f"{IMAGE_TO_IMAGE}-shape")
+        fit_mode = gr.Radio(
+            [(FIT_LABELS[mode], mode) for mode in FITS],
+            value=Recipe.fit,
+            label="Fit",
+            elem_id=f"{IMAGE_TO_IMAGE}-fit",
+        )
+    return {"image": image, "seen": seen, "fit_row": fit_row, "shape": shape, "fit": fit_mode}
 
 
-def shape_of(runtime: Runtime, recipe: Recipe) -> list[Any]:
-    """Shape and fit as a recipe needs them; the picture's own shape where its sides are of none that is offered."""
-    wanted, measures = (recipe.width, recipe.height), runtime.native_size(recipe.model)
-    return [next((shape for shape in SHAPES if sides(shape, *measures) == wanted), OWN_SHAPE), recipe.fit]
+def connect_comparison(tab: ImageTab) -> None:
+    def compare_selected(values: Values, selected: gr.SelectData) -> Updates:
+        return tab.compare(values, selected.index)
+
+    inputs: set[Block] = {tab.result.state, tab.image}
+    outputs = [tab.comparison, tab.slider]
+    tab.result.ended.change(lambda values: tab.compare(values), inputs, outputs, **UI_ONLY)
+    tab.result.gallery.select(compare_selected, inputs, outputs, **UI_ONLY)
+
+
+def read_image(file: Raw | None) -> Image.Image:
+    if file is None:
+        raise UserError(NO_IMAGE)
+    return load_image(file)
 
 
 def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:
-    """Width and height of a shape with the longer side as the model was made for; neither for the picture's own."""
+    """Width and height of a shape, the longer side being the model's native size; (None, None) for the image's own."""
     if shape not in SHAPES:
         raise UserError(f"A shape is one of {', '.join(SHAPES)}.")
     ratio = SHAPES[shape]
@@ -119,36 +199,6 @@ def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]
     return width, height
 
 
-def show_seen(runtime: Runtime, picture: Raw | None, shape: str, fitting: str, model: str) -> list[Any]:
-    """What the model will be given; nothing while there is no picture that can be read."""
-    try:
-        if picture is None:
-            raise UserError(NO_PICTURE)
-        image = load_image(picture)
-        width, height = sides(shape, *runtime.native_size(model))
-        recipe = Recipe(IMAGE_TO_IMAGE, "", (0,), model=model, width=width, height=height, fit=fitting)
-        shown = fitted(runtime.with_default_size(recipe, image), image)
-    except UserError:
-        return [gr.Image(value=None, visible=False), gr.Row(visible=False)]
-    label = f"What the model sees: {shown.width} x {shown.height}"
-    return [gr.Image(value=shown, visible=True, label=label), gr.Row(visible=True)]
-
-
 def fitted(recipe: Recipe, image: Image.Image) -> Image.Image:
+    assert recipe.width is not None and recipe.height is not None
     return fit(image, recipe.width, recipe.height, recipe.fit)
-
-
-def compare_selected(run: Run, picture: Raw | None, selected: gr.SelectData) -> list[Any]:
-    return compare(run, picture, selected.index)
-
-
-def compare(run: Run, picture: Raw | None, index: int) -> list[Any]:
-    """The picture as the model saw it, and a result of it; nothing if another picture has been chosen since."""
-    shot = run.shots[index] if 0 <= index < len(run.shots) else None
-    try:
-        image = load_image(picture) if shot is not None and picture is not None else None
-    except UserError:
-        image = None
-    if image is None or shot.recipe.task != IMAGE_TO_IMAGE or digest(image) != shot.recipe.image:
-        return [gr.Accordion(visible=False), None]
-    return [gr.Accordion(visible=True), (fitted(shot.recipe, image), shot.path)]

@@ -1,201 +1,223 @@
-"""Inpaint: a part of a picture is drawn anew, the rest stays.
+"""Inpaint: a part of an image is repainted, the rest stays.
 
-The part is what is painted, what is white in a file, or a box: see `mask_tools`.
+The part is what is painted, what is white in a mask file, or a box: see `mask_tools`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
 from amused.recipe.recipe import INPAINT, MAX_FEATHER, SIDE_MULTIPLE, Recipe
+from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
-from amused.ui.inputs import Carried, Drawing, DrawingInput, PictureInput, Raw
-from amused.ui.run import Request, build_result, png_bytes, save_file, wire
-from amused.ui.settings import AT_ONCE, Panel, build_panel, read_recipe
-from amused.ui.sync import carry, follow
+from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.files import png_bytes, save_file
+from amused.ui.inputs import ImageInput
+from amused.ui.results import build_result
+from amused.ui.sync import sync
+from amused.ui.tab import Tab, build_controls, connect_tab
 
-MAX_PAINTED = 768  # side in pixels up to which a picture is painted on as it is
-
-
-def build(runtime: Runtime) -> Panel:
-    with gr.Tab("Inpaint", id=INPAINT), gr.Row(elem_classes="bench"):
-        with gr.Column(scale=5, min_width=320, elem_classes="controls") as controls:
-            drawing = DrawingInput(
-                label="Your picture: paint over what should change",
-                type="filepath",
-                image_mode="RGBA",
-                format="png",
-                sources=["upload", "clipboard"],
-                layers=False,
-                transforms=(),
-                brush=gr.Brush(colors=["#f43f5e"], color_mode="fixed", default_size=24),
-                eraser=gr.Eraser(default_size=24),
-                canvas_size=(512, 512),
-                height=460,
-                buttons=[],
-                elem_id=f"{INPAINT}-drawing",
-            )
-            with gr.Accordion("A mask from a file, or a box", open=False, elem_id=f"{INPAINT}-elsewhere"):
-                file = PictureInput(
-                    label="A mask: white is repainted",
-                    sources=["upload", "clipboard"],
-                    height=180,
-                    buttons=[],
-                    elem_id=f"{INPAINT}-mask",
-                )
-                with gr.Row():
-                    left = percent("left", "Box left", 0)
-                    top = percent("top", "Box top", 0)
-                with gr.Row():
-                    across = percent("across", "Box width", 0, "0 is no box")
-                    down = percent("down", "Box height", 0, "0 is no box")
-            with gr.Group():
-                with gr.Row():
-                    inverted = gr.Checkbox(
-                        label="Repaint the rest instead", elem_id=f"{INPAINT}-inverted", min_width=140
-                    )
-                    only_masked = gr.Checkbox(
-                        label="Only the masked part",
-                        info="A large picture keeps its size",
-                        elem_id=f"{INPAINT}-only-masked",
-                        min_width=140,
-                    )
-                feather = gr.Slider(
-                    0,
-                    MAX_FEATHER,
-                    value=Recipe.feather,
-                    step=1,
-                    label="Feather",
-                    info="Pixels over which the new blends into the old",
-                    elem_id=f"{INPAINT}-feather",
-                )
-            cells = gr.Image(
-                label="Will be repainted",
-                visible=False,
-                interactive=False,
-                height=300,
-                buttons=["fullscreen"],
-                elem_id=f"{INPAINT}-cells",
-            )
-            panel = build_panel(INPAINT, runtime)
-        with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(INPAINT, "Upload a picture and paint over what should change")
-            carried = Carried.of(drawing)
-            carry([drawing.change], carried)
-        original = gr.State(None)
-        own = [carried, file, left, top, across, down, inverted, feather, only_masked, original]
-        panel = wire(runtime, panel, result, own, read, partial(carry, carried=carried))
-    examples.offer(runtime, panel, [drawing, file, left, top, across, down, inverted], fill_example)
-    shaping = [carried, file, left, top, across, down, inverted, only_masked, panel.settings.model]
-    changes = [part.change for part in shaping]
-    with controls:
-        carry([drawing.upload], carried).then(make_handy, carried, [drawing, original], **AT_ONCE)
-        follow(changes, partial(show_cells, runtime), [*own, panel.settings.model], [cells])
-    told = [left, top, across, down, inverted, feather, only_masked]
-    return replace(panel, media=[drawing, file], own=own, read=read, shaping=told, shape=shape_of)
-
-
-def percent(name: str, label: str, value: float, info: str | None = None) -> gr.Slider:
-    return gr.Slider(
-        0, 100, value=value, step=1, label=f"{label}, %", info=info, min_width=130, elem_id=f"{INPAINT}-{name}"
-    )
-
-
-def fill_example(picture: str | None, mask: str | None) -> list[Any]:
-    """The picture with its mask as the only one; without a picture all stays as it is."""
-    if picture is None:
-        return [gr.skip()] * 7
-    return [{"background": picture, "layers": [], "composite": None}, mask, 0, 0, 0, 0, False]
-
-
-def shape_of(recipe: Recipe) -> list[Any]:
-    """The controls as a recipe needs them, whose mask is a file as it is."""
-    return [0, 0, 0, 0, False, recipe.feather, recipe.only_masked]
-
-
-def read(
-    drawing: Drawing,
-    file: Raw | None,
-    left: float,
-    top: float,
-    across: float,
-    down: float,
-    inverted: bool,
-    feather: float,
-    only_masked: bool,
-    original: Original | None,
-    *settings: Any,
-) -> Request:
-    recipe = read_recipe(INPAINT, *settings)
-    picture = as_uploaded(drawing, original)
-    mask = mask_tools.build_mask(picture.size, drawing, file, (left, top, across, down), inverted)
-    recipe = replace(recipe, feather=feather, only_masked=only_masked, image=digest(picture), mask=digest(mask))
-    return recipe, picture, mask
+MAX_EDITOR_SIDE = 768  # pixels; of larger images the editor gets a reduced copy
 
 
 @dataclass(frozen=True)
 class Original:
-    """The file of a large picture whose reduced copy, of this digest, is the one that is painted on."""
+    """The file of a large image, and the digest of its reduced copy, which is in the editor."""
 
     path: str
     reduced: str
 
 
-def make_handy(drawing: Drawing) -> list[Any]:
-    """Put a reduced copy of a large picture into the editor: it sends all of it at every stroke, and fails at some."""
-    try:
-        picture = drawing.picture()
-    except UserError as error:
-        gr.Warning(str(error))
-        return [None, None]
-    if max(picture.size) <= MAX_PAINTED:
-        return [gr.skip(), None]
-    copy = picture.copy()
-    copy.thumbnail((MAX_PAINTED, MAX_PAINTED))
-    path = save_file(png_bytes(copy), "picture.png")
-    original = Original(save_file(png_bytes(picture, compress_level=1), "original.png"), digest(copy))
-    return [{"background": path, "layers": [], "composite": None}, original]
+@dataclass(frozen=True)
+class InpaintTab(Tab):
+    """`mirror` stands for `drawing` (see `drawing.mirror_drawing`); `original` is the State of an Original or None."""
 
+    drawing: DrawingInput
+    mirror: DrawingMirror
+    original: gr.State
+    mask_file: ImageInput
+    left: gr.Slider
+    top: gr.Slider
+    width: gr.Slider
+    height: gr.Slider
+    inverted: gr.Checkbox
+    only_masked: gr.Checkbox
+    feather: gr.Slider
+    cells: gr.Image
 
-def as_uploaded(drawing: Drawing, original: Original | None) -> Image.Image:
-    """The picture in the editor, in its full size where that is a reduced copy."""
-    picture = drawing.picture()
-    if original is None or digest(picture) != original.reduced:
-        return picture
-    return load_image(original.path)
+    @property
+    def box(self) -> list[gr.Slider]:
+        return [self.left, self.top, self.width, self.height]
 
+    @property
+    def mask_sources(self) -> list[Component]:
+        """What determines the mask."""
+        return [self.mirror, self.mask_file, *self.box, self.inverted]
 
-def show_cells(
-    runtime: Runtime,
-    drawing: Drawing,
-    file: Raw | None,
-    left: float,
-    top: float,
-    across: float,
-    down: float,
-    inverted: bool,
-    feather: float,
-    only_masked: bool,
-    original: Original | None,
-    model: str,
-) -> gr.Image:
-    """The preview of what a run would repaint; none while there is nothing to say, a run tells why."""
-    try:
-        picture = as_uploaded(drawing, original)
-        mask = mask_tools.build_mask(picture.size, drawing, file, (left, top, across, down), inverted)
-        recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=only_masked)
-        size, _ = runtime.native_size(model)
-        shown, count, total = mask_tools.preview(
-            runtime.with_default_size(recipe, picture), picture, mask, size, SIDE_MULTIPLE
+    @property
+    def sources(self) -> list[Component]:
+        return [*self.mask_sources, self.only_masked, self.feather, self.original]
+
+    @property
+    def file_inputs(self) -> list[Component]:
+        return [self.drawing, self.mask_file]
+
+    @property
+    def own_controls(self) -> list[Component]:
+        return [*self.box, self.inverted, self.only_masked, self.feather]
+
+    @property
+    def before_read(self) -> Callable[[list[Any]], Any]:
+        return partial(mirror_drawing, mirror=self.mirror)
+
+    def read(self, values: Values) -> Request:
+        recipe = self.settings.to_recipe(values)
+        image, mask = self.read_images(values)
+        recipe = replace(
+            recipe,
+            feather=values[self.feather],
+            only_masked=values[self.only_masked],
+            image=digest(image),
+            mask=digest(mask),
         )
-    except UserError:
-        return gr.Image(value=None, visible=False)
-    return gr.Image(value=shown, visible=True, label=f"Will be repainted: {count} of {total} cells")
+        return Request((recipe,), image, mask)
+
+    def read_images(self, values: Values) -> tuple[Image.Image, Image.Image]:
+        """The image in full size, and its mask."""
+        drawing: Drawing = values[self.mirror]
+        image = in_full_size(drawing.image(), values[self.original])
+        box = [values[side] for side in self.box]
+        mask = mask_tools.build_mask(image.size, drawing, values[self.mask_file], box, values[self.inverted])
+        return image, mask
+
+    def own_from_recipe(self, recipe: Recipe) -> Updates:
+        """The mask of a recipe is a file to be used as it is: no box, not inverted."""
+        return {**self.no_box(), self.feather: recipe.feather, self.only_masked: recipe.only_masked}
+
+    def no_box(self) -> Updates:
+        return {**dict.fromkeys(self.box, 0), self.inverted: False}
+
+    def use_files(self, image: str | None, mask: str | None) -> Updates:
+        return {} if image is None else {self.drawing: editor_value(image), self.mask_file: mask, **self.no_box()}
+
+    def show_cells(self, values: Values) -> Updates:
+        """A preview of what a run would repaint; none while a run would be refused, which then says why."""
+        model = values[self.settings.model]
+        try:
+            image, mask = self.read_images(values)
+            recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=values[self.only_masked])
+            size, _ = self.runtime.native_size(model)
+            recipe = self.runtime.with_default_size(recipe, image)
+            shown, count, total = mask_tools.preview(recipe, image, mask, size, SIDE_MULTIPLE)
+        except UserError:
+            return {self.cells: gr.Image(value=None, visible=False)}
+        label = f"Will be repainted: {count} of {total} cells"
+        return {self.cells: gr.Image(value=shown, visible=True, label=label)}
+
+    def reduce(self, values: Values) -> Updates:
+        """Put a reduced copy of a large image into the editor, which uploads all of it at every stroke."""
+        drawing: Drawing = values[self.mirror]
+        try:
+            image = drawing.image()
+        except UserError as error:
+            gr.Warning(str(error))
+            return {self.drawing: None, self.original: None}
+        if max(image.size) <= MAX_EDITOR_SIDE:
+            return {self.original: None}
+        copy = image.copy()
+        copy.thumbnail((MAX_EDITOR_SIDE, MAX_EDITOR_SIDE))
+        path = save_file(png_bytes(copy), "picture.png")
+        original = Original(save_file(png_bytes(image, compress_level=1), "original.png"), digest(copy))
+        return {self.drawing: editor_value(path), self.original: original}
+
+
+def build(runtime: Runtime) -> InpaintTab:
+    with gr.Tab("Inpaint", id=INPAINT), gr.Row(elem_classes="bench"):
+        with gr.Column(scale=5, min_width=320, elem_classes="controls") as column:
+            inputs = build_inputs()
+            controls = build_controls(INPAINT, runtime)
+        with gr.Column(scale=6, min_width=320, elem_classes="result"):
+            result = build_result(INPAINT, "Upload an image and paint over what should change", controls.stop)
+            mirror = DrawingMirror.of(inputs["drawing"])
+        tab = InpaintTab(runtime, controls, result, mirror=mirror, original=gr.State(None), **inputs)
+    with column:
+        mirror_drawing([tab.drawing.change], mirror)
+        mirror_drawing([tab.drawing.upload], mirror).then(tab.reduce, {mirror}, [tab.drawing, tab.original], **UI_ONLY)
+        shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]
+        sync(shaping, tab.show_cells, {*shaping, tab.original}, [tab.cells])
+        connect_tab(tab)
+        examples.connect(tab)
+    return tab
+
+
+def build_inputs() -> dict[str, Any]:
+    """The components of an InpaintTab above its settings."""
+    drawing = build_drawing("Your image: paint over what should change", 460, f"{INPAINT}-drawing", upload=True)
+    with gr.Accordion("Mask from a file, or a box", open=False, elem_id=f"{INPAINT}-elsewhere"):
+        mask_file = ImageInput(
+            label="Mask: white is repainted",
+            sources=["upload", "clipboard"],
+            height=180,
+            buttons=[],
+            elem_id=f"{INPAINT}-mask",
+        )
+        with gr.Row():
+            left = percent_slider("left", "Box left")
+            top = percent_slider("top", "Box top")
+        with gr.Row():
+            width = percent_slider("across", "Box width", "0 means no box")
+            height = percent_slider("down", "Box height", "0 means no box")
+    with gr.Group():
+        with gr.Row():
+            inverted = gr.Checkbox(label="Repaint the rest instead", elem_id=f"{INPAINT}-inverted", min_width=140)
+            only_masked = gr.Checkbox(
+                label="Only the masked part",
+                info="A large image keeps its size",
+                elem_id=f"{INPAINT}-only-masked",
+                min_width=140,
+            )
+        feather = gr.Slider(
+            0,
+            MAX_FEATHER,
+            value=Recipe.feather,
+            step=1,
+            label="Feather",
+            info="Pixels over which new blends into old",
+            elem_id=f"{INPAINT}-feather",
+        )
+    cells = gr.Image(
+        label="Will be repainted",
+        visible=False,
+        interactive=False,
+        height=300,
+        buttons=["fullscreen"],
+        elem_id=f"{INPAINT}-cells",
+    )
+    return {
+        "drawing": drawing, "mask_file": mask_file, "left": left, "top": top, "width": width, "height": height,
+        "inverted": inverted, "only_masked": only_masked, "feather": feather, "cells": cells,
+    }  # fmt: skip
+
+
+def percent_slider(name: str, label: str, info: str | None = None) -> gr.Slider:
+    return gr.Slider(
+        0, 100, value=0, step=1, label=f"{label}, %", info=info, min_width=130, elem_id=f"{INPAINT}-{name}"
+    )
+
+
+def in_full_size(image: Image.Image, original: Original | None) -> Image.Image:
+    """The image in the editor, or the original of which it is the reduced copy."""
+    if original is None or digest(image) != original.reduced:
+        return image
+    return load_image(original.path)

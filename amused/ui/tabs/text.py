@@ -1,33 +1,35 @@
-"""Text to image: a prompt becomes pictures."""
+"""Text to image: a prompt becomes images."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import gradio as gr
 
 from amused.recipe.recipe import TEXT_TO_IMAGE
+from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples
-from amused.ui.run import Request, build_result, wire
-from amused.ui.settings import Panel, build_panel, read_recipe
-from amused.ui.tabs import grid as grid_panel
+from amused.ui.events import Values
+from amused.ui.results import build_result
+from amused.ui.tab import Tab, build_controls, connect_tab
+from amused.ui.tabs import grid
 
 
-def build(runtime: Runtime) -> Panel:
+class TextTab(Tab):
+    def read(self, values: Values) -> Request:
+        return Request((self.settings.to_recipe(values),))
+
+
+def build(runtime: Runtime) -> TextTab:
     with gr.Tab("Text to image", id=TEXT_TO_IMAGE), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
-            panel = build_panel(TEXT_TO_IMAGE, runtime)
-            controls = gr.Column()
+            controls = build_controls(TEXT_TO_IMAGE, runtime)
+            below = gr.Column()
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(TEXT_TO_IMAGE, "Pictures appear here, one by one")
-            sheet = grid_panel.build_sheet(TEXT_TO_IMAGE)
-        panel = wire(runtime, panel, result, [], read)
-        with controls:
-            grid_panel.build(runtime, panel, sheet, [], read)
-        examples.offer(runtime, panel, [], lambda *_: [])
-    return panel
-
-
-def read(*settings: Any) -> Request:
-    return read_recipe(TEXT_TO_IMAGE, *settings), None, None
+            result = build_result(TEXT_TO_IMAGE, "Images appear here, one by one", controls.stop)
+            sheet = grid.build_sheet(TEXT_TO_IMAGE)
+    tab = TextTab(runtime, controls, result)
+    with below:
+        connect_tab(tab)
+        grid.build(tab, sheet)
+        examples.connect(tab)
+    return tab

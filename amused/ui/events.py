@@ -1,0 +1,21 @@
+"""What the page's event handlers take and give.
+
+An event whose inputs are a *set* of components gives its handler one mapping, component to value. The handler returns
+or yields a mapping of the components that change; `gr.skip()` means that none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradio.blocks import Block
+
+Values = Mapping[Block, Any]
+Updates = dict[Block, Any]
+
+# For UI-only events: they bypass the generation queue.
+UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+# For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.
+SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}

@@ -1,0 +1,80 @@
+"""A recipe in words, for a visitor to read."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, TOUCH_UP, VARY, Recipe
+from amused.ui.results import GeneratedImage
+
+TITLES = {
+    TEXT_TO_IMAGE: "Text to image",
+    IMAGE_TO_IMAGE: "Image to image",
+    INPAINT: "Inpaint",
+    VARY: "Variation",
+    TOUCH_UP: "Touch-up",
+}
+LABELS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "seeds": "Seed",
+    "model": "Model",
+    "adapter": "Adapter",
+    "adapter_strength": "Adapter strength",
+    "adapter_digest": "Adapter digest",
+    "steps": "Steps",
+    "guidance_scale": "Guidance",
+    "temperature": "Temperature",
+    "strength": "Strength",
+    "share": "Resampled",
+    "cells": "Repainted",
+    "aesthetic_score": "Aesthetic score",
+    "crop": "Crop",
+    "fit": "Fit",
+    "composite": "Outside of the mask kept",
+    "feather": "Feather",
+    "only_masked": "Only the masked part",
+    "image": "Input image",
+    "mask": "Input mask",
+}
+ALWAYS = ("prompt", "seeds", "model", "steps", "guidance_scale", "temperature")
+
+
+def describe_image(image: GeneratedImage) -> str:
+    width, height = image.size
+    head = f"<h2>Seed {image.seed}</h2><p>{TITLES[image.recipe.task]}, {width} × {height}</p>"
+    return f'<div class="facts">{head}{describe_recipe(image.recipe)}</div>'
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """Its fields but for those at their default, and its parents, folded."""
+    rows = []
+    for field, label in LABELS.items():
+        value = getattr(recipe, field)
+        if field in ALWAYS or value != Recipe.__dataclass_fields__[field].default:
+            rows.append(f"<dt>{label}</dt><dd>{html.escape(describe_value(field, value))}</dd>")
+    text = f"<dl>{''.join(rows)}</dl>"
+    if recipe.parent is not None:
+        summary = f"From seed {recipe.parent.seeds[0]}, {TITLES[recipe.parent.task]}"
+        text += f"<details><summary>{summary}</summary>{describe_recipe(recipe.parent)}</details>"
+    return text
+
+
+def describe_value(field: str, value: Any) -> str:
+    if field == "cells":
+        return f"{len(value)} cells of the token grid"
+    if field == "share":
+        return f"{value:.0%} of the tokens"
+    if field == "temperature":
+        return f"{value[0]:g} to {value[1]:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+def note(text: str) -> str:
+    """A line that answers a click; screen readers announce it."""
+    return f'<p class="note" role="status">{html.escape(text)}</p>'

@@ -1,0 +1,89 @@
+"""Help with the prompt: examples, a surprise, and the words that a bundled model knows."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from amused.serving.runtime import Runtime
+from amused.ui import prompts
+from amused.ui.events import UI_ONLY, Updates, Values
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Components that depend on the model; `parts` are the dropdowns of words, by the part of a character."""
+
+    surprise: gr.Button
+    examples: gr.Dataset
+    words: gr.Accordion
+    parts: dict[str, gr.Dropdown]
+
+    def outputs(self) -> list[Any]:
+        return [self.examples, self.words, *self.parts.values()]
+
+
+def build_hints(task: str, runtime: Runtime) -> Hints:
+    traits = runtime.choice(runtime.default).traits
+    samples = prompts.examples(task, runtime.default, traits)
+    with gr.Row(elem_classes="ideas"):
+        surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
+        examples = gr.Dataset(
+            components=["textbox"],
+            samples=[[example.prompt] for example in samples],
+            sample_labels=[example.label for example in samples],
+            type="index",
+            show_label=False,
+            container=False,
+            scale=1,
+            elem_id=f"{task}-examples",
+        )
+    with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as words, gr.Row():
+        parts = {
+            part: gr.Dropdown(
+                choices=word_choices(part, traits),
+                value="",
+                label=part.capitalize(),
+                min_width=130,
+                elem_id=f"{task}-{part}",
+            )
+            for part in prompts.PARTS
+        }
+    return Hints(surprise, examples, words, parts)
+
+
+def connect_hints(runtime: Runtime, hints: Hints, prompt: gr.Textbox, model: gr.Dropdown) -> None:
+    """Surprises and words write the prompt."""
+
+    def surprise(name: str) -> str:
+        return prompts.surprise(runtime.choice(name).traits, random.Random())
+
+    def write_prompt(values: Values) -> Updates:
+        return {prompt: prompts.sentence(**{part: values[dropdown] for part, dropdown in hints.parts.items()})}
+
+    hints.surprise.click(surprise, model, prompt, **UI_ONLY)
+    for dropdown in hints.parts.values():
+        dropdown.input(write_prompt, set(hints.parts.values()), [prompt], **UI_ONLY)
+
+
+def hints_for(runtime: Runtime, hints: Hints, task: str, model: str) -> Updates:
+    """Updates of the hints for a model that was just chosen."""
+    traits = runtime.choice(model).traits
+    samples = prompts.examples(task, model, traits)
+    return {
+        hints.examples: gr.Dataset(
+            samples=[[example.prompt] for example in samples], sample_labels=[example.label for example in samples]
+        ),
+        hints.words: gr.Accordion(visible=traits is not None),
+        **{
+            dropdown: gr.Dropdown(choices=word_choices(part, traits), value="")
+            for part, dropdown in hints.parts.items()
+        },
+    }
+
+
+def word_choices(part: str, traits: dict[str, Any] | None) -> list[tuple[str, str]]:
+    return [("any", ""), *((word, word) for word in prompts.words(traits or {}, part))]

@@ -1,0 +1,180 @@
+"""What the browser remembers: settings, recent recipes and kept ones. Anybody may have changed it there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
+
+from amused.errors import UserError
+from amused.recipe.links import from_query, to_query
+from amused.recipe.recipe import MAX_SEEDS, Recipe
+from amused.recipe.seeds import parse_seeds
+from amused.serving.runtime import Runtime
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.results import GeneratedImage, TabState
+from amused.ui.settings import Settings, to_recipe
+from amused.ui.tab import Tab
+from amused.ui.tray import Tray, TrayView
+
+MAX_RECIPES = 30
+MAX_QUERY_LENGTH = 4000  # the browser keeps a few megabytes in all
+SECRET = "amused"  # fixed, as a new one at each restart would make browsers forget; none of it is secret
+
+# The browser itself writes settings down, and only once those of the last visit are back.
+REMEMBER_JS = """(former, ...values) => {
+    if (!window.amusedRestored) return [former];
+    const remembered = {};
+    %s.forEach(([task, field], index) => ((remembered[task] ||= {})[field] = values[index]));
+    return [remembered];
+}"""
+
+
+@dataclass(frozen=True)
+class History:
+    """`settings` is {task: {field of Settings: value}}; the others are lists of queries, the latest first.
+
+    `picker` offers the recipes to open them again.
+    """
+
+    settings: gr.BrowserState
+    recent: gr.BrowserState
+    kept: gr.BrowserState
+    picker: gr.Dropdown
+
+    @property
+    def states(self) -> set[Block]:
+        return {self.settings, self.recent, self.kept}
+
+    def offer(self, recent: Any, kept: Any) -> Updates:
+        choices = [(f"kept: {label(recipe)}", query) for query, recipe in read_queries(kept).items()]
+        choices += [(label(recipe), query) for query, recipe in read_queries(recent).items()]
+        return {self.picker: gr.Dropdown(choices=choices, value=None)}
+
+    def add_recent(self, images: Sequence[GeneratedImage], values: Values) -> Updates:
+        """Put the recipe of the last image first; while more images of it arrive it stays one entry."""
+        if not images:
+            return {}
+        last = images[-1].recipe
+        seeds = [image.seed for image in images if image.recipe.with_seeds(last.seeds) == last]
+        recipe = last.with_seeds(list(dict.fromkeys(seeds))[-MAX_SEEDS:])
+        query = to_query(recipe)
+        if len(query) > MAX_QUERY_LENGTH:
+            return {}
+        former = read_queries(values[self.recent])
+        older = [one for one, other in former.items() if other.with_seeds(recipe.seeds) != recipe]
+        recent = [query, *older][:MAX_RECIPES]
+        return {self.recent: recent, **self.offer(recent, values[self.kept])}
+
+    def add_kept(self, tray: Tray, values: Values) -> Updates:
+        """Put the kept images before those of earlier visits, and forget what was discarded."""
+        ours = [query_of(image) for image in reversed(tray.images)]
+        discarded = {query_of(image) for _, image in tray.discarded}
+        older = [query for query in read_queries(values[self.kept]) if query not in ours and query not in discarded]
+        kept = [query for query in [*ours, *older] if len(query) <= MAX_QUERY_LENGTH][:MAX_RECIPES]
+        return {self.kept: kept, **self.offer(values[self.recent], kept)}
+
+
+def build_history(picker: gr.Dropdown) -> History:
+    return History(
+        settings=gr.BrowserState({}, storage_key="amused-settings", secret=SECRET),
+        recent=gr.BrowserState([], storage_key="amused-recent", secret=SECRET),
+        kept=gr.BrowserState([], storage_key="amused-kept", secret=SECRET),
+        picker=picker,
+    )
+
+
+def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> None:
+    """Remember settings as they change, recipes as runs end, and what is kept."""
+    fields = [(tab.task, name) for tab in tabs for name in tab.settings.components()]
+    settings = [component for tab in tabs for component in tab.settings.components().values()]
+    gr.on(
+        [component.change for component in settings],
+        None,
+        [history.settings, *settings],
+        history.settings,
+        js=REMEMBER_JS % json.dumps(fields),
+        **UI_ONLY,
+    )
+    lists: set[Component] = {history.recent, history.kept}
+
+    for tab in tabs:
+
+        def add_recent(values: Values, view: Any = tab.result) -> Updates:
+            state: TabState = values[view.state]
+            return history.add_recent(state.gallery.images, values) or gr.skip()
+
+        outputs = [history.recent, history.picker]
+        tab.result.ended.change(add_recent, {tab.result.state, *lists}, outputs, **UI_ONLY)
+
+    def add_kept(values: Values) -> Updates:
+        return history.add_kept(values[tray.state], values)
+
+    # Follows the gallery: the browser is not told of a State that an event with `queue=False` changes (Gradio 6.31).
+    tray.gallery.change(add_kept, {tray.state, *lists}, [history.kept, history.picker], **UI_ONLY)
+
+
+# What was remembered
+
+
+def restore_settings(runtime: Runtime, tabs: Sequence[Tab], remembered: Any) -> Updates:
+    """Updates to the settings of the last visit. A tab of which one is not valid stays as it is."""
+    updates: Updates = {}
+    for tab in tabs:
+        named = remembered.get(tab.task) if isinstance(remembered, Mapping) else None
+        if isinstance(named, Mapping):
+            try:
+                updates |= restore_tab(runtime, tab.settings, named)
+            except (UserError, TypeError):
+                continue
+    return updates
+
+
+def restore_tab(runtime: Runtime, settings: Settings, remembered: Mapping[str, Any]) -> Updates:
+    """Raises UserError or TypeError: a value is not valid."""
+    values = {name: remembered.get(name, part.value) for name, part in settings.components().items()}
+    if not isinstance(values["seeds"], str) or not isinstance(values["random_seeds"], bool):
+        raise UserError("The settings are damaged.")
+    try:
+        parse_seeds(values["seeds"])
+    except UserError:  # half typed
+        values["seeds"] = "0"
+    runtime.choice(values["model"])
+    if values["adapter"] not in runtime.adapters_for(values["model"]):
+        values["adapter"] = ""
+    return {
+        **settings.from_recipe(to_recipe(settings.task, values)),
+        settings.seeds: gr.Textbox(value=values["seeds"], interactive=not values["random_seeds"]),
+        settings.count: values["count"],
+        settings.random_seeds: values["random_seeds"],
+    }
+
+
+def read_queries(remembered: Any) -> dict[str, Recipe]:
+    """The valid ones of a list of queries, with their recipes."""
+    listed = remembered[: 2 * MAX_RECIPES] if isinstance(remembered, list) else []
+    recipes = {query: read_query(query) for query in listed if isinstance(query, str)}
+    return {query: recipe for query, recipe in recipes.items() if recipe is not None}
+
+
+def read_query(query: str) -> Recipe | None:
+    try:
+        shared = from_query(query)
+    except UserError:
+        return None
+    return None if shared is None else shared.recipe
+
+
+def query_of(image: GeneratedImage) -> str:
+    return to_query(image.recipe, image.digest, image.fingerprint)
+
+
+def label(recipe: Recipe) -> str:
+    seeds = f"seed {recipe.seeds[0]}" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
+    prompt = recipe.prompt if len(recipe.prompt) <= 70 else recipe.prompt[:70] + "…"
+    return f"{prompt or 'no prompt'} · {seeds}"

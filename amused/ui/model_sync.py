@@ -1,0 +1,64 @@
+"""One model for all tabs, as only one is held in memory; hints and adapters follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from amused.serving.runtime import Runtime
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.hints import hints_for
+from amused.ui.settings import Settings, adapter_choices, model_note
+from amused.ui.tab import Tab
+
+
+def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
+    """A model chosen in one tab is chosen in all; the hints of a tab follow its model."""
+
+    def hint(tab: Tab, model: str) -> Updates:
+        note = gr.Dropdown(info=model_note(runtime, model))
+        return {tab.settings.model: note, **hints_for(runtime, tab.controls.hints, tab.task, model)}
+
+    pickers = [tab.settings.model for tab in tabs]
+    for tab, picker in zip(tabs, pickers, strict=True):
+        others = [other for other in pickers if other is not picker]
+        picker.input(lambda model, others=others: dict.fromkeys(others, model), picker, others, **UI_ONLY)
+        picker.change(partial(hint, tab), picker, [picker, *tab.controls.hints.outputs()], **UI_ONLY)
+
+
+def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> None:
+    """Offer the adapters that fit the chosen model, as the folder is when the page opens or the model changes."""
+    if runtime.adapters is None:
+        return
+
+    def offer(tab: Tab, model: str) -> Updates:
+        choices = adapter_choices(runtime, model)
+        row = tab.controls.adapter_row
+        return {row: gr.Row(visible=len(choices) > 1), tab.settings.adapter: gr.Dropdown(choices=choices)}
+
+    def drop(chosen: Settings, values: Values) -> Updates:
+        model = values[chosen.model]
+        return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])} or gr.skip()
+
+    adapters = [tab.settings.adapter for tab in tabs]
+    for tab in tabs:
+        settings = tab.settings
+        shown = [tab.controls.adapter_row, settings.adapter]
+        gr.on([page.load, settings.model.change], partial(offer, tab), settings.model, shown, **UI_ONLY)
+        # The other tabs take over the model.
+        settings.model.input(partial(drop, settings), {settings.model, *adapters}, adapters, **UI_ONLY)
+
+
+def use_model(runtime: Runtime, settings: Settings, model: str, adapter: Any) -> Updates:
+    """Updates of a tab that takes over the model of another one; `adapter` is what it has chosen now."""
+    updates: Updates = {settings.model: model}
+    if not adapter_fits(runtime, model, adapter):
+        updates[settings.adapter] = ""
+    return updates
+
+
+def adapter_fits(runtime: Runtime, model: str, adapter: Any) -> bool:
+    return adapter in ("", *runtime.adapters_for(model))

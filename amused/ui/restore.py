@@ -1,0 +1,203 @@
+"""A recipe from outside fills the page and waits for a click: nothing is run, loaded or fetched by itself.
+
+Whatever it contains is shown as text only. A reload restores what the browser remembers in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
+
+from amused.errors import UserError
+from amused.recipe.links import Shared, from_query
+from amused.recipe.recipe import STRENGTHS
+from amused.serving.jobs import Request
+from amused.serving.runtime import Runtime
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.facts import TITLES
+from amused.ui.history import History, build_history, connect_history, restore_settings
+from amused.ui.model_sync import use_model
+from amused.ui.results import GeneratedImage, RunAction, connect, explain
+from amused.ui.sharing import NO_RECIPE, from_file, from_request, from_text, replay_request, verdict
+from amused.ui.status import count_images, status_line
+from amused.ui.tab import Tab
+from amused.ui.tray import TrayView
+
+RESTORED_JS = "() => { window.amusedRestored = true; }"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Above the tabs: what a recipe from outside is, and a button for each task that replays it there.
+
+    `shared` is the State of a Shared or None.
+    """
+
+    place: gr.Column
+    text: gr.HTML
+    replay: dict[str, gr.Button]
+    shared: gr.State
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.place, self.text, *self.replay.values(), self.shared]
+
+    def show(self, sentences: Sequence[str], shared: Shared | None = None) -> Updates:
+        task = None if shared is None else shared.recipe.first.task
+        return {
+            self.place: gr.Column(visible=True),
+            self.text: status_line(*sentences),
+            self.shared: shared,
+            **{button: gr.Button(visible=name == task) for name, button in self.replay.items()},
+        }
+
+
+def build_card(tasks: Sequence[str]) -> Card:
+    with gr.Column(visible=False, elem_classes="card", elem_id="shared") as place:
+        text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="status-box")
+        with gr.Row(elem_classes="card-buttons"):
+            replay = {
+                task: gr.Button("Replay", size="sm", scale=0, min_width=120, elem_id=f"{task}-replay") for task in tasks
+            }
+            close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="shared-close")
+    close.click(lambda: gr.Column(visible=False), None, place, **UI_ONLY)
+    return Card(place, text, replay, gr.State(None))
+
+
+def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
+    """What the recipe generates, what it needs, and what of it was ignored."""
+    recipe, first = shared.recipe, shared.recipe.first
+    changed = ", then varied or touched up" if recipe.parent is not None else ""
+    task = f"{TITLES[first.task].lower()}{changed}"
+    count = count_images(len(recipe.seeds))
+    sentences = [f"A recipe for {count} with {recipe.model}: {task}. The settings are filled in."]
+    if first.task in STRENGTHS:
+        digests = [f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name))]
+        named = f" ({', '.join(digests)})" if digests else ""
+        sentences.append(f"It starts from an image that is not part of it{named}: choose that file below, then replay.")
+    download = runtime.choice(recipe.model).download
+    if download and not runtime.is_loaded(recipe.model):
+        sentences.append(f"Replaying it first downloads {recipe.model}, {download}.")
+    if shared.ignored:
+        sentences.append(f"Ignored, as unknown or invalid: {', '.join(shared.ignored)}.")
+    return sentences
+
+
+@dataclass(frozen=True)
+class RestoreSection:
+    """Below the tabs: remembered recipes, and where to give one."""
+
+    history: History
+    file: gr.File
+    text: gr.Textbox
+    button: gr.Button
+
+
+def build_restore() -> RestoreSection:
+    with gr.Accordion("Recent recipes, or restore from an image or link", open=False, elem_id="restore"):
+        picker = gr.Dropdown(
+            [],
+            value=None,
+            label="Recent and kept recipes",
+            info="Remembered by this browser",
+            filterable=False,
+            elem_id="restore-recent",
+        )
+        with gr.Row():
+            file = gr.File(label="A PNG file made here", height=140, elem_id="restore-file")
+            with gr.Column():
+                text = gr.Textbox(
+                    label="A link or recipe", placeholder="Paste it here", max_lines=3, elem_id="restore-link"
+                )
+                button = gr.Button("Restore", size="sm", elem_id="restore-open")
+    return RestoreSection(build_history(picker), file, text, button)
+
+
+@dataclass(frozen=True)
+class PageFiller:
+    """Puts a recipe into the page, and says so on the card."""
+
+    runtime: Runtime
+    tabs: Sequence[Tab]
+    tab_bar: gr.Tabs
+    card: Card
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [*self.card.outputs, self.tab_bar, *(part for tab in self.tabs for part in tab.fillable)]
+
+    @property
+    def adapters(self) -> list[Component]:
+        return [tab.settings.adapter for tab in self.tabs]
+
+    def fill(self, read: Callable[[], Shared | None], adapters: Values) -> Updates:
+        """Show a recipe from outside in its own tab, or on the card why it cannot be used.
+
+        The other tabs take over its model, and lose their adapter (the value in `adapters`) if that does not fit.
+        """
+        try:
+            shared = read()
+            if shared is None:
+                return {}
+            self.runtime.choice(shared.recipe.model)
+            self.runtime.resolve_adapters(shared.recipe)
+        except Exception as error:
+            return self.card.show([f"This was not used. {explain(error)}"])
+        recipe = shared.recipe
+        updates = self.card.show(describe_shared(self.runtime, shared), shared)
+        updates[self.tab_bar] = gr.Tabs(selected=recipe.first.task)
+        for tab in self.tabs:
+            if tab.task == recipe.first.task:
+                updates |= tab.from_recipe(recipe)
+            else:
+                updates |= use_model(self.runtime, tab.settings, recipe.model, adapters[tab.settings.adapter])
+        return updates
+
+    def connect(self, events: Sequence[Any], source: Component, read: Callable[[Any], Shared | None]) -> None:
+        def fill(values: Values) -> Updates:
+            return self.fill(lambda: read(values[source]), values) or gr.skip()
+
+        gr.on(events, fill, {source, *self.adapters}, self.outputs, **UI_ONLY)
+
+
+def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: TrayView) -> None:
+    """Links, files, pasted recipes and remembered ones; `tray` is what the browser remembers as kept."""
+    history, tabs = section.history, filler.tabs
+
+    def open_page(values: Values, request: gr.Request) -> Updates:
+        """A link wins over what the browser remembers."""
+        restored = restore_settings(filler.runtime, tabs, values[history.settings])
+        adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
+        filled = filler.fill(lambda: from_request(request), adapters)
+        return {**restored, **filled, **history.offer(values[history.recent], values[history.kept])}
+
+    page.load(open_page, history.states, [*filler.outputs, history.picker], **UI_ONLY).then(
+        None, None, None, js=RESTORED_JS, **UI_ONLY
+    )
+    filler.connect([section.file.upload], section.file, from_file)
+    filler.connect([section.button.click, section.text.submit], section.text, from_text)
+    filler.connect([history.picker.input], history.picker, lambda query: from_query(query or ""))
+    for tab in tabs:
+        connect_replay(tab, filler.card)
+    connect_history(history, tabs, tray)
+
+
+def connect_replay(tab: Tab, card: Card) -> None:
+    """Run exactly the recipe, whatever the settings are by now, with the images that are given in the tab."""
+
+    def read(values: Values) -> Request:
+        shared = values[card.shared]
+        if shared is None:
+            raise UserError(NO_RECIPE)
+        return replay_request(shared, *tab.read_images(values))
+
+    def compare(values: Values, images: Sequence[GeneratedImage]) -> str:
+        return verdict(values[card.shared], images[0]) if len(images) == 1 else ""
+
+    action = RunAction(read=read, inputs={card.shared, *tab.sources}, remark=compare)
+    connect(tab.runtime, tab, [card.replay[tab.task].click], action, tab.before_read)

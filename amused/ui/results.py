@@ -1,0 +1,357 @@
+"""The result side of a tab: a status, a gallery that fills, and the loop that shows a run's events in them.
+
+Knows no task: a `RunAction` says how a run reads its request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from amused.errors import UserError
+from amused.generation.images import digest
+from amused.recipe.metadata import png_info
+from amused.recipe.recipe import Recipe
+from amused.recipe.seeds import format_seeds
+from amused.serving import jobs
+from amused.serving.jobs import Event, Progress, Request, Started, Summary
+from amused.serving.runtime import Runtime
+from amused.serving.scheduler import Status, forget_frames
+from amused.ui.events import SAMPLING, UI_ONLY, Updates, Values
+from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
+from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
+from amused.ui.sync import COUNT_JS
+
+if TYPE_CHECKING:
+    from amused.ui.tab import Tab
+
+log = logging.getLogger(__name__)
+
+FAILED = "Something went wrong on our side. Your settings are kept: please try again."
+REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
+OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try again later."
+
+# Runs in the browser when the button is pressed, before the server answers.
+WAITING_JS = """() => [
+    '<div class="status"><p>Waiting for the model</p><progress aria-label="Progress"></progress></div>',
+    {__type__: 'update', visible: true}
+]"""
+
+# State
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A finished image: its file, and the recipe of its seed alone.
+
+    Attributes:
+        digest: of the pixels.
+        image, mask: files of the inputs that the recipe, or the first of its parents, started from.
+        fingerprint: what the pixels depend on besides the recipe (`jobs.Result.fingerprint`).
+    """
+
+    path: str
+    seed: int
+    recipe: Recipe
+    digest: str
+    size: tuple[int, int]
+    image: str | None = None
+    mask: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class GalleryState:
+    """The images that a tab shows, and the run that made the last of them; `note` says how it ended, once it has."""
+
+    images: tuple[GeneratedImage, ...] = ()
+    num_done: int = 0
+    num_images: int = 0
+    note: str = ""
+
+
+@dataclass(eq=False)
+class TabState:
+    """What the events of one tab in one browser share. It is the owner of the tab's runs.
+
+    Attributes:
+        requested: for each run that was asked for and has not begun, whether others were before it, `num_stops`, and
+            the time.
+        num_runs: runs that are queued or going on.
+        num_stops: how often Stop was pressed.
+        num_dropped: queued runs that the last Stop cancelled.
+    """
+
+    gallery: GalleryState = field(default_factory=GalleryState)
+    requested: list[tuple[bool, int, float]] = field(default_factory=list)
+    num_runs: int = 0
+    num_stops: int = 0
+    num_dropped: int = 0
+
+    def request(self) -> None:
+        self._forget_lost()
+        self.requested.append((bool(self.num_runs or self.requested), self.num_stops, time.monotonic()))
+
+    def begin(self) -> tuple[bool, int]:
+        """A requested run arrives: whether others were before it when it was asked for, and `num_stops` then."""
+        self._forget_lost()
+        has_waited, num_stops, _ = self.requested.pop(0) if self.requested else (bool(self.num_runs), self.num_stops, 0)
+        self.num_runs += 1
+        return has_waited, num_stops
+
+    def _forget_lost(self) -> None:
+        """Drop requests whose run never arrived: Gradio refused it, or the visitor left."""
+        oldest = time.monotonic() - REQUEST_TIMEOUT
+        self.requested = [one for one in self.requested if one[2] > oldest]
+
+
+# Components
+
+
+@dataclass(frozen=True)
+class ResultView:
+    """The components that runs of a tab fill.
+
+    Attributes:
+        details: where the image that was clicked is shown, built by `gallery_actions`.
+        state: a TabState.
+        write_metadata: whether files carry their recipe.
+        ended: a number that changes when a run has ended. Follow this, not `state`: the browser is not told of a State
+            that an event with `queue=False` changes (Gradio 6.31).
+    """
+
+    status: gr.HTML
+    gallery: gr.Gallery
+    details: gr.Column
+    stop: gr.Button
+    state: gr.State
+    write_metadata: gr.State
+    ended: gr.Number
+
+
+def build_result(task: str, hint: str, stop: gr.Button) -> ResultView:
+    status = gr.HTML(value=status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
+    gallery = gr.Gallery(
+        label="Images",
+        show_label=False,
+        format="png",
+        columns=2,
+        object_fit="contain",
+        allow_preview=False,  # an image that is clicked is shown below, with its actions
+        interactive=False,
+        buttons=["download_all", "fullscreen"],
+        elem_id=f"{task}-gallery",
+        elem_classes="images",
+    )
+    details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
+    ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
+    return ResultView(status, gallery, details, stop, gr.State(TabState()), gr.State(True), ended)
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class RunAction:
+    """What a button runs in its tab.
+
+    Attributes:
+        read: the request, from the values of `inputs`; raises UserError to refuse.
+        append: add to the images in the gallery instead of replacing them.
+        shows_seeds: put random seeds into their field, so that they can be used again.
+        remark: a sentence on the images of a complete run, put before its note.
+        finish: updates of `outputs` from the request and its finished images, also after Stop.
+    """
+
+    read: Callable[[Values], Request]
+    inputs: AbstractSet[Block] = frozenset()
+    append: bool = False
+    shows_seeds: bool = False
+    remark: Callable[[Values, Sequence[GeneratedImage]], str] = lambda values, images: ""
+    finish: Callable[[Any, Sequence[GeneratedImage]], Updates] = lambda request, images: {}
+    outputs: tuple[Block, ...] = ()
+
+
+def connect(
+    runtime: Runtime,
+    tab: Tab,
+    events: list[Any],
+    action: RunAction,
+    before_read: Callable[[list[Any]], Any] | None = None,
+) -> None:
+    """Start a run at any of these events. Runs of a tab queue up behind each other.
+
+    `before_read(events)` may connect what must happen before the inputs are read, and returns the last event of that.
+    """
+    view = tab.result
+    gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
+    gr.on(events, lambda state: state.request(), view.state, None, **UI_ONLY)
+    start = partial(gr.on, events) if before_read is None else before_read(events).then
+    running = start(
+        partial(stream_run, runtime, tab, action),
+        {view.state, view.write_metadata, tab.settings.random_seeds, *action.inputs},
+        [view.status, view.gallery, view.stop, tab.settings.seeds, *action.outputs],
+        show_progress="hidden",
+        api_visibility="private",
+        trigger_mode="multiple",
+        **SAMPLING,
+    )
+    # However the run ended, even if it could not say so itself.
+    for ended in (running.then, running.failure):
+        ended(partial(show_end, view), {view.state}, [view.status, view.gallery, view.stop], **UI_ONLY)
+        ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
+
+
+def connect_stop(runtime: Runtime, view: ResultView) -> None:
+    def stop(values: Values) -> Updates:
+        stop_runs(runtime, values[view.state])
+        return {view.status: busy_line("Stopping"), view.stop: gr.Button(visible=False)}
+
+    view.stop.click(stop, {view.state}, [view.status, view.stop], **UI_ONLY)
+
+
+def stop_runs(runtime: Runtime, state: TabState) -> None:
+    """Stop the tab's run, and cancel those that are queued behind it or on their way here."""
+    state.num_stops += 1
+    state.num_dropped = max(0, state.num_runs + len(state.requested) - 1)
+    runtime.stop(state)
+
+
+def stream_run(runtime: Runtime, tab: Tab, action: RunAction, values: Values) -> Iterator[Updates]:
+    """Generate the images of one request, and show every step. An error keeps what is finished."""
+    state: TabState = values[tab.result.state]
+    has_waited, num_stops = state.begin()
+    shown = ShownRun(tab, action, values, has_waited)
+    sentence = None
+    try:
+        for event in runtime.run(lambda: action.read(values), state, lambda: state.num_stops > num_stops):
+            yield from shown.show(event)
+    except Exception as error:
+        sentence = explain(error)
+    finally:
+        state.num_runs -= 1
+    if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
+        if shown.num_tiles or not state.num_runs:  # otherwise the tab shows another run
+            state.gallery = replace(state.gallery, note=sentence)
+        raise gr.Error(sentence, print_exception=False)
+
+
+class ShownRun:
+    """One run as its tab shows it; `show` turns an event into updates, and keeps the tab's GalleryState."""
+
+    def __init__(self, tab: Tab, action: RunAction, values: Values, has_waited: bool) -> None:
+        self.tab, self.action, self.values, self.has_waited = tab, action, values, has_waited
+        self.view = tab.result
+        self.state: TabState = values[tab.result.state]
+        self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
+        self.images: tuple[GeneratedImage, ...] = ()
+        self.num_tiles = 0  # of the gallery, once all images are finished
+        self.request: Request
+        self.inputs: tuple[str | None, str | None] = (None, None)
+
+    def show(self, event: Event) -> Iterator[Updates]:
+        updates: Updates = {}
+        if isinstance(event, Status):
+            if not event.behind_owner:  # otherwise the status is that of the earlier run
+                updates = {self.view.status: busy_line(event.text, event.share)}
+        elif isinstance(event, Started):
+            yield self.start(event)
+            # After the page has been told: it takes a moment.
+            self.inputs = save_input(event.request.image), save_input(event.request.mask, "mask.png")
+            return
+        elif isinstance(event, Progress):
+            updates = {self.view.status: busy_line(describe_progress(event), event.share)}
+            if event.preview is not None:
+                updates[self.view.gallery] = self.tiles(event)
+        elif isinstance(event, jobs.Result):
+            self.images = (*self.images, save_result(event, self.values[self.view.write_metadata], *self.inputs))
+            images = self.earlier + self.images
+            self.state.gallery = replace(self.state.gallery, images=images, num_done=len(self.images))
+            updates = {self.view.gallery: self.tiles()}
+        else:
+            updates = self.end(event)
+        yield updates or gr.skip()
+
+    def start(self, event: Started) -> Updates:
+        gallery = self.state.gallery
+        self.request = event.request
+        self.earlier = gallery.images if self.action.append or self.has_waited else ()
+        self.num_tiles = len(self.earlier) + event.num_images
+        self.state.gallery = replace(gallery, num_done=0, num_images=event.num_images, note="")
+        updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
+        settings = self.tab.settings
+        # Seeds that were typed stay: the next ones may be being typed.
+        if self.action.shows_seeds and self.values[settings.random_seeds]:
+            updates[settings.seeds] = format_seeds(event.request.recipes[0].seeds)
+        return updates
+
+    def end(self, event: Summary) -> Updates:
+        if self.has_waited and not event.num_images:  # cancelled in the queue: the note is that of the earlier run
+            return {}
+        note = describe_summary(event, self.state.num_dropped)
+        if not event.stopped and (remark := self.action.remark(self.values, self.images)):
+            note = f"{remark} {note}"
+        self.state.gallery = replace(self.state.gallery, note=note)
+        return self.action.finish(self.request, self.images) if self.images else {}
+
+    def tiles(self, working: Progress | None = None) -> gr.Gallery:
+        return show_gallery(self.earlier + self.images, self.num_tiles, working)
+
+
+def show_end(view: ResultView, values: Values) -> Updates:
+    """What the tab shows once a run has ended, unless the next one is going on already."""
+    state: TabState = values[view.state]
+    if state.num_runs:
+        return gr.skip()
+    return {
+        view.status: status_line(state.gallery.note or "Stopped"),
+        view.gallery: show_gallery(state.gallery.images),
+        view.stop: gr.Button(visible=bool(state.requested)),
+    }
+
+
+def show_gallery(
+    images: tuple[GeneratedImage, ...], num_tiles: int | None = None, working: Progress | None = None
+) -> gr.Gallery:
+    """The finished images and, where there is one, the preview of the next."""
+    tiles: list[tuple[Any, str]] = [(image.path, f"seed {image.seed}") for image in images]
+    if working is not None and working.preview is not None:
+        tiles.append((save_preview(working.preview), f"seed {working.seed}"))
+    return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)))
+
+
+def columns_for(count: int) -> int:
+    return 1 if count <= 1 else 2 if count <= 4 else 3 if count <= 9 else 4 if count <= 32 else 6
+
+
+def save_result(
+    result: jobs.Result, write_metadata: bool, image: str | None = None, mask: str | None = None
+) -> GeneratedImage:
+    """Write a finished image to its file; `image` and `mask` are files of its inputs."""
+    pixels = strip_metadata(result.image)
+    pixels_digest = digest(pixels)
+    info = png_info(result.recipe, pixels_digest, result.fingerprint) if write_metadata else None
+    path = save_file(png_bytes(pixels, info), f"amused-seed-{result.seed}.png")
+    return GeneratedImage(path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint)
+
+
+def explain(error: Exception) -> str:
+    """The sentence for a visitor; details go to the log."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError) or "outofmemory" in str(error).lower().replace(" ", ""):
+        log.error("out of memory", exc_info=error)
+        forget_frames(error)
+        return OUT_OF_MEMORY
+    if isinstance(error, gr.Error):  # from `spaces`, about the visitor's quota on a shared GPU
+        return str(error.message)
+    log.error("a run failed", exc_info=error)
+    return FAILED

@@ -1,0 +1,46 @@
+"""The line above a gallery: what a run is doing, and how it ended."""
+
+from __future__ import annotations
+
+import html
+
+from amused.serving.jobs import Progress, Summary
+
+
+def status_line(*sentences: str) -> str:
+    """A state that lasts; screen readers announce it."""
+    paragraphs = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="status" role="status">{paragraphs}</div>'
+
+
+def busy_line(text: str, share: float | None = None) -> str:
+    """What is being done, above a progress bar. Not announced, as it changes with every step."""
+    value = "" if share is None else f'max="1" value="{share:.3f}"'
+    return f'<div class="status"><p>{html.escape(text)}</p><progress {value} aria-label="Progress"></progress></div>'
+
+
+def describe_progress(event: Progress) -> str:
+    text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    if event.seconds_left is None or event.seconds_left < 0.5:
+        return text
+    return f"{text}, about {describe_seconds(event.seconds_left)} left"
+
+
+def describe_summary(event: Summary, num_dropped: int = 0) -> str:
+    """How a run ended; `num_dropped` queued runs of its tab were cancelled with it."""
+    if event.stopped:
+        note = f"Stopped after {event.num_done} of {event.num_images}" if event.num_done else "Stopped"
+        runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"
+        return f"{note}. Cancelled {runs}" if num_dropped else note
+    note = f"{count_images(event.num_done)} in {describe_seconds(event.seconds)}"
+    if event.prompt_is_cut:
+        return f"{note}. The prompt is longer than the model reads: its end was ignored"
+    return note
+
+
+def describe_seconds(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def count_images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

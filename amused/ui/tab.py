@@ -1,0 +1,131 @@
+"""A tab: the controls of a task on one side, its results on the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
+from PIL import Image
+
+from amused.recipe.recipe import Recipe
+from amused.serving.jobs import Request
+from amused.serving.runtime import Runtime
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.hints import Hints, build_hints, connect_hints
+from amused.ui.results import ResultView, RunAction, connect, connect_stop
+from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
+
+ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What every tab has below its own inputs."""
+
+    settings: Settings
+    hints: Hints
+    generate: gr.Button
+    stop: gr.Button
+    adapter_row: gr.Row
+
+
+@dataclass(frozen=True)
+class Tab(ABC):
+    """Each task has a subclass, whose further fields are the tab's own inputs."""
+
+    runtime: Runtime
+    controls: Controls
+    result: ResultView
+
+    @property
+    def settings(self) -> Settings:
+        return self.controls.settings
+
+    @property
+    def task(self) -> str:
+        return self.settings.task
+
+    @property
+    def sources(self) -> list[Component]:
+        """The tab's own inputs: what `read` needs besides the settings."""
+        return []
+
+    @property
+    def file_inputs(self) -> list[Component]:
+        """Where a visitor gives images, first the image itself, then a mask; a path is a value for them."""
+        return []
+
+    @property
+    def inputs(self) -> set[Block]:
+        """All that `read` needs."""
+        return {*self.settings.components().values(), *self.sources}
+
+    @property
+    def fillable(self) -> list[Block]:
+        """All that `from_recipe` may update."""
+        return [*self.settings.components().values(), *self.own_controls]
+
+    @property
+    def own_controls(self) -> list[Component]:
+        """The tab's own inputs that a recipe determines."""
+        return []
+
+    @property
+    def before_read(self) -> Callable[[list[Any]], Any] | None:
+        """For `results.connect`: what must happen before the inputs are read."""
+        return None
+
+    @abstractmethod
+    def read(self, values: Values) -> Request:
+        """What Generate runs, from the values of `inputs`; raises UserError."""
+
+    def read_images(self, values: Values) -> tuple[Image.Image | None, Image.Image | None]:
+        """The input image and its mask, from the values of `sources`; raises UserError if the task lacks them."""
+        return None, None
+
+    def from_recipe(self, recipe: Recipe) -> Updates:
+        """Updates that make the tab say what a recipe says. Images are not in a recipe: those inputs stay."""
+        return {**self.settings.from_recipe(recipe), **self.own_from_recipe(recipe.first)}
+
+    def own_from_recipe(self, recipe: Recipe) -> Updates:
+        return {}
+
+    def use_files(self, image: str | None, mask: str | None) -> Updates:
+        """Updates of `file_inputs` and `own_controls` for an example with these files; none without an image."""
+        return {}
+
+
+def build_controls(task: str, runtime: Runtime) -> Controls:
+    """Prompt, buttons, hints and settings, from top to bottom."""
+    prompt = gr.Textbox(
+        label="Prompt", lines=3, max_lines=8, placeholder="Describe the image", elem_id=f"{task}-prompt"
+    )
+    with gr.Row(elem_classes="actions"):
+        generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
+        stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
+    hints = build_hints(task, runtime)
+    prompt.value = hints.examples.samples[0][0]
+    basic = build_basic_settings(task)
+    with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
+        model, adapter_row = build_model_settings(task, runtime)
+        sampling = build_sampling_settings(task)
+    settings = Settings(task=task, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
+    connect_hints(runtime, hints, prompt, settings.model)
+    settings.random_seeds.change(
+        lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
+    )
+    return Controls(settings, hints, generate, stop, adapter_row)
+
+
+def connect_tab(tab: Tab) -> None:
+    """Generate, its keyboard shortcut, Stop, and the announcement of how a run ends."""
+    generate = RunAction(read=tab.read, inputs=tab.inputs, shows_seeds=True)
+    events = [tab.controls.generate.click, tab.settings.prompt.submit]
+    connect(tab.runtime, tab, events, generate, tab.before_read)
+    connect_stop(tab.runtime, tab.result)
+    tab.result.status.change(None, tab.result.status, None, js=ANNOUNCE_JS, **UI_ONLY)

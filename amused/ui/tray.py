@@ -1,0 +1,254 @@
+"""The tray below the tabs: images that are kept, to compare, open again and download."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from amused.generation.contact_sheet import bundle, sheet
+from amused.recipe.metadata import png_info, to_json
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.facts import note
+from amused.ui.files import open_image, png_bytes, save_file, strip_metadata
+from amused.ui.results import GeneratedImage, columns_for
+from amused.ui.tab import Tab
+
+NOTHING_KEPT = "No image is kept: pick one and press Keep first."
+
+# A file that is written when it is asked for: Gradio's own download buttons need one that is there already.
+DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray-file')?.click()); }"
+
+
+@dataclass(frozen=True)
+class Tray:
+    """`chosen` are indices of the images last clicked, at most two; `discarded` is what undo brings back."""
+
+    images: tuple[GeneratedImage, ...] = ()
+    chosen: tuple[int, ...] = ()
+    discarded: tuple[tuple[int, GeneratedImage], ...] = ()
+    comparing: bool = False
+
+    def keep(self, image: GeneratedImage) -> Tray:
+        if image in self.images:
+            return self.choose(self.images.index(image))
+        return replace(self, images=(*self.images, image)).choose(len(self.images))
+
+    def choose(self, index: Any) -> Tray:
+        if image_at(self.images, index) is None:
+            return self
+        return replace(self, chosen=(*(other for other in self.chosen if other != index), index)[-2:])
+
+    def discard(self) -> Tray:
+        """Without the image that was clicked last."""
+        if not self.chosen:
+            return self
+        index = self.chosen[-1]
+        rest = (*self.images[:index], *self.images[index + 1 :])
+        chosen = tuple(other - (other > index) for other in self.chosen if other != index)
+        discarded = (*self.discarded, (index, self.images[index]))
+        return Tray(rest, chosen or tuple(range(len(rest)))[-1:], discarded)
+
+    def undo(self) -> Tray:
+        if not self.discarded:
+            return self
+        *earlier, (index, image) = self.discarded
+        images = (*self.images[:index], image, *self.images[index:])
+        chosen = tuple(other + (other >= index) for other in self.chosen)
+        return Tray(images, chosen, tuple(earlier)).choose(index)
+
+    def pair(self) -> tuple[GeneratedImage, GeneratedImage] | None:
+        """The two to compare: those chosen last, otherwise the last ones."""
+        if len(self.images) < 2:
+            return None
+        others = [index for index in range(len(self.images)) if index not in self.chosen]
+        first, second = [*others, *self.chosen][-2:]
+        return self.images[first], self.images[second]
+
+    def required_images(self) -> tuple[GeneratedImage, ...]:
+        """There are none in a page that outlives its session on the server."""
+        if not self.images:
+            raise gr.Error(NOTHING_KEPT, print_exception=False)
+        return self.images
+
+    def chosen_image(self) -> GeneratedImage:
+        return self.required_images()[self.chosen[-1]]
+
+
+def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | None:
+    """What was clicked, by an index that a browser sent."""
+    return images[index] if isinstance(index, int) and 0 <= index < len(images) else None
+
+
+@dataclass(frozen=True)
+class TrayView:
+    """`state` is a Tray; `file` is never seen (the style sheet hides it), its click downloads what it holds."""
+
+    state: gr.State
+    place: gr.Accordion
+    gallery: gr.Gallery
+    note: gr.HTML
+    reopen: gr.Button
+    compare: gr.Button
+    discard: gr.Button
+    undo: gr.Button
+    slider: gr.ImageSlider
+    downloads: gr.Group
+    single: gr.Button
+    bundle: gr.Button
+    sheet: gr.Button
+    write_metadata: gr.Checkbox
+    file: gr.DownloadButton
+
+    @property
+    def outputs(self) -> list[Block]:
+        """All that `show` updates."""
+        return [
+            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.discard, self.undo,
+            self.slider, self.downloads,
+        ]  # fmt: skip
+
+    def show(self, tray: Tray) -> Updates:
+        tiles = [(image.path, f"seed {image.seed}") for image in tray.images]
+        chosen = tray.chosen[-1] if tray.chosen else None
+        gallery = gr.Gallery(
+            value=tiles, columns=max(6, columns_for(len(tiles))), selected_index=chosen, visible=bool(tiles)
+        )
+        return {self.gallery: gallery, **self.show_choice(tray)}
+
+    def show_choice(self, tray: Tray) -> Updates:
+        """All but the gallery, which has not changed."""
+        count, pair = len(tray.images), tray.pair()
+        slider: dict[str, Any] = {"visible": tray.comparing and pair is not None}
+        if tray.comparing and pair is not None:
+            first, second = pair
+            slider |= {"value": (first.path, second.path), "label": f"Seed {first.seed} and seed {second.seed}"}
+        label = "Stop comparing" if slider["visible"] else "Compare two"
+        return {
+            self.state: tray,
+            self.place: gr.Accordion(label=f"Kept images ({count})", visible=bool(count or tray.discarded)),
+            self.note: note(describe_choice(tray)),
+            self.reopen: gr.Button(visible=bool(count)),
+            self.compare: gr.Button(label, visible=pair is not None),
+            self.discard: gr.Button(visible=bool(count)),
+            self.undo: gr.Button(visible=bool(tray.discarded)),
+            self.slider: gr.ImageSlider(**slider),
+            self.downloads: gr.Group(visible=bool(count)),
+        }
+
+
+def describe_choice(tray: Tray) -> str:
+    if not tray.images:
+        return "No images kept"
+    text = f"Chosen: seed {tray.chosen_image().seed}"
+    pair = tray.pair()
+    return f"{text}, to compare with seed {pair[0].seed}" if pair else text
+
+
+def build_tray() -> TrayView:
+    with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as place:
+        gallery = gr.Gallery(
+            label="Kept images",
+            show_label=False,
+            format="png",
+            columns=6,
+            fit_columns=False,
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="tray-gallery",
+            elem_classes="images",
+        )
+        answer = gr.HTML(padding=False, elem_id="tray-note")
+        with gr.Row(elem_classes="button-row"):
+            reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
+            compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
+            discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
+            undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
+        slider = gr.ImageSlider(
+            label="Comparison",
+            visible=False,
+            interactive=False,
+            format="png",
+            buttons=["fullscreen"],
+            elem_id="tray-slider",
+        )
+        with gr.Group() as downloads:
+            with gr.Row(elem_classes="button-row"):
+                single = gr.Button("Download this one", size="sm", min_width=130, elem_id="tray-single")
+                everything = gr.Button("Download all (ZIP)", size="sm", min_width=130, elem_id="tray-zip")
+                contact_sheet = gr.Button("Download a contact sheet", size="sm", min_width=150, elem_id="tray-sheet")
+            write_metadata = gr.Checkbox(
+                value=True,
+                label="Write recipes into files",
+                info="For new images, and for downloads from here",
+                elem_id="tray-tagged",
+            )
+    file = gr.DownloadButton("File", elem_id="tray-file")
+    return TrayView(
+        gr.State(Tray()), place, gallery, answer, reopen, compare, discard, undo, slider, downloads, single,
+        everything, contact_sheet, write_metadata, file,
+    )  # fmt: skip
+
+
+def connect_tray(view: TrayView, tabs: Sequence[Tab]) -> None:
+    def choose(tray: Tray, event: gr.SelectData) -> Updates:
+        return view.show_choice(tray.choose(event.index))
+
+    def compare(tray: Tray) -> Updates:
+        return view.show_choice(replace(tray, comparing=not tray.comparing))
+
+    view.gallery.select(choose, view.state, view.outputs, **UI_ONLY)
+    view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
+    view.discard.click(lambda tray: view.show(tray.discard()), view.state, view.outputs, **UI_ONLY)
+    view.undo.click(lambda tray: view.show(tray.undo()), view.state, view.outputs, **UI_ONLY)
+
+    switches = [tab.result.write_metadata for tab in tabs]
+    view.write_metadata.change(lambda on: dict.fromkeys(switches, on), view.write_metadata, switches, **UI_ONLY)
+    for button, write in ((view.single, write_single), (view.bundle, write_bundle), (view.sheet, write_sheet)):
+        connect_download(view, button, write)
+
+
+def connect_download(view: TrayView, button: gr.Button, write: Callable[[Tray, bool], str]) -> None:
+    def prepare(values: Values) -> Updates:
+        return {view.file: write(values[view.state], values[view.write_metadata])}
+
+    button.click(prepare, {view.state, view.write_metadata}, [view.file], **UI_ONLY).success(
+        None, None, None, js=DOWNLOAD_JS, show_progress="hidden"
+    )
+
+
+# Files
+
+
+def write_single(tray: Tray, write_metadata: bool) -> str:
+    image = tray.chosen_image()
+    return save_file(file_content(image, write_metadata), f"amused-seed-{image.seed}.png")
+
+
+def write_bundle(tray: Tray, write_metadata: bool) -> str:
+    images = tray.required_images()
+    files, manifest = [], []
+    for number, image in enumerate(images, start=1):
+        name = f"{number:02}-seed-{image.seed}.png"
+        files.append((name, file_content(image, write_metadata)))
+        recipe = to_json(image.recipe) if write_metadata else {}
+        manifest.append({"file": name, **recipe, "digest": image.digest})
+    return save_file(bundle(files, manifest), "amused-kept.zip")
+
+
+def write_sheet(tray: Tray, write_metadata: bool) -> str:
+    images = tray.required_images()
+    labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
+    page = sheet([open_image(one.path) for one in images], labels, math.ceil(math.sqrt(len(images))))
+    return save_file(png_bytes(page), "amused-sheet.png")
+
+
+def file_content(image: GeneratedImage, write_metadata: bool) -> bytes:
+    info = png_info(image.recipe, image.digest, image.fingerprint) if write_metadata else None
+    return png_bytes(strip_metadata(open_image(image.path)), info)

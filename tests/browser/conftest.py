@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.browser import CHROMIUM, FLAGS
+from helpers.serve import serve
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from amused.serving.runtime import Runtime
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """One for all tests of this package. It must be closed behind them: while it is open, no asyncio loop can run."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a page on the bundled checkpoint is served."""
+    with serve(Runtime(default="nouns"), tmp_path_factory.mktemp("cache")) as address:
+        yield address
+
+
+@pytest.fixture(scope="package")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph's worst case, in which every pixel differs from its neighbours."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "noise.png"
+    Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,250 @@
+"""The page as a visitor meets it, in a real browser: one journey a tab, and what must never be lost.
+
+Runs against the bundled checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.browser import (
+    expect_done,
+    open_page,
+    open_tab,
+    part,
+    pixels,
+    run,
+    set_pictures,
+    set_seeds,
+    tiles,
+)
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 1280, 900)
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 390, 844)
+
+
+def assert_is_a_picture(image: np.ndarray) -> None:
+    assert image.std() > 1
+
+
+# Text to image
+
+
+def test_one_click_gives_a_first_visitor_pictures(page: Page) -> None:
+    set_pictures(page, "text_to_image", 1)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 1)
+    for image in pixels(page, "text_to_image").values():
+        assert_is_a_picture(image)
+
+
+def test_text_to_image_gives_a_picture_for_each_seed(page: Page) -> None:
+    part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character on a cool background")
+    set_seeds(page, "text_to_image", "8", 3)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 3)
+    first = pixels(page, "text_to_image")
+    assert list(first) == ["seed 8", "seed 9", "seed 10"]
+    for image in first.values():
+        assert_is_a_picture(image)
+    assert (first["seed 8"] != first["seed 9"]).any()
+
+    set_seeds(page, "text_to_image", "9", 1)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 1)
+    again = pixels(page, "text_to_image")
+    assert (again["seed 9"] == first["seed 9"]).all()
+
+
+def test_a_list_of_seeds_is_run_as_it_is_written(page: Page) -> None:
+    set_seeds(page, "text_to_image", "4, 20-21", 1)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 3)
+    assert list(pixels(page, "text_to_image")) == ["seed 4", "seed 20", "seed 21"]
+
+
+def test_random_seeds_can_be_run_again(page: Page) -> None:
+    set_pictures(page, "text_to_image", 1)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 1)
+    drawn = pixels(page, "text_to_image")
+    part(page, "text_to_image", "random").get_by_role("checkbox").uncheck()
+    expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_be_editable()
+    run(page, "text_to_image")
+    expect(part(page, "text_to_image", "stop")).to_be_visible()
+    expect_done(page, "text_to_image", 1)
+    again = pixels(page, "text_to_image")
+    assert list(again) == list(drawn)
+    assert all((again[caption] == drawn[caption]).all() for caption in drawn)
+
+
+def test_progress_is_told_and_stop_keeps_what_is_finished(page: Page) -> None:
+    set_seeds(page, "text_to_image", "100", 64)
+    run(page, "text_to_image")
+    status = part(page, "text_to_image", "status")
+    expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of 12, about \d+ (s|min) left"))
+    part(page, "text_to_image", "stop").click()
+    expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
+    expect(part(page, "text_to_image", "stop")).to_be_hidden()
+    kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
+    assert 2 <= kept < 64
+    expect(tiles(page, "text_to_image")).to_have_count(kept)
+    assert list(pixels(page, "text_to_image")) == [f"seed {100 + index}" for index in range(kept)]
+
+    set_seeds(page, "text_to_image", "100", 1)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 1)
+
+
+def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
+    set_pictures(page, "text_to_image", 1)
+    part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character")
+    page.keyboard.press("Control+Enter")
+    expect_done(page, "text_to_image", 1)
+
+
+def test_words_and_surprises_write_the_prompt(page: Page) -> None:
+    box = part(page, "text_to_image", "prompt").get_by_role("textbox")
+    before = box.input_value()
+    assert re.fullmatch(
+        r"a pixel art character with .+ glasses, a .+-shaped head and a .+-colored body on a .+", before
+    )
+    part(page, "text_to_image", "examples").get_by_role("button").last.click()
+    expect(box).not_to_have_value(before)
+    box.fill("")
+    part(page, "text_to_image", "surprise").click()
+    expect(box).to_have_value(re.compile("^a pixel art character with"))
+    page.get_by_role("button", name="Words this model knows").first.click()
+    part(page, "text_to_image", "glasses").get_by_role("combobox").click()
+    page.get_by_role("option", name="square red", exact=True).click()
+    expect(box).to_have_value("a pixel art character with square red glasses")
+
+
+def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
+    set_seeds(page, "text_to_image", "3", 2)
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 2)
+    set_seeds(page, "text_to_image", "eight", 2)
+    run(page, "text_to_image")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Give seeds as whole numbers")
+    expect(part(page, "text_to_image", "status")).to_contain_text("Give seeds as whole numbers")
+    expect(part(page, "text_to_image", "stop")).to_be_hidden()
+    assert list(pixels(page, "text_to_image")) == ["seed 3", "seed 4"]
+    expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("eight")
+
+
+# Image to image
+
+
+def test_image_to_image_redraws_a_picture(page: Page, picture: Path) -> None:
+    open_tab(page, "Image to image")
+    run(page, "image_to_image")
+    expect(part(page, "image_to_image", "status")).to_contain_text("There is no image yet")
+    part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(picture)
+    expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
+    set_seeds(page, "image_to_image", "5", 2)
+    run(page, "image_to_image")
+    expect_done(page, "image_to_image", 2)
+    made = pixels(page, "image_to_image")
+    assert list(made) == ["seed 5", "seed 6"]
+    for image in made.values():
+        assert_is_a_picture(image)
+    assert (made["seed 5"] != made["seed 6"]).any()
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "page.png"
+    file.write_text("<html><script>alert(1)</script></html>")
+    open_tab(page, "Image to image")
+    part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(file)
+    expect(part(page, "image_to_image", "picture").locator("img")).to_be_attached()
+    run(page, "image_to_image")
+    expect(part(page, "image_to_image", "status")).to_contain_text("This is not an image that can be read")
+
+
+# Inpaint
+
+
+def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> None:
+    open_tab(page, "Inpaint")
+    editor = part(page, "inpaint", "drawing")
+    editor.locator("canvas").first.wait_for()
+    editor.locator("input[type=file]").first.set_input_files(picture)
+    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    set_seeds(page, "inpaint", "1", 2)
+    run(page, "inpaint")
+    expect(part(page, "inpaint", "status")).to_contain_text("Nothing to repaint")
+
+    canvas = editor.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(middle[0] - 30, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 30, middle[1], steps=6)
+    page.mouse.up()
+    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+    run(page, "inpaint")
+    expect_done(page, "inpaint", 2)
+    before = np.asarray(Image.open(picture)).astype(int)
+    for image in pixels(page, "inpaint").values():
+        assert image.shape == before.shape
+        changed = (image != before).any(-1)
+        assert changed[120:136, 120:136].mean() > 0.9
+        assert not changed[:64].any() and not changed[-64:].any()
+        assert not changed[:, :48].any() and not changed[:, -48:].any()
+
+
+# The page as a whole
+
+
+def test_a_model_is_chosen_for_every_tab(page: Page) -> None:
+    part(page, "text_to_image", "advanced").get_by_role("button").first.click()
+    picker = part(page, "text_to_image", "model")
+    picker.get_by_role("combobox").click()
+    page.get_by_role("option", name=re.compile("^amused-256")).click()
+    expect(picker).to_contain_text("Downloads 1.6 GB on first use")
+    expect(page.get_by_role("button", name="Words this model knows")).to_have_count(0)
+    open_tab(page, "Inpaint")
+    part(page, "inpaint", "advanced").get_by_role("button").first.click()
+    expect(part(page, "inpaint", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
+
+
+def test_a_phone_shows_the_result_first_and_never_scrolls_sideways(phone: Page) -> None:
+    for name, task in (
+        ("Text to image", "text_to_image"),
+        ("Image to image", "image_to_image"),
+        ("Inpaint", "inpaint"),
+    ):
+        open_tab(phone, name)
+        gallery = part(phone, task, "gallery").bounding_box()
+        prompt = part(phone, task, "prompt").bounding_box()
+        assert gallery["y"] < prompt["y"]
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+        expect(part(phone, task, "run")).to_be_in_viewport(ratio=1)
+
+
+def test_nothing_is_asked_of_other_machines(browser: Browser, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    part(page, "text_to_image", "run").wait_for()
+    open_tab(page, "Inpaint")
+    part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+    context.close()
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []

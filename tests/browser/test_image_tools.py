@@ -1,0 +1,610 @@
+"""The tools around a picture, in a real browser: masks and their cells, shapes, grids, examples.
+
+Runs against the bundled checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake import fake_runtime
+from gradio.components.image_editor import AcceptBlobs, EditorData
+from helpers.browser import expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
+from helpers.images import HOSTILE, odd_pictures, png
+from helpers.tabs import build_tab, values_of
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+
+from amused.errors import UserError
+from amused.generation.images import digest, load_image
+from amused.generation.masks import load_mask
+from amused.limits import MAX_PICTURE_BYTES
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
+from amused.serving.runtime import Choice, Runtime
+from amused.ui import mask_tools, prompts
+from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, UploadedDrawings
+from amused.ui.tabs import grid as grid_section
+from amused.ui.tabs import image as image_tab
+from amused.ui.tabs import inpaint as inpaint_tab
+
+NO_BOX = (0, 0, 0, 0)
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 1280, 900)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures whose every pixel differs from its neighbours, and of masks."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name, size in (("square", (256, 256)), ("wide", (600, 300))):
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    y, x = np.mgrid[:640, :900]  # no noise: an editor sends all of a picture at every stroke
+    Image.fromarray(np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], -1).astype(np.uint8)).save(
+        folder / "large.png"
+    )
+    mask = Image.new("L", (256, 256))
+    ImageDraw.Draw(mask).rectangle((96, 96, 127, 127), fill=255)
+    mask.save(folder / "mask.png")
+    return folder
+
+
+def choose(page: Page, task: str, name: str, file: Path) -> None:
+    """Put a file into an input, and wait until it is seen there."""
+    place = part(page, task, name)
+    place.locator("input[type=file]").first.set_input_files(file)
+    if name == "drawing":
+        expect(place.get_by_text("Upload an image")).to_be_hidden()
+    else:
+        expect(place.locator("img")).to_be_visible()
+
+
+def unfold(page: Page, task: str, name: str) -> None:
+    part(page, task, name).get_by_role("button").first.click()
+
+
+def set_slider(page: Page, task: str, name: str, value: int) -> None:
+    box = part(page, task, name).get_by_role("spinbutton")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+PICTURE_SENT = re.compile("/gradio_api/(upload|component_server)")
+
+
+def paint(page: Page) -> None:
+    """A short stroke through the middle of the picture."""
+    editor = part(page, INPAINT, "drawing")
+    canvas = editor.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=6)
+    page.mouse.up()
+    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+
+
+def shown(page: Page, place: Locator) -> Image.Image:
+    return Image.open(io.BytesIO(page.request.get(place.locator("img").first.get_attribute("src")).body()))
+
+
+def number_of_cells(page: Page) -> int:
+    return int(re.search(r"repainted: (\d+) of", part(page, INPAINT, "cells").inner_text())[1])
+
+
+def open_inpainting(page: Page, picture: Path) -> None:
+    open_tab(page, "Inpaint")
+    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
+    choose(page, INPAINT, "drawing", picture)
+
+
+# Inpaint
+
+
+def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, pictures: Path) -> None:
+    open_inpainting(page, pictures / "square.png")
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_be_hidden()
+    paint(page)
+    expect(cells).to_contain_text(re.compile(r"Will be repainted: \d+ of 256 cells"))
+    first = number_of_cells(page)
+    assert 2 <= first <= 24
+    part(page, INPAINT, "inverted").get_by_role("checkbox").check()
+    expect(cells).not_to_contain_text(f"repainted: {first} of")
+    # Cells that the stroke covers in part belong to both.
+    assert 256 - first <= number_of_cells(page) < 256
+    part(page, INPAINT, "drawing").get_by_role("button", name="Undo").click()
+    expect(cells).to_be_hidden()
+
+
+def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
+    open_inpainting(page, pictures / "square.png")
+    unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "mask", pictures / "mask.png")
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_contain_text("Will be repainted: 4 of 256 cells")
+    expect(page.get_by_text("background.png").first).to_be_hidden()  # what is sent stays behind the page
+    before = np.asarray(Image.open(pictures / "square.png")).astype(int)
+    set_seeds(page, INPAINT, "3", 1)
+    inside = np.zeros((256, 256), dtype=bool)
+    inside[96:128, 96:128] = True
+    for inverted in (False, True):
+        part(page, INPAINT, "inverted").get_by_role("checkbox").set_checked(inverted)
+        expect(cells).to_contain_text(f"Will be repainted: {252 if inverted else 4} of 256 cells")
+        sent: list[str] = []
+        page.on(
+            "request", lambda request, sent=sent: sent.append(request.url) if PICTURE_SENT.search(request.url) else 0
+        )
+        run(page, INPAINT)
+        expect(part(page, INPAINT, "stop")).to_be_visible()
+        expect_done(page, INPAINT, 1)
+        assert len(sent) <= 4  # background, layer and composite, not again at each news of the run
+        changed = (pixels(page, INPAINT)["seed 3"] != before).any(-1)
+        repainted = ~inside if inverted else inside
+        assert changed[repainted].mean() > 0.9
+        assert not changed[~repainted].any()
+
+
+def test_a_box_for_those_who_cannot_draw(page: Page, pictures: Path) -> None:
+    open_tab(page, "Inpaint")
+    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
+    unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "drawing", pictures / "square.png")  # takes longer than the sliders, which have just come
+    for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
+        set_slider(page, INPAINT, name, value)
+    expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 32 of 256 cells")
+
+
+def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, pictures: Path) -> None:
+    with page.expect_response(re.compile("/picture[.]png")):  # the reduced copy is in the editor
+        open_inpainting(page, pictures / "large.png")
+    paint(page)
+    part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
+    cells = part(page, INPAINT, "cells")
+    expect(cells).to_contain_text("of 256 cells")
+    set_slider(page, INPAINT, "feather", 8)
+    set_seeds(page, INPAINT, "3", 1)
+    run(page, INPAINT)
+    expect_done(page, INPAINT, 1)
+    before = np.asarray(Image.open(pictures / "large.png")).astype(int)
+    made = pixels(page, INPAINT)["seed 3"]
+    assert made.shape == before.shape
+    changed = (made != before).any(-1)
+    assert changed[310:330, 440:460].mean() > 0.9
+    assert not changed[:200].any() and not changed[:, :300].any()
+
+
+def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_out(
+    page: Page, pictures: Path, tmp_path: Path
+) -> None:
+    open_inpainting(page, pictures / "square.png")
+    paint(page)
+    set_slider(page, INPAINT, "feather", 8)
+    expect(part(page, INPAINT, "cells")).to_contain_text("of 256 cells")
+    set_seeds(page, INPAINT, "3", 1)
+    run(page, INPAINT)
+    expect_done(page, INPAINT, 1)
+    before = np.asarray(Image.open(pictures / "square.png"))
+    tiles(page, INPAINT).first.click()
+    with page.expect_download() as download:
+        part(page, INPAINT, "mask-file").click()
+    download.value.save_as(tmp_path / "mask.png")
+    outside = np.asarray(Image.open(tmp_path / "mask.png")) == 0
+    assert 0.9 < outside.mean() < 1
+
+    part(page, INPAINT, "more").click()
+    part(page, INPAINT, "vary").click()
+    expect(tiles(page, INPAINT)).to_have_count(5)
+    expect(part(page, INPAINT, "status")).to_contain_text("4 images in")
+    for made in pixels(page, INPAINT).values():
+        assert np.array_equal(made[outside], before[outside])
+    tiles(page, INPAINT).nth(1).click()
+    expect(part(page, INPAINT, "facts")).to_contain_text("From seed 3")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    part(page, INPAINT, "copy-link").click()
+    expect(part(page, INPAINT, "copy-link")).to_have_text("Link copied")
+
+    page.goto(page.evaluate("navigator.clipboard.readText()"))
+    page.locator("#shared").wait_for()
+    expect(part(page, INPAINT, "feather").get_by_role("spinbutton")).to_have_value("8")
+    choose(page, INPAINT, "drawing", pictures / "square.png")
+    unfold(page, INPAINT, "elsewhere")
+    choose(page, INPAINT, "mask", tmp_path / "mask.png")
+    part(page, INPAINT, "replay").click()
+    expect(part(page, INPAINT, "status")).to_contain_text("The same image, bit for bit.")
+
+
+def test_a_link_sets_shape_and_fit() -> None:
+    tab = build_tab(image_tab.build, Runtime(default="nouns"))
+    updates = tab.from_recipe(Recipe(IMAGE_TO_IMAGE, "a fox", (3,), width=256, height=192, fit="pad"))
+    assert (updates[tab.shape], updates[tab.fit]) == ("Landscape 4:3", "pad")
+
+
+def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
+    picture, file = pictures / "square.png", pictures / "mask.png"
+    tab = build_tab(inpaint_tab.build, fake_runtime())
+    values = values_of(tab, mirror=Drawing(picture, ()), mask_file=file, feather=4, only_masked=True)
+    request = tab.read(values)
+    (recipe,), image, mask = request.recipes, request.image, request.mask
+    assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
+    assert (recipe.feather, recipe.only_masked) == (4, True)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 0, 5, 5), (0, 0, 101, 5), (0, 0, -1, 5), ("0", 0, 5, 5), (None,) * 4])
+def test_a_box_that_is_none_is_refused(box: tuple) -> None:
+    with pytest.raises(UserError, match="of the box must be"):
+        mask_tools.draw_box((64, 64), box)
+
+
+def test_masks_of_every_kind() -> None:
+    size = (64, 32)
+    strokes = Image.new("RGBA", size)
+    strokes.putpixel((5, 5), (0, 0, 0, 1))  # black, hardly seen
+    other = Image.new("RGBA", size)
+    other.putpixel((60, 30), (255, 255, 255, 255))
+    nothing = Drawing(b"", ())
+    both = Drawing(b"", (png(strokes), png(other)))
+    mask = mask_tools.build_mask(size, both, None, NO_BOX, False)
+    assert np.argwhere(np.asarray(mask)).tolist() == [[5, 5], [30, 60]]
+    assert mask_tools.build_mask(size, nothing, None, (0, 0, 100, 100), False).getextrema() == (255, 255)
+    assert np.argwhere(np.asarray(mask_tools.build_mask(size, nothing, None, (100, 100, 1, 1), False))).tolist() == [
+        [31, 63]
+    ]
+    with pytest.raises(UserError, match="Nothing to repaint"):
+        mask_tools.build_mask(size, nothing, None, NO_BOX, True)
+    with pytest.raises(UserError, match="mask is empty"):
+        mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
+    with pytest.raises(UserError, match="nothing is left to repaint"):
+        mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
+
+
+def test_one_pixel_is_one_cell() -> None:
+    runtime = fake_runtime()
+    picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
+    mask.putpixel((17, 40), 255)
+    recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
+    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
+
+
+# Image to image
+
+
+def test_what_the_model_will_see_follows_shape_and_fit(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    seen = part(page, IMAGE_TO_IMAGE, "seen")
+    expect(seen).to_be_hidden()
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    expect(seen).to_contain_text("What the model sees: 256 x 128")
+    part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
+    page.get_by_role("option", name="Square", exact=True).click()
+    expect(seen).to_contain_text("What the model sees: 256 x 256")
+    former = seen.locator("img").get_attribute("src")
+    part(page, IMAGE_TO_IMAGE, "fit").get_by_role("radio", name="Pad").check()
+    expect(seen.locator("img")).not_to_have_attribute("src", former)
+    corner = np.asarray(shown(page, seen).convert("RGB"))[:32]
+    assert corner.min() > 250  # white above the picture
+    set_seeds(page, IMAGE_TO_IMAGE, "3", 1)
+    run(page, IMAGE_TO_IMAGE)
+    expect_done(page, IMAGE_TO_IMAGE, 1)
+    assert pixels(page, IMAGE_TO_IMAGE)["seed 3"].shape == (256, 256, 3)
+
+
+def test_a_picture_keeps_its_shape_and_is_compared_with_the_result(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
+    run(page, IMAGE_TO_IMAGE)
+    expect_done(page, IMAGE_TO_IMAGE, 2)
+    made = pixels(page, IMAGE_TO_IMAGE)
+    assert made["seed 3"].shape == (128, 256, 3)
+    page.get_by_role("button", name="Before and after").click()
+    sides = part(page, IMAGE_TO_IMAGE, "compare").locator("img")
+    expect(sides).to_have_count(2)
+    assert (compared(page) == made["seed 3"]).all()
+    tiles(page, IMAGE_TO_IMAGE).nth(1).click()
+    expect(part(page, IMAGE_TO_IMAGE, "compare").locator("img[src*=seed-4]")).to_have_count(1)
+    assert (compared(page) == made["seed 4"]).all()
+
+
+def compared(page: Page) -> np.ndarray:
+    """The result in the slider: the side that is not the picture before it."""
+    sources = [img.get_attribute("src") for img in part(page, IMAGE_TO_IMAGE, "compare").locator("img").all()]
+    (result,) = [source for source in sources if "amused-seed" in source]
+    return np.asarray(Image.open(io.BytesIO(page.request.get(result).body())).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("shape", list(image_tab.SHAPES))
+@pytest.mark.parametrize("choice", [Choice("a", "", size=256, multiple=16), Choice("b", "", size=512, multiple=32)])
+def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
+    width, height = image_tab.sides(shape, choice.size, choice.multiple)
+    if shape != image_tab.OWN_SHAPE:
+        assert max(width, height) == choice.size
+        assert width % choice.multiple == height % choice.multiple == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (511, 513), (3000, 2000)])
+def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
+    runtime = fake_runtime()
+    picture = png(Image.new("RGB", size, "teal"))
+    tab = build_tab(image_tab.build, runtime)
+    request = tab.read(values_of(tab, image=picture))
+    (recipe,), image = request.recipes, request.image
+    assert image.size == size and recipe.image == digest(image)
+    sized = runtime.with_default_size(recipe, image)
+    assert max(sized.width, sized.height) == 256 and sized.width % 32 == sized.height % 32 == 0
+
+
+# Grid
+
+
+def open_grid(page: Page, task: str, across: str) -> Locator:
+    """Unfold it and choose an axis; gives the axis's values, once those that it offers are there.
+
+    Before, fields that have just come may still put their first value back over what is typed (Gradio 6.31).
+    """
+    unfold(page, task, "grid")
+    part(page, task, "across").get_by_role("combobox").click()
+    page.get_by_role("option", name=across, exact=True).click()
+    values = part(page, task, "across-values").get_by_role("textbox")
+    expect(values).to_have_value(grid_section.PLACEHOLDERS[across])
+    return values
+
+
+def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
+    told = part(page, TEXT_TO_IMAGE, "grid-told")
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    expect(told).to_contain_text("9 images")
+    values.fill("2, 4, 6")
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
+    expect(told).to_contain_text("6 images")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 6)
+    assert [tile.inner_text().strip() for tile in tiles(page, TEXT_TO_IMAGE).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
+    sheet = part(page, TEXT_TO_IMAGE, "sheet")
+    expect(sheet.locator("img")).to_be_visible()
+    image = shown(page, sheet)
+    assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
+    # Now that a run has shown the pace, the time is told too.
+    expect(told).to_contain_text(re.compile(r"6 images, about \d+ s"))
+
+
+def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("3")
+    axis = part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox")
+    axis.focus()
+    axis.press("Tab")
+    expect(values).to_be_focused()
+    axis.focus()
+    page.keyboard.type("ste")
+    page.keyboard.press("Tab")
+    expect(axis).to_have_value("guidance")
+    values.press("End")
+    page.keyboard.type(", 4")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def test_values_typed_before_the_server_answers_stay(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "temperature")
+    held: list[Route] = []
+    page.route("**/gradio_api/run/**", lambda request: held.append(request))
+    part(page, TEXT_TO_IMAGE, "across").get_by_role("combobox").fill("guid")
+    page.keyboard.press("Enter")
+    values.fill("3, 4")
+    for request in held:
+        request.continue_()
+    page.unroute("**/gradio_api/run/**")
+    expect_grid_of_two(page, values, "3, 4")
+
+
+def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
+    """Make it, and see that the values are those that were typed, before and after."""
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 images")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 2)
+    expect(values).to_have_value(typed)
+
+
+def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("four")
+    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("Give the values of guidance as numbers")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of guidance as numbers")
+    expect(part(page, TEXT_TO_IMAGE, "stop")).to_be_hidden()
+    expect(values).to_have_value("four")
+
+
+def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
+    open_grid(page, TEXT_TO_IMAGE, "guidance").fill("8, 9, 10, 11")
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("0-15")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    status = part(page, TEXT_TO_IMAGE, "status")
+    expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of \d+"))
+    part(page, TEXT_TO_IMAGE, "stop").click()
+    expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
+    kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
+    assert 2 <= kept < 64
+    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(kept)
+    expect(part(page, TEXT_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+
+
+def test_a_grid_of_strengths_in_image_to_image(page: Page, pictures: Path) -> None:
+    open_tab(page, "Image to image")
+    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    open_grid(page, IMAGE_TO_IMAGE, "strength").fill("0.3, 0.9")
+    part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
+    expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 images")
+    part(page, IMAGE_TO_IMAGE, "grid-make").click()
+    expect_done(page, IMAGE_TO_IMAGE, 2)
+    expect(part(page, IMAGE_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+
+
+# Examples
+
+
+def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
+    for name, task in (("Text to image", TEXT_TO_IMAGE), ("Image to image", IMAGE_TO_IMAGE), ("Inpaint", INPAINT)):
+        open_tab(page, name)
+        if task == INPAINT:
+            part(page, task, "drawing").locator("canvas").first.wait_for()
+        example = prompts.examples(task, "nouns", {})[1]
+        part(page, task, "examples").get_by_role("button", name=example.label).click()
+        expect(part(page, task, "prompt").get_by_role("textbox")).to_have_value(example.prompt)
+        expect(part(page, task, "seeds").get_by_role("textbox")).to_have_value(example.seeds)
+        if task == IMAGE_TO_IMAGE:
+            expect(part(page, task, "seen")).to_contain_text("256 x 256")
+        if task == INPAINT:
+            expect(part(page, task, "cells")).to_contain_text("of 256 cells")
+        run(page, task)
+        expect_done(page, task, 1)
+        assert list(pixels(page, task)) == [f"seed {example.seeds}"]
+
+
+def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
+    files: set[str] = set()
+    for task in (TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT):
+        examples = prompts.examples(task, "nouns", {})
+        assert len(examples) >= 2
+        for example in examples:
+            if task != TEXT_TO_IMAGE:
+                picture = load_image(prompts.FOLDER / example.image)
+                assert picture.size == (256, 256)
+                files.add(example.image)
+            if task == INPAINT:
+                assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()
+                files.add(example.mask)
+    assert sum((prompts.FOLDER / name).stat().st_size for name in files) < 300_000
+
+
+def test_the_published_models_bring_their_own_examples() -> None:
+    def first(task: str, model: str) -> tuple[str, str]:
+        example = prompts.examples(task, model, None)[0]
+        return example.prompt, example.seeds
+
+    assert first(TEXT_TO_IMAGE, "amused-256") == ("cowboy", "8")
+    assert first(TEXT_TO_IMAGE, "amused-512") == ("summer in the mountains", "2")
+    assert first(IMAGE_TO_IMAGE, "amused-256") == ("apple watercolor", "3")
+    assert first(IMAGE_TO_IMAGE, "amused-512") == ("winter mountains", "15")
+    assert first(INPAINT, "amused-256") == ("a man with glasses", "0-19")
+    assert first(INPAINT, "amused-512") == ("fall mountains", "0")
+
+
+# What is sent by people who mean it badly, or well with odd files
+
+
+def send_blob(editor: DrawingInput, name: str, kind: str, index: object, content: bytes) -> None:
+    """As the editor in the browser does after a change."""
+    piece = {"id": name, "type": kind, "index": index}
+    editor.accept_blobs(AcceptBlobs.model_construct(data=piece, files=[("file", content)]))
+
+
+def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    picture, stroke = png(Image.new("RGB", (8, 8), "teal")), Image.new("RGBA", (8, 8))
+    stroke.putpixel((3, 2), (255, 0, 0, 255))
+    send_blob(editor, "one", "layer", "0", png(stroke))
+    send_blob(editor, "one", "background", "null", picture)
+    send_blob(editor, "one", "composite", "null", b"nobody looks at this")
+    for component in (editor, DrawingMirror.of(editor), DrawingInput()):  # every tab has a copy of its own
+        drawing = component.preprocess(EditorData(id="one"))
+        assert drawing.image().getpixel((0, 0)) == (0, 128, 128)
+        assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "index", "content"),
+    [
+        ("n" * 41, "background", "null", b"x"),
+        ("much", "background", "null", bytes(MAX_PICTURE_BYTES + 1)),
+        ("deep", "layer", "1000000000", b"x"),
+        ("odd", "layer", "-1", b"x"),
+        ("odd", "layer", None, b"x"),
+        ("odd", "../etc", "0", b"x"),
+    ],
+)
+def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    send_blob(editor, name, kind, index, content)
+    assert not list(tmp_path.rglob("*.png"))
+    with pytest.raises(UserError, match="upload one first"):
+        DrawingMirror.of(editor).preprocess(EditorData(id=name)).image()
+
+
+def test_old_drawings_are_forgotten(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    editor = DrawingInput()
+    for number in range(UploadedDrawings.MAX_DRAWINGS + 1):
+        send_blob(editor, f"drawing {number}", "background", "null", b"x")
+    first, *_, last = (
+        editor.preprocess(EditorData(id=f"drawing {n}")) for n in range(UploadedDrawings.MAX_DRAWINGS + 1)
+    )
+    assert first.background is None and last.background is not None
+
+
+@pytest.fixture(scope="module")
+def image() -> image_tab.ImageTab:
+    return build_tab(image_tab.build, fake_runtime())
+
+
+@pytest.fixture(scope="module")
+def inpaint() -> inpaint_tab.InpaintTab:
+    return build_tab(inpaint_tab.build, fake_runtime())
+
+
+@pytest.mark.parametrize("name", list(odd_pictures()))
+def test_odd_images_are_accepted_by_both_tabs(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab, name: str
+) -> None:
+    content = odd_pictures()[name]
+    given = image.read(values_of(image, image=content, fit="pad")).image
+    everything = {"left": 0, "top": 0, "width": 100, "height": 100}
+    request = inpaint.read(values_of(inpaint, mirror=Drawing(content, ()), **everything))
+    assert given.mode == request.image.mode == "RGB" and given.size == request.image.size == request.mask.size
+    assert given.size == ((4, 8) if name == "turned" else (8, 8))
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_files_that_are_no_image_are_refused_in_a_sentence(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError) as refused:
+        image.read(values_of(image, image=file))
+    assert str(tmp_path) not in str(refused.value)
+    good = Drawing(png(Image.new("RGB", (64, 64))), ())
+    with pytest.raises(UserError):
+        inpaint.read(values_of(inpaint, mirror=Drawing(file, ())))
+    with pytest.raises(UserError):
+        inpaint.read(values_of(inpaint, mirror=good, mask_file=file))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e308, "12", None, [], 65])
+def test_a_feather_that_is_none_is_refused(inpaint: inpaint_tab.InpaintTab, value: object) -> None:
+    good = Drawing(png(Image.new("RGB", (64, 64))), ())
+    with pytest.raises(UserError, match="feather"):
+        inpaint.read(values_of(inpaint, mirror=good, width=50, height=50, feather=value))
+
+
+def test_without_an_image_and_without_a_mask_a_sentence_says_what_is_missing(
+    image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab
+) -> None:
+    with pytest.raises(UserError, match="There is no image yet"):
+        image.read(values_of(image))
+    with pytest.raises(UserError, match="There is no image yet"):
+        inpaint.read(values_of(inpaint))

@@ -1,0 +1,116 @@
+"""A new person's way through the page, in a real browser on the bundled checkpoint, its clicks counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from helpers.browser import (
+    PATIENCE,
+    expect_done,
+    kept,
+    open_tab,
+    paint_the_middle,
+    part,
+    pixels,
+    set_pictures,
+    tiles,
+)
+from playwright.sync_api import Browser, Locator, Page, expect
+
+TEXT, INPAINT = "text_to_image", "inpaint"
+MOST = 19  # clicks and strokes of the whole way; typing is not counted
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(params=SIZES)
+def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
+    width, height = SIZES[request.param]
+    scheme = "light" if request.param == "desk" else "dark"
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    page = context.new_page()
+    page.goto(f"{address}?__theme={scheme}")
+    part(page, TEXT, "run").wait_for()
+    yield page
+    context.close()
+
+
+class Person:
+    """Clicks, and counts how often."""
+
+    def __init__(self) -> None:
+        self.clicks = 0
+
+    def click(self, place: Locator) -> None:
+        place.click()
+        self.clicks += 1
+
+    def paint(self, page: Page, editor: Locator) -> None:
+        paint_the_middle(page, editor)
+        self.clicks += 1
+
+
+def assert_accessible(page: Page) -> None:
+    """axe finds nothing serious on the page as it is."""
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Page) -> None:
+    person = Person()
+    assert_accessible(page)
+
+    set_pictures(page, TEXT, 16)
+    person.click(part(page, TEXT, "run"))
+    expect_done(page, TEXT, 16)
+
+    for number, index in enumerate((2, 5), start=1):
+        person.click(tiles(page, TEXT).nth(index))
+        person.click(part(page, TEXT, "keep"))
+        expect(kept(page)).to_have_count(number)
+
+    person.click(part(page, TEXT, "more"))
+    person.click(part(page, TEXT, "vary"))
+    expect(tiles(page, TEXT)).to_have_count(20)
+    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+
+    person.click(tiles(page, TEXT).nth(16))
+    expect(part(page, TEXT, "facts")).to_contain_text("From seed")
+    person.click(part(page, TEXT, "touch"))
+    person.paint(page, part(page, TEXT, "strokes"))
+    assert_accessible(page)
+    person.click(part(page, TEXT, "retouch"))
+    expect(tiles(page, TEXT)).to_have_count(24)
+    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+
+    person.click(tiles(page, TEXT).nth(2))
+    person.click(part(page, TEXT, "to-inpaint"))
+    editor = part(page, INPAINT, "drawing")
+    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    person.paint(page, editor)
+    assert_accessible(page)
+    set_pictures(page, INPAINT, 1)
+    person.click(part(page, INPAINT, "run"))
+    expect_done(page, INPAINT, 1)
+
+    open_tab(page, "Text to image")  # the picture that is shared is the touched-up one
+    person.clicks += 1
+    person.click(tiles(page, TEXT).nth(20))
+    expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
+    person.click(part(page, TEXT, "copy-link"))
+    expect(part(page, TEXT, "copy-link")).to_have_text("Link copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+
+    page.goto("about:blank")
+    page.goto(link)
+    person.click(part(page, TEXT, "replay"))
+    expect(part(page, TEXT, "status")).to_contain_text("The same image, bit for bit.")
+    assert_accessible(page)
+    assert np.ptp(next(iter(pixels(page, TEXT).values()))) > 0
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert person.clicks <= MOST

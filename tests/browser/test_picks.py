@@ -1,0 +1,461 @@
+"""From a picture to the one that is kept, in a real browser: pick, vary, touch up, keep, compare, download.
+
+And that what a picture says of itself makes the same picture again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from fake import Turnstile, fake_runtime, sampled
+from helpers.browser import (
+    expect_done,
+    kept,
+    open_page,
+    open_tab,
+    paint_the_middle,
+    part,
+    pixels,
+    run,
+    set_seeds,
+    tiles,
+)
+from helpers.serve import serve
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from amused.generation.images import digest
+from amused.recipe.links import Shared, from_query, to_query
+from amused.recipe.metadata import from_json, from_png
+from amused.recipe.recipe import TOUCH_UP, VARY, Recipe
+from amused.serving.jobs import Result
+from amused.serving.runtime import Runtime
+from amused.ui.gallery_actions import derive_recipe
+from amused.ui.page import build_page
+
+TEXT = "text_to_image"
+
+
+@pytest.fixture(scope="module")
+def turnstile() -> Turnstile:
+    return Turnstile()
+
+
+@pytest.fixture(scope="module")
+def runtime(turnstile: Turnstile) -> Runtime:
+    return fake_runtime(before_step=turnstile)
+
+
+@pytest.fixture(scope="module")
+def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(runtime, tmp_path_factory.mktemp("cache")) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 1280, 900)
+
+
+# What a visitor does and sees
+
+
+def make(page: Page, task: str, seeds: str, count: int) -> None:
+    set_seeds(page, task, seeds, count)
+    run(page, task)
+    expect_done(page, task, count)
+
+
+def pick(page: Page, task: str, index: int) -> str:
+    """Click a picture; gives its caption."""
+    tile = tiles(page, task).nth(index)
+    caption = tile.inner_text().strip()
+    tile.click()
+    expect(part(page, task, "facts")).to_contain_text(caption.replace("seed", "Seed"))
+    return caption
+
+
+def vary(page: Page, task: str, share: float, count: int) -> None:
+    part(page, task, "more").click()
+    part(page, task, "share").get_by_role("spinbutton").fill(str(share))
+    part(page, task, "variants").get_by_role("spinbutton").fill(str(count))
+    part(page, task, "vary").click()
+
+
+def touch_up(page: Page, task: str, count: int, prompt: str | None = None) -> None:
+    part(page, task, "touch").click()
+    expect(part(page, task, "wish").get_by_role("textbox")).not_to_have_value("")
+    paint_the_middle(page, part(page, task, "strokes"))
+    if prompt is not None:
+        part(page, task, "wish").get_by_role("textbox").fill(prompt)
+    part(page, task, "attempts").get_by_role("spinbutton").fill(str(count))
+    part(page, task, "retouch").click()
+
+
+def keep(page: Page, task: str, count: int) -> None:
+    part(page, task, "keep").click()
+    expect(kept(page)).to_have_count(count)
+
+
+def downloaded(page: Page, button: str) -> tuple[str, bytes]:
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def files(page: Page, task: str) -> list[Image.Image]:
+    sources = [tile.locator("img").get_attribute("src") for tile in tiles(page, task).all()]
+    return [Image.open(io.BytesIO(page.request.get(source).body())) for source in sources]
+
+
+def replay(runtime: Runtime, shared: Shared, *given: Image.Image) -> str:
+    (event,) = (event for event in sampled(runtime, shared.recipe, *given) if isinstance(event, Result))
+    return digest(event.image.convert("RGB"))
+
+
+def fresh(runtime: Runtime) -> Runtime:
+    """One that remembers nothing of what was made."""
+    return Runtime(runtime.models, runtime._load, default=runtime.default)
+
+
+# The journey
+
+
+def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
+    make(page, TEXT, "8", 2)
+    pick(page, TEXT, 0)
+    expect(part(page, TEXT, "facts")).to_contain_text("Guidance")
+    keep(page, TEXT, 1)
+
+    vary(page, TEXT, 0.3, 2)
+    expect(tiles(page, TEXT)).to_have_count(4)
+    expect(part(page, TEXT, "status")).to_contain_text("2 images in")
+    pick(page, TEXT, 3)
+    expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
+    first, _, varied, _ = (np.asarray(file) for file in files(page, TEXT))
+    assert (varied != first).any()
+
+    touch_up(page, TEXT, 1)
+    expect(tiles(page, TEXT)).to_have_count(5)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    pick(page, TEXT, 4)
+    expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
+    keep(page, TEXT, 2)
+
+    page.locator("#tray-compare").click()
+    expect(page.locator("#tray-slider img").first).to_be_visible()
+
+    name, content = downloaded(page, "#tray-zip")
+    assert name.endswith(".zip")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        rows = json.loads(archive.read("manifest.json"))
+        assert [row["task"] for row in rows] == ["text_to_image", "touch_up"]
+        for row in rows:
+            image = Image.open(io.BytesIO(archive.read(row["file"])))
+            assert digest(image) == row["digest"] == from_png(image).digest
+            assert from_png(image).recipe == from_json({k: v for k, v in row.items() if k != "file"}).recipe
+
+    name, content = downloaded(page, "#tray-sheet")
+    labelled = Image.open(io.BytesIO(content))
+    assert name.endswith(".png") and labelled.width > 2 * image.width and labelled.height > image.height
+
+
+def test_every_picture_is_made_again_by_what_it_says_of_itself(page: Page, runtime: Runtime) -> None:
+    make(page, TEXT, "8", 1)
+    pick(page, TEXT, 0)
+    vary(page, TEXT, 0.5, 1)
+    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    pick(page, TEXT, 1)
+    touch_up(page, TEXT, 1, prompt="a pixel art character with square red glasses")
+    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    images = files(page, TEXT)
+    assert [from_png(image).recipe.task for image in images] == ["text_to_image", "vary", "touch_up"]
+    again = fresh(runtime)
+    for image in images:
+        said = from_png(image)
+        assert said.digest == digest(image)
+        by_link = from_query(to_query(said.recipe, said.digest))
+        assert by_link.recipe == said.recipe and by_link.digest == said.digest
+        assert replay(again, by_link) == said.digest
+
+
+def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtime) -> None:
+    make(page, TEXT, "20", 1)
+    pick(page, TEXT, 0)
+    touch_up(page, TEXT, 2, prompt="a pixel art character on a warm background")
+    expect(tiles(page, TEXT)).to_have_count(3)
+    recipe = from_png(files(page, TEXT)[1]).recipe
+    assert set(recipe.cells) >= {7 * 16 + 8, 8 * 16 + 7} and len(recipe.cells) < 64
+    assert recipe.prompt == "a pixel art character on a warm background"
+    *_, before = sampled(runtime, recipe.parent)
+    *_, after = sampled(runtime, recipe)
+    changed = np.flatnonzero((np.asarray(before.tokens) != np.asarray(after.tokens)).ravel())
+    assert set(changed.tolist()) <= set(recipe.cells)
+
+
+def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: Path) -> None:
+    task = "image_to_image"
+    open_tab(page, "Image to image")
+    part(page, task, "picture").locator("input[type=file]").set_input_files(picture)
+    expect(part(page, task, "picture").locator("img")).to_be_visible()
+    make(page, task, "5", 1)
+    pick(page, task, 0)
+    vary(page, task, 0.3, 1)
+    expect(tiles(page, task)).to_have_count(2)
+    expect(part(page, task, "status")).to_contain_text("1 image in")
+    given = Image.open(picture)
+    for image in files(page, task):
+        said = from_png(image)
+        assert replay(fresh(runtime), said, given) == said.digest == digest(image)
+
+
+@pytest.mark.parametrize("composite", [True, False])
+def test_a_variation_is_composited_as_its_parent_was(composite: bool) -> None:
+    parent = Recipe("inpaint", "a", (1,), composite=composite, adapter="dusk", adapter_strength=0.5, crop=(1, 2))
+    for recipe in (derive_recipe(parent, VARY, 2, share=0.5), derive_recipe(parent, TOUCH_UP, 2, cells=(1,))):
+        assert (recipe.composite, recipe.adapter, recipe.adapter_strength) == (composite, "dusk", 0.5)
+        assert (recipe.crop, recipe.prompt, recipe.parent, len(recipe.seeds)) == ((1, 2), "a", parent, 2)
+
+
+# Links
+
+
+def copied_link(page: Page, task: str) -> str:
+    expect(part(page, task, "copy-link")).to_have_text("Copy link")
+    part(page, task, "copy-link").click()
+    expect(part(page, task, "copy-link")).to_have_text("Link copied")
+    return page.evaluate("navigator.clipboard.readText()")
+
+
+def shared_by(link: str) -> Shared:
+    return from_query(urlsplit(link).query)
+
+
+@pytest.mark.parametrize(
+    ("task", "tab"), [(TEXT, "Text to image"), ("image_to_image", "Image to image"), ("inpaint", "Inpaint")]
+)
+def test_every_pick_has_a_link_of_its_own(page: Page, picture: Path, task: str, tab: str) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    open_tab(page, tab)
+    if task == "image_to_image":
+        part(page, task, "picture").locator("input[type=file]").set_input_files(picture)
+        expect(part(page, task, "picture").locator("img")).to_be_visible()
+    elif task == "inpaint":
+        part(page, task, "drawing").locator("canvas").first.wait_for()
+        part(page, task, "drawing").locator("input[type=file]").first.set_input_files(picture)
+        expect(part(page, task, "drawing").get_by_text("Upload an image")).to_be_hidden()
+        paint_the_middle(page, part(page, task, "drawing"))
+    make(page, task, "40", 3)
+    made = [digest(image) for image in files(page, task)]
+    for index in range(3):
+        pick(page, task, index)
+        shared = shared_by(copied_link(page, task))
+        assert shared.recipe.seeds == (40 + index,) and shared.digest == made[index]
+    make(page, task, "50", 2)
+    pick(page, task, 1)
+    assert shared_by(copied_link(page, task)).recipe.seeds == (51,)
+
+
+def test_a_kept_picture_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    make(page, TEXT, "40", 2)
+    pick(page, TEXT, 0)
+    keep(page, TEXT, 1)
+    pick(page, TEXT, 1)
+    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (41,)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (40,)
+
+
+def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_pick(page: Page) -> None:
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
+    make(page, TEXT, "40", 2)
+    shown = part(page, TEXT, "link").locator("input, textarea")
+    for index in range(2):
+        pick(page, TEXT, index)
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy link")
+        expect(shown).to_be_hidden()
+        part(page, TEXT, "copy-link").click()
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy it from below")
+        expect(shown).to_be_visible()
+        assert shared_by(shown.input_value()).recipe.seeds == (40 + index,)
+
+
+def test_nothing_waits_for_the_change_of_a_state(runtime: Runtime) -> None:
+    """Gradio's browser code does not hear of it when the event that changed the state is one with `queue=False`."""
+    page = build_page(runtime)
+    changed = [target for event in page.fns.values() for target, name in event.targets if name == "change"]
+    assert changed and not [target for target in changed if page.blocks[target].stateful]
+
+
+# The seed, and the other tabs
+
+
+def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
+    make(page, TEXT, "30-31", 2)
+    pick(page, TEXT, 1)
+    part(page, TEXT, "random").get_by_role("checkbox").check()
+    page.get_by_role("button", name="Use this seed", exact=True).click()
+    expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
+    expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
+    expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
+    expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
+
+
+def test_a_picture_is_sent_to_image_to_image(page: Page) -> None:
+    part(page, TEXT, "prompt").get_by_role("textbox").fill("a pixel art character on a sky background")
+    make(page, TEXT, "8", 1)
+    pick(page, TEXT, 0)
+    part(page, TEXT, "to-image").click()
+    expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
+    box = part(page, "image_to_image", "prompt").get_by_role("textbox")
+    expect(box).to_have_value("a pixel art character on a sky background")
+    make(page, "image_to_image", "2", 1)
+    assert list(pixels(page, "image_to_image")) == ["seed 2"]
+
+
+def test_a_picture_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
+    make(page, TEXT, "8", 1)
+    before = pixels(page, TEXT)["seed 8"]
+    pick(page, TEXT, 0)
+    part(page, TEXT, "to-inpaint").click()
+    editor = part(page, "inpaint", "drawing")
+    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    paint_the_middle(page, editor)
+    make(page, "inpaint", "3", 1)
+    changed = (pixels(page, "inpaint")["seed 3"] != before).any(-1)
+    assert changed[120:136, 120:136].any()
+    assert not changed[:64].any() and not changed[-64:].any()
+
+
+# The tray
+
+
+def test_the_tray_discards_and_brings_back(page: Page) -> None:
+    expect(page.locator("#tray")).to_be_hidden()
+    make(page, TEXT, "40", 3)
+    for index in range(3):
+        pick(page, TEXT, index)
+        keep(page, TEXT, index + 1)
+    part(page, TEXT, "keep").click()
+    expect(part(page, TEXT, "note")).to_contain_text("Kept")
+    expect(kept(page)).to_have_count(3)
+
+    kept(page).nth(1).click()
+    expect(page.locator("#tray-note")).to_contain_text("seed 41")
+    page.locator("#tray-discard").click()
+    expect(kept(page)).to_have_count(2)
+    assert [tile.inner_text().strip() for tile in kept(page).all()] == ["seed 40", "seed 42"]
+    page.locator("#tray-undo").click()
+    expect(kept(page)).to_have_count(3)
+    assert [tile.inner_text().strip() for tile in kept(page).all()] == ["seed 40", "seed 41", "seed 42"]
+    expect(page.locator("#tray-undo")).to_be_hidden()
+
+
+def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
+    make(page, TEXT, "40", 1)
+    pick(page, TEXT, 0)
+    keep(page, TEXT, 1)
+    page.locator("#tray-discard").click()
+    expect(page.locator("#tray-note")).to_contain_text("No images kept")
+    for name in ("open", "compare", "discard", "single", "zip", "sheet"):
+        expect(page.locator(f"#tray-{name}")).to_be_hidden()
+    page.locator("#tray-undo").click()
+    expect(kept(page)).to_have_count(1)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+
+
+def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:
+    make(page, TEXT, "40", 1)
+    pick(page, TEXT, 0)
+    keep(page, TEXT, 1)
+    make(page, TEXT, "50", 1)
+    pick(page, TEXT, 0)
+    open_tab(page, "Inpaint")
+    expect(kept(page)).to_have_count(1)
+    page.locator("#tray-open").click()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+
+
+def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
+    make(page, TEXT, "40", 1)
+    pick(page, TEXT, 0)
+    keep(page, TEXT, 1)
+    name, content = downloaded(page, "#tray-single")
+    assert name == "amused-seed-40.png"
+    assert from_png(Image.open(io.BytesIO(content))).recipe.seeds == (40,)
+    page.locator("#tray-tagged").get_by_role("checkbox").uncheck()
+    _, content = downloaded(page, "#tray-single")
+    assert Image.open(io.BytesIO(content)).info == {}
+    make(page, TEXT, "41", 1)
+    assert all(image.info == {} for image in files(page, TEXT))
+
+
+# Runs
+
+
+def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turnstile: Turnstile) -> None:
+    turnstile.open.clear()
+    try:
+        set_seeds(page, TEXT, "60", 2)
+        run(page, TEXT)
+        expect(part(page, TEXT, "status")).to_contain_text("Starting")
+        set_seeds(page, TEXT, "70", 1)
+        run(page, TEXT)
+        expect(part(page, TEXT, "status")).to_contain_text("Waiting")
+    finally:
+        turnstile.open.set()
+    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    assert list(pixels(page, TEXT)) == ["seed 60", "seed 61", "seed 70"]
+    set_seeds(page, TEXT, "80", 1)
+    run(page, TEXT)
+    expect(tiles(page, TEXT)).to_have_count(1)
+
+
+def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None:
+    status = part(page, TEXT, "status")
+    turnstile.open.clear()
+    try:
+        set_seeds(page, TEXT, "60", 2)
+        run(page, TEXT)
+        expect(status).to_contain_text("Starting")
+        set_seeds(page, TEXT, "70", 1)
+        run(page, TEXT)
+        expect(status).to_contain_text("Waiting")
+        part(page, TEXT, "stop").click()
+        expect(status).to_contain_text("Stopping")
+    finally:
+        turnstile.open.set()
+    expect(status).to_contain_text("Stopped. 1 waiting run dropped")
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+    expect(tiles(page, TEXT)).to_have_count(0)
+    make(page, TEXT, "80", 1)
+    assert list(pixels(page, TEXT)) == ["seed 80"]
+
+
+def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
+    make(page, TEXT, "8", 2)
+    pick(page, TEXT, 0)
+    touch_up(page, TEXT, 1)
+    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    pick(page, TEXT, 1)
+    expect(part(page, TEXT, "touching")).to_be_hidden()
+    part(page, TEXT, "touch").click()
+    expect(part(page, TEXT, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
+    part(page, TEXT, "retouch").click()
+    expect(part(page, TEXT, "status")).to_contain_text("Nothing to repaint")
+    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(part(page, TEXT, "stop")).to_be_hidden()

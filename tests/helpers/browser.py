@@ -1,0 +1,87 @@
+"""What a visitor does on the page and sees there, through Playwright."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+PATIENCE = 30_000  # milliseconds: a busy machine with two cores
+
+
+def open_page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": width, "height": height})
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    page = context.new_page()
+    page.goto(address)
+    part(page, "text_to_image", "run").wait_for()
+    yield page
+    context.close()
+
+
+def part(page: Page, task: str, name: str) -> Locator:
+    return page.locator(f"#{task}-{name}")
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def set_pictures(page: Page, task: str, count: int) -> None:
+    part(page, task, "count").get_by_role("spinbutton").fill(str(count))
+
+
+def set_seeds(page: Page, task: str, seeds: str, count: int) -> None:
+    set_pictures(page, task, count)
+    part(page, task, "random").get_by_role("checkbox").uncheck()
+    box = part(page, task, "seeds").get_by_role("textbox")
+    expect(box).to_be_editable()
+    box.fill(seeds)
+
+
+def run(page: Page, task: str) -> None:
+    part(page, task, "run").click()
+
+
+def expect_done(page: Page, task: str, count: int) -> None:
+    noun = "image" if count == 1 else "images"
+    expect(part(page, task, "status")).to_contain_text(f"{count} {noun} in")
+    expect(tiles(page, task)).to_have_count(count)
+
+
+def tiles(page: Page, task: str) -> Locator:
+    return part(page, task, "gallery").locator(".thumbnail-item")
+
+
+def pixels(page: Page, task: str) -> dict[str, np.ndarray]:
+    """Every finished image by its caption, as it is downloaded."""
+    found = {}
+    for tile in tiles(page, task).all():
+        source = tile.locator("img").get_attribute("src")
+        image = Image.open(io.BytesIO(page.request.get(source).body()))
+        assert image.format == "PNG"
+        found[tile.inner_text().strip()] = np.asarray(image.convert("RGB")).astype(int)
+    return found
+
+
+def kept(page: Page) -> Locator:
+    return page.locator("#tray-gallery .thumbnail-item")
+
+
+def paint_the_middle(page: Page, editor: Locator) -> None:
+    expect(editor.get_by_role("button", name="Undo")).to_be_attached()
+    canvas = editor.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(middle[0] - 30, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 30, middle[1], steps=6)
+    page.mouse.up()
+    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()

@@ -1,0 +1,34 @@
+"""A tab of the page without a browser: its components, and the values that a handler gets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from amused.serving.runtime import Runtime
+from amused.ui.drawing import Drawing, DrawingMirror
+from amused.ui.events import Values
+from amused.ui.results import TabState
+from amused.ui.tab import Tab
+
+AnyTab = TypeVar("AnyTab", bound=Tab)
+
+SETTINGS = {"prompt": "a fox", "count": 1, "random_seeds": False}
+
+
+def build_tab(build: Callable[[Runtime], AnyTab], runtime: Runtime) -> AnyTab:
+    with gr.Blocks(), gr.Tabs():
+        return build(runtime)
+
+
+def values_of(tab: Tab, state: TabState | None = None, **changes: Any) -> Values:
+    """What a tab holds when the page opens, but for `changes`, by the names of fields of Settings or of the tab."""
+    own = {field.name: getattr(tab, field.name) for field in fields(tab) if hasattr(getattr(tab, field.name), "value")}
+    named = {**own, **tab.settings.components()}
+    values = {component: component.value for component in named.values()}
+    values |= {component: Drawing(None, ()) for component in own.values() if isinstance(component, DrawingMirror)}
+    values |= {tab.result.state: state or TabState(), tab.result.write_metadata: True}
+    return values | {named[name]: value for name, value in (SETTINGS | changes).items()}

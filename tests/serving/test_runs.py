@@ -1,0 +1,282 @@
+"""The runs of one tab: one after the other, stopped, abandoned, refused, and what a failure leaves."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+from fake import FakeModel, fake_runtime, numbers
+from helpers.tabs import build_tab, values_of
+
+from amused.errors import UserError
+from amused.recipe.recipe import Recipe
+from amused.serving.runtime import Choice, Runtime
+from amused.serving.scheduler import MAX_WAITING_RUNS
+from amused.ui import results
+from amused.ui.events import Updates
+from amused.ui.results import (
+    FAILED,
+    OUT_OF_MEMORY,
+    GalleryState,
+    RunAction,
+    TabState,
+    explain,
+    show_end,
+    stop_runs,
+    stream_run,
+)
+from amused.ui.tabs import text
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+class Visitor:
+    """One browser tab, with the page's text tab in it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.tab = build_tab(text.build, runtime)
+        self.state = TabState()
+
+    @property
+    def gallery(self) -> GalleryState:
+        return self.state.gallery
+
+    @property
+    def seeds(self) -> list[int]:
+        return [image.seed for image in self.gallery.images]
+
+    def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
+        self.state.request()
+        action = RunAction(read=self.tab.read, inputs=self.tab.inputs, shows_seeds=True)
+        action = replace(action, **{name: changes.pop(name) for name in ("append", "remark") if name in changes})
+        values = values_of(self.tab, self.state, seeds=str(first), count=count, steps=2, **changes)
+        return stream_run(self.runtime, self.tab, action, values)
+
+    def stop(self) -> None:
+        stop_runs(self.runtime, self.state)
+
+    def status(self, update: Updates) -> str:
+        return str(update.get(self.tab.result.status, ""))
+
+    def until_first_image(self, running: Iterator[Updates]) -> None:
+        while not self.gallery.num_done:
+            next(running)
+
+
+def is_nothing(update: Updates) -> bool:
+    return update == gr.skip()
+
+
+def finish(running: Iterator[Updates]) -> None:
+    for _ in running:
+        pass
+
+
+def test_a_second_run_waits_for_the_first_and_adds_to_its_images() -> None:
+    visitor = Visitor(fake_runtime())
+    first = visitor.start(10, 2)
+    next(first)
+    second = visitor.start(20)
+    assert is_nothing(next(second)) and is_nothing(next(second))  # the status is that of the first
+    finish(first)
+    assert visitor.seeds == [10, 11]
+    finish(second)
+    assert visitor.seeds == [10, 11, 20] and visitor.gallery.note.startswith("1 image in")
+    finish(visitor.start(30))
+    assert visitor.seeds == [30]
+
+
+def test_another_visitor_is_told_how_many_are_ahead_and_takes_turns() -> None:
+    runtime = fake_runtime()
+    one, other = Visitor(runtime), Visitor(runtime)
+    sweep = one.start(100, 64)
+    while "step 1 of 2" not in one.status(next(sweep)):
+        pass  # until it is at work
+    single = other.start(1)
+    statuses = [other.status(next(single)) for _ in range(2)]
+    assert "Starting" in statuses[0] and "Queued: 1 ahead of you" in statuses[1]
+    while "Queued: 1 ahead of you" not in one.status(next(sweep)):
+        pass  # until its first image is done
+    finish(single)
+    assert other.gallery.num_done == 1
+    sweep.close()
+    # Of the sweep's 64 the first, and the next if it was quick.
+    assert numbers(runtime)["amused_pictures_total"] <= 1 + 2
+
+
+@pytest.mark.parametrize("which_ends_first", [0, 1])
+def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first: int) -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    first, second = visitor.start(10, 64), visitor.start(20)
+    visitor.until_first_image(first)
+    assert visitor.seeds == [10]
+    next(second)
+    requested = visitor.start(30)  # the server has yet to hear of this one
+    visitor.stop()
+    note = "Stopped after 1 of 64. Cancelled 2 queued runs"
+    for running in (first, second) if which_ends_first == 0 else (second, first):
+        updates = list(running)
+        assert running is first or all(is_nothing(update) for update in updates)
+        assert visitor.gallery.note == (note if running is first or which_ends_first == 0 else "")
+    assert all(is_nothing(update) for update in requested)
+    assert visitor.seeds == [10] and visitor.gallery.note == note
+    assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
+    finish(visitor.start(40))
+    assert visitor.seeds == [40]
+
+
+def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
+    visitor = Visitor(fake_runtime())
+    first, second = visitor.start(10, 64), visitor.start(20)
+    next(first)
+    next(second)
+    visitor.stop()
+    third = visitor.start(30)
+    assert is_nothing(next(third))
+    finish(first)
+    assert visitor.gallery.note == "Stopped. Cancelled 1 queued run"
+    assert all(is_nothing(update) for update in second)
+    finish(third)
+    assert visitor.gallery.note.startswith("1 image in") and visitor.seeds == [30]
+
+
+def test_a_request_whose_run_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Gradio's own queue is full."""
+    visitor = Visitor(fake_runtime())
+    visitor.state.request()
+    visitor.stop()
+    monkeypatch.setattr(results, "REQUEST_TIMEOUT", 0.0)
+    finish(visitor.start(10))
+    assert visitor.seeds == [10]
+
+
+def test_stop_leaves_other_tabs_alone() -> None:
+    runtime = fake_runtime()
+    visitor, other = Visitor(runtime), Visitor(runtime)
+    stopped, kept = visitor.start(10, 64), other.start(20)
+    next(stopped)
+    next(kept)
+    visitor.stop()
+    finish(stopped)
+    finish(kept)
+    assert visitor.gallery.note == "Stopped" and other.gallery.num_done == 1
+
+
+def test_stop_before_the_run_began() -> None:
+    visitor = Visitor(fake_runtime())
+    first = visitor.start(10)
+    visitor.stop()
+    finish(first)
+    assert visitor.gallery.note == "Stopped"
+    finish(visitor.start(20))
+    assert visitor.gallery.num_done == 1
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_abandoned_run_leaves_the_tab_to_the_next(which: int) -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    runs = [visitor.start(10, 64), visitor.start(20)]
+    for run in runs:
+        next(run)
+    runs[which].close()
+    if which == 0:
+        finish(runs[1])
+        assert visitor.gallery.num_done == 1
+    else:
+        visitor.stop()
+        finish(runs[0])
+    assert not visitor.state.num_runs and numbers(runtime)["amused_runs"] == 0
+
+
+def test_no_more_than_a_few_runs_of_a_tab_wait() -> None:
+    visitor = Visitor(fake_runtime())
+    runs = [visitor.start(10 * index) for index in range(MAX_WAITING_RUNS + 1)]
+    for run in runs:
+        next(run)
+    with pytest.raises(gr.Error, match="of your runs are waiting already"):
+        next(visitor.start(900))
+    for run in runs:
+        finish(run)
+    assert len(visitor.seeds) == len(runs)
+
+
+def test_an_action_can_append_and_remark_on_what_it_made() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(visitor.start(10, 2))
+    seen: list[int] = []
+
+    def remark(values: Any, images: Any) -> str:
+        seen.extend(image.seed for image in images)
+        return "The same image."
+
+    finish(visitor.start(20, append=True, remark=remark))
+    assert visitor.seeds == [10, 11, 20] and seen == [20]
+    assert visitor.gallery.note.startswith("The same image. 1 image in")
+
+
+@pytest.mark.parametrize("is_random", [True, False])
+def test_random_seeds_are_shown_and_typed_ones_stay(is_random: bool) -> None:
+    visitor = Visitor(fake_runtime())
+    shown = [
+        update[visitor.tab.settings.seeds]
+        for update in visitor.start(10, 3, random_seeds=is_random)
+        if visitor.tab.settings.seeds in update
+    ]
+    assert shown == ([str(visitor.seeds[0])] if is_random else [])
+
+
+def test_the_end_is_shown_unless_the_next_run_goes_on() -> None:
+    visitor = Visitor(fake_runtime())
+    values = values_of(visitor.tab, visitor.state)
+    finish(visitor.start(10))
+    view = visitor.tab.result
+    shown = show_end(view, values)
+    assert "1 image in" in shown[view.status] and len(shown[view.gallery].value) == 1 and not shown[view.stop].visible
+    second = visitor.start(20)
+    assert show_end(view, values)[view.stop].visible
+    next(second)
+    assert is_nothing(show_end(view, values))
+
+
+def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> None:
+    held: list[weakref.ref] = []
+
+    class Failing(FakeModel):
+        def generate(self, recipe: Recipe, *given: Any) -> Any:
+            yield from super().generate(recipe.with_seeds(recipe.seeds[:1]), *given)
+            tensors = np.zeros(1000)
+            held.append(weakref.ref(tensors))
+            raise MemoryError
+
+    runtime = Runtime([Choice("nouns", "")], lambda name, tell: Failing(name), default="nouns")
+    visitor = Visitor(runtime)
+    with pytest.raises(gr.Error) as failure:
+        finish(visitor.start(10, 3))
+    assert failure.value.message == OUT_OF_MEMORY and failure.value.__context__ is None
+    assert visitor.gallery.note == OUT_OF_MEMORY and visitor.seeds == [10]
+    assert held[0]() is None
+    assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("Do this."), "Do this."),
+        (MemoryError(), OUT_OF_MEMORY),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"), OUT_OF_MEMORY),
+        (gr.Error("OutOfMemoryError"), OUT_OF_MEMORY),
+        (gr.Error("You have used up your time on the GPU."), "You have used up your time on the GPU."),
+        (KeyError("/home/someone/.cache/token"), FAILED),
+    ],
+)
+def test_errors_are_told_without_what_nobody_needs_to_know(error: Exception, sentence: str) -> None:
+    assert explain(error) == sentence

@@ -1,0 +1,146 @@
+"""The bundled checkpoint as a person meets it, and the data that it was made from."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.reference import Reference, results
+from PIL import Image
+
+import amused
+from amused.checkpoints.catalog import BUNDLED
+from amused.model.text import is_truncated, tokenize
+from amused.training.nouns.data import (
+    BACKGROUNDS,
+    NO_ACCESSORY,
+    Noun,
+    Nouns,
+    Vocabulary,
+    all_traits,
+    caption,
+    decode_run_lengths,
+    held_out,
+    varied_caption,
+)
+
+FOLDER = BUNDLED / "nouns"
+
+
+@pytest.fixture(scope="module")
+def model() -> amused.Amused:
+    return amused.load("nouns", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def known(model) -> Vocabulary:
+    return Vocabulary(**model.traits)
+
+
+def test_is_small_and_safe() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size < 10_000_000 for path in files)
+    assert sum(path.stat().st_size for path in files) < 20_000_000
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md"}
+
+
+def test_knows_enough_traits(known) -> None:
+    assert len(known.heads) >= 24 and len(known.glasses) >= 12 and len(known.bodies) >= 12
+    assert (
+        len(known.backgrounds) >= 6 and known.backgrounds["cool"] == "d5d7e1" and known.backgrounds["warm"] == "e1d7d5"
+    )
+
+
+def test_each_word_of_a_caption_is_one_token(model, known) -> None:
+    tokenizer = model.checkpoint.load_tokenizer()
+    for noun in known.evaluation(50):
+        words = caption(noun).replace("-", " - ").replace(",", " ,").split()
+        ids = tokenize(tokenizer, [caption(noun)])[0].tolist()
+        assert ids.index(tokenizer.eos_token_id) == len(words) + 1 and not is_truncated(tokenizer, caption(noun))
+
+
+def test_gives_the_background_that_was_asked_for(model, known) -> None:
+    for seed, (name, colour) in enumerate(known.backgrounds.items()):
+        noun = Noun(name, known.bodies[0], NO_ACCESSORY, known.heads[seed], known.glasses[seed])
+        (image,) = model.text_to_image(caption(noun), seeds=[seed])
+        corner = np.asarray(image.crop((8, 8, 56, 56)), dtype=float).reshape(-1, 3)
+        seen = np.median(corner, axis=0)
+        colours = {key: np.array(list(bytes.fromhex(value))) for key, value in known.backgrounds.items()}
+        assert min(colours, key=lambda key: np.abs(colours[key] - seen).sum()) == name, (seen, colour)
+
+
+def test_diffusers_reads_it_and_gives_the_same_tokens(model) -> None:
+    reference = Reference(FOLDER)
+    for result in results(model, "text_to_image", seeds=[8, 9], steps=6):
+        assert torch.equal(result.tokens, reference.tokens("text_to_image", result.seed, num_inference_steps=6))
+
+
+def test_a_patch_is_the_same_token_wherever_it_stands(model) -> None:
+    """So that inpainting keeps all tokens but those of the mask."""
+    rng = np.random.default_rng(0)
+    art = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+    before = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    art[10:12, 20:22] = 255 - art[10:12, 20:22]
+    after = model.encode(Image.fromarray(art).resize((256, 256), Image.Resampling.NEAREST))
+    assert (before != after).nonzero().tolist() == [[5, 10]]
+
+
+# The data.
+
+
+@pytest.fixture(scope="module")
+def nouns() -> Nouns:
+    """A made-up set of traits in the package's form: one dot of colour each."""
+
+    def image(name: str, row: int) -> dict[str, str]:
+        return {"filename": name, "data": "0x00" + bytes([row, 5, row + 1, 3, 2, 1]).hex()}
+
+    return Nouns(
+        {
+            "palette": ["", "ff0000", "00ff00"],
+            "images": {
+                "bodies": [image("body-orange", 20), image("body-red", 21)],
+                "accessories": [{"filename": NO_ACCESSORY, "data": "0x0000000000"}, image("accessory-heart", 25)],
+                "heads": [image(f"head-h{i}", 3 + i % 8) for i in range(30)],
+                "glasses": [image(f"glasses-square-g{i}", 11 + i % 5) for i in range(10)],
+            },
+        }
+    )
+
+
+def test_decodes_run_lengths() -> None:
+    art = decode_run_lengths("0x00" + bytes([4, 8, 6, 5, 2, 7, 1, 0, 3, 9]).hex())
+    assert art[4:6, 5:8].tolist() == [[7, 7, 0], [9, 9, 9]] and np.count_nonzero(art) == 5
+
+
+def test_composes_layers_over_the_background(nouns) -> None:
+    art = nouns.render(Noun("dark", "body-orange", NO_ACCESSORY, "head-h0", "glasses-square-g0"))
+    assert art[0, 0].tolist() == list(bytes.fromhex(BACKGROUNDS["dark"]))
+    assert art[20, 3].tolist() == art[3, 4].tolist() == art[11, 3].tolist() == [255, 0, 0]
+
+
+def test_captions() -> None:
+    noun = Noun("dark", "body-orange", NO_ACCESSORY, "head-baseball-gameball", "glasses-square-red")
+    assert caption(noun) == (
+        "a pixel art character with square red glasses, a baseball gameball-shaped head "
+        "and a orange-colored body on a dark background"
+    )
+    assert "baseball" not in varied_caption(noun, random.Random(0), keep=0.0)
+    texts = {varied_caption(noun, random.Random(i), keep=0.8) for i in range(50)}
+    assert len(texts) > 30
+
+
+def test_training_never_shows_what_is_kept_back(nouns) -> None:
+    vocabulary, rng = all_traits(nouns), random.Random(0)
+    kept_back = vocabulary.evaluation(40)
+    assert kept_back == vocabulary.evaluation(40) and all(held_out(noun) for noun in kept_back)
+    shown = {(noun.head, noun.glasses) for noun in (vocabulary.sample(rng, 0.5) for _ in range(3000))}
+    assert not shown & {(noun.head, noun.glasses) for noun in kept_back}
+    assert len(shown) > 250
+
+
+def test_the_model_card_is_there() -> None:
+    assert Path(FOLDER / "README.md").is_file()

@@ -1,0 +1,165 @@
+"""Sampling in batches: the same tokens and images as one seed at a time, and no waiting for a GPU within the loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.reference import grid_mask, picture
+from helpers.tiny import tiny_checkpoint, tiny_transformer
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+import amused
+from amused.generation import sampling
+from amused.generation.predictor import EncodedPrompt, Predictor
+from amused.generation.sampling import (
+    SamplingStep,
+    mask_at_random,
+    num_masked,
+    sampling_steps,
+    unmask_step,
+)
+from amused.model.transformer import UViT
+from amused.recipe.recipe import Recipe
+
+SEEDS = (8, 9, 2**32 - 1, 9, 4)
+PARENT = Recipe("text_to_image", "a red cat", (8,), model="tiny", steps=4)
+TASKS = {
+    "text_to_image": (Recipe("text_to_image", "a red cat", SEEDS, model="tiny"),),
+    "unguided": (Recipe("text_to_image", "a red cat", SEEDS, model="tiny", guidance_scale=1.0, width=128, height=64),),
+    "image_to_image": (Recipe("image_to_image", "a cat", SEEDS, model="tiny", strength=0.7), picture(64)),
+    "inpaint": (Recipe("inpaint", "a cat", SEEDS, model="tiny"), picture(64), grid_mask(64, (5, 9, 40, 30))),
+    "vary": (Recipe("vary", "a hat", SEEDS, model="tiny", parent=PARENT, share=0.4),),
+    # So few that some images have no masked token at all.
+    "vary hardly": (Recipe("vary", "a hat", SEEDS, model="tiny", parent=PARENT, share=0.05),),
+    "touch_up": (Recipe("touch_up", "a hat", SEEDS, model="tiny", parent=PARENT, cells=(0, 3, 7)),),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("batches") / "tiny")
+
+
+def load(folder, batch_size: int, device: str = "cpu") -> amused.Amused:
+    model = amused.load(folder, device=device, dtype="float32")
+    model.batch_size = batch_size
+    return model
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_gives_the_images_of_single_seeds(folder, task) -> None:
+    recipe, *given = TASKS[task]
+    alone = [*load(folder, 1).generate(recipe, *given)]
+    for batch_size in (2, 5, 8):  # the last batch is short, full, or the only one and short
+        events = [*load(folder, batch_size).generate(recipe, *given)]
+        assert len(events) == len(alone)
+        for kind in (amused.Step, amused.Picture):
+            expected = [event for event in alone if isinstance(event, kind)]
+            found = sorted((event for event in events if isinstance(event, kind)), key=lambda event: event.index)
+            for one, other in zip(found, expected, strict=True):
+                assert (one.index, one.seed) == (other.index, other.seed)
+                assert torch.equal(one.tokens, other.tokens)
+                if kind is amused.Step:
+                    assert (one.step, one.steps) == (other.step, other.steps)
+                    assert torch.equal(one.masked, other.masked)
+                else:
+                    assert one.image.tobytes() == other.image.tobytes()
+
+
+def test_steps_of_a_batch_come_together_and_then_its_images_in_order(folder) -> None:
+    recipe = replace(PARENT, seeds=(5, 3, 4), steps=2)
+    events = [(type(event).__name__, event.seed) for event in load(folder, 2).generate(recipe)]
+    steps = [("Step", 5), ("Step", 3)]
+    assert events == [*steps, *steps, ("Picture", 5), ("Picture", 3), ("Step", 4), ("Step", 4), ("Picture", 4)]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_step_on_all_positions_and_on_the_masked_ones_is_the_same() -> None:
+    """A GPU computes all positions, a CPU those of `masked_idx`, which may hold a few more than are masked."""
+    logits = torch.randn(3, 40, 16)
+    tokens = torch.where(torch.rand(3, 40) < 0.3, torch.randint(16, (3, 40)), 99)
+    masked_idx = (tokens != 99).byte().argsort(dim=1, stable=True)[:, :38].sort(dim=1).values
+    some = logits.gather(1, masked_idx[..., None].expand(-1, -1, 16))
+    for left in (torch.tensor([1, 7, 20]), None):
+        step = SamplingStep(1, left, torch.tensor(2.0))
+        everywhere = unmask_step(logits, tokens, 99, step, generators(1, 2, 3))
+        assert torch.equal(everywhere, unmask_step(some, tokens, 99, step, generators(1, 2, 3), masked_idx))
+        assert (everywhere == 99).sum(dim=1).tolist() == ([0, 0, 0] if left is None else left.tolist())
+        assert torch.equal(everywhere[tokens != 99], tokens[tokens != 99])
+
+
+def test_images_with_different_numbers_of_masked_tokens_keep_their_own_schedules() -> None:
+    masked = torch.arange(64)[None] < torch.tensor([[64], [16], [1], [0]])
+    together = sampling_steps("cosine", 12, (2.0, 0.0), masked, start=3, scale_by_mask=True)
+    for row in range(4):
+        alone = sampling_steps("cosine", 12, (2.0, 0.0), masked[row : row + 1], start=3, scale_by_mask=True)
+        assert len(alone) == len(together) == 9
+        for one, step in zip(alone, together):
+            assert (one.number, one.temperature) == (step.number, step.temperature)
+            assert (one.num_masked is None) == (step.num_masked is None) == (one.number == 9)
+            assert one.num_masked is None or one.num_masked[0] == step.num_masked[row]
+
+
+def test_every_step_unmasks_a_token_and_leaves_one() -> None:
+    counts = num_masked(torch.tensor([1.0, 1.0, 0.9, 0.001, 0.0]), 10, torch.tensor([10, 2]), torch.tensor([1.0, 0.2]))
+    assert counts.tolist() == [[9, 1], [8, 1], [1, 1]]
+
+
+def test_random_masks_are_those_of_each_seed_alone() -> None:
+    tokens = torch.randint(16, (4, 8))
+    together = mask_at_random(tokens, 0.5, 99, generators(1, 2))
+    for row, seed in enumerate((1, 2)):
+        assert torch.equal(together[row], mask_at_random(tokens, 0.5, 99, generators(seed))[0])
+    assert not torch.equal(together[0], together[1])
+
+
+class WithoutGenerators(TorchFunctionMode):
+    """Draws on tensors without values cannot take a generator."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **{key: value for key, value in (kwargs or {}).items() if key != "generator"})
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "vary"])
+def test_the_loop_needs_no_value_from_the_device(task, monkeypatch) -> None:
+    """With tensors that have no values, as a GPU goes: reading one, or a shape that depends on one, raises."""
+    monkeypatch.setattr(sampling, "clocks_are_logarithms", lambda: False)  # that way is the CPU's alone
+    recipe, config, mask_id = TASKS[task][0], tiny_transformer().config, 79
+    with FakeTensorMode(allow_non_fake_inputs=True), WithoutGenerators(), torch.inference_mode():
+        network = UViT(config)
+        prompts = [
+            EncodedPrompt(network.condition(torch.rand(1, 7, 32), torch.rand(1, 32), torch.rand(1, 5)))
+            for _ in range(2)
+        ]
+        predict = Predictor(network, prompts, recipe, 3, mask_id)
+        tokens = torch.full((3, 4, 4), mask_id)
+        counts = torch.ones(3, dtype=torch.int64)
+        for step in (SamplingStep(1, counts, torch.rand(())), SamplingStep(2, None, torch.rand(()))):
+            logits = predict(tokens, step, None)
+            assert logits.shape == (3, 16, 64)
+            tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))
+        with pytest.raises(DataDependentOutputException):
+            bool(tokens.sum())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loop_does_not_wait_for_a_gpu(folder, task) -> None:
+    recipe, *given = TASKS[task]
+    model = load(folder, 2, "cuda")
+    [*model.generate(recipe, *given)]
+    events = model.generate(recipe, *given)
+    first = next(events)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2 * first.steps - 1):
+            assert isinstance(next(events), amused.Step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert isinstance(next(events), amused.Picture)
