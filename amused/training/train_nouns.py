@@ -25,7 +25,7 @@ from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, f
 from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample_tokens
 from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
-from amused.training.nouns.text import new_text_encoder, train_tokenizer
+from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
@@ -57,7 +57,7 @@ def train(options: argparse.Namespace) -> None:
     if options.refine_decoder:
         return
     torch.manual_seed(options.seed)
-    tokenizer = train_tokenizer(nouns, folder / "tokenizer")
+    tokenizer = prepare_tokenizer(nouns, folder / "tokenizer")
     trainer = Trainer(TextToTokens(tokenizer, new_text_encoder(tokenizer)), options, nouns, vqgan)
     print(f"{sum(p.numel() for p in trainer.model.transformer.parameters()):,} parameters in the transformer")
     trainer.restore()

@@ -26,6 +26,7 @@ from amused.training.nouns.data import (
     held_out,
     varied_caption,
 )
+from amused.training.nouns.text import prepare_tokenizer
 
 FOLDER = BUNDLED / "nouns"
 
@@ -131,6 +132,13 @@ def test_captions() -> None:
     assert "baseball" not in varied_caption(noun, random.Random(0), keep=0.0)
     texts = {varied_caption(noun, random.Random(i), keep=0.8) for i in range(50)}
     assert len(texts) > 30
+
+
+def test_a_resumed_run_keeps_its_tokenizer(nouns, tmp_path) -> None:
+    first, second = (prepare_tokenizer(nouns, tmp_path / "tokenizer") for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    ids = tokenize(first, ["heart shaped head"])[0].tolist()
+    assert ids.index(first.eos_token_id) == 4
 
 
 def test_training_never_shows_what_is_kept_back(nouns) -> None:

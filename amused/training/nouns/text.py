@@ -10,16 +10,38 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from amused.atomic import atomic_dir
 from amused.checkpoints.save import write_tokenizer
-from amused.model.text import END, START, WORD_END, TextConfig, build_text_encoder, new_tokenizer, num_ids
+from amused.model.text import (
+    END,
+    START,
+    WORD_END,
+    TextConfig,
+    build_text_encoder,
+    new_tokenizer,
+    num_ids,
+    read_tokenizer,
+)
 from amused.training.nouns.data import Nouns, caption_words
 
 MAX_LENGTH = 40
 WIDTH = 128
 
 
-def train_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
-    """Learn merges that make every caption word one token, and write CLIP's tokenizer files to `folder`."""
+def prepare_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a folder; trained and written there first if it is not there.
+
+    A run keeps its tokenizer: training breaks ties at random, so a second one would give other ids to the same words.
+    """
+    if not folder.is_dir():
+        tokenizer = train_tokenizer(nouns)
+        with atomic_dir(folder) as part:
+            write_tokenizer(part, tokenizer)
+    return read_tokenizer(folder)
+
+
+def train_tokenizer(nouns: Nouns) -> CLIPTokenizer:
+    """Learn merges that make every caption word one token."""
     words = [word for word in caption_words(nouns) if word.isalpha()]
     learned = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     learned.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -31,10 +53,7 @@ def train_tokenizer(nouns: Nouns, folder: Path) -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [symbol + WORD_END for symbol in alphabet]
     entries = dict.fromkeys([*alphabet, *ends, *map("".join, merges), START, END])
-    tokenizer = new_tokenizer({entry: i for i, entry in enumerate(entries)}, merges, MAX_LENGTH)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder, tokenizer)
-    return tokenizer
+    return new_tokenizer({entry: i for i, entry in enumerate(entries)}, merges, MAX_LENGTH)
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
