@@ -25,7 +25,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.runtime import Runtime
 from amused.serving.scheduler import Status, forget_frames
-from amused.ui.events import SAMPLING, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 from amused.ui.sync import COUNT_JS
@@ -278,7 +278,7 @@ class ShownRun:
             updates = {self.view.gallery: self.tiles()}
         else:
             updates = self.end(event)
-        yield updates or gr.skip()
+        yield updates or NO_CHANGE
 
     def start(self, event: Started) -> Updates:
         gallery = self.state.gallery
@@ -310,7 +310,7 @@ def show_end(view: ResultView, values: Values) -> Updates:
     """What the tab shows once a run has ended, unless the next one is going on already."""
     state: TabState = values[view.state]
     if state.num_runs:
-        return gr.skip()
+        return NO_CHANGE
     return {
         view.status: status_line(state.gallery.note or "Stopped"),
         view.gallery: show_gallery(state.gallery.images),
