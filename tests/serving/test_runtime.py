@@ -502,8 +502,9 @@ def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
     assert last(other) == (False, 2) and last(owned(runtime, "later")) == (False, 2)
 
 
-def test_stop_wakes_runs_that_wait() -> None:
+def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when they next say how things stand."""
+    monkeypatch.setattr(scheduler, "STATUS_SECONDS", 1000.0)
     runtime = fake_runtime()
     held = owned(runtime, "held", owner="another tab")
     while not isinstance(next(held), Progress):
