@@ -95,7 +95,7 @@ def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> No
     fields = [(tab.task, name) for tab in tabs for name in tab.settings.components()]
     settings = [component for tab in tabs for component in tab.settings.components().values()]
     gr.on(
-        [component.change for component in settings],
+        [component.change for component in settings],  # type: ignore[attr-defined]  # Gradio adds events at run time
         None,
         [history.settings, *settings],
         history.settings,
