@@ -28,7 +28,7 @@ from amused.ui.uploads import GatedBlocks
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all events that are not runs
 
-HEADING = "# aMUSEd\nText to images, many tokens at a time."
+HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:
