@@ -35,8 +35,8 @@ def folder(size, tmp_path_factory) -> Path:
 ONE_PICTURE = """
 import sys
 import amused
-from amused.recipe import Recipe
-from amused.runtime import Runtime
+from amused.recipe.recipe import Recipe
+from amused.serving.runtime import Runtime
 runtime = Runtime(load=lambda name, tell: amused.load(name, dtype="float32"), default=sys.argv[1])
 with runtime.visit() as visit:
     *_, last = visit.generate(Recipe("text_to_image", "a cat", (0,), model=sys.argv[1], steps=2))
