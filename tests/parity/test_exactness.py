@@ -21,6 +21,8 @@ from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
 from amused.model.transformer import Attention, attend
 
+pytestmark = pytest.mark.slow
+
 warnings.filterwarnings("ignore")
 
 

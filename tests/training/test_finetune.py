@@ -39,6 +39,8 @@ from amused.training.finetune.examples import read_dataset, read_folder
 from amused.training.finetune.model import EMA, HalfLinear, TrainingModel, keep_half
 from amused.training.finetune.options import parse_options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red cat", "a blue dog", "hat"]
 
