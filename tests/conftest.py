@@ -8,6 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask a hub
 pytest.register_assert_rewrite("helpers", "tests.measure")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def little_to_collect() -> Iterator[None]:
     """A change of models collects garbage: a second each time among all that the libraries here hold for good."""

@@ -53,7 +53,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN has bf16 kernels for this device and type."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return False
-    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch lacks the hint
+    built_in: bool = torch.backends.mkldnn.is_available()
     return built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from amused.errors import UserError
-from amused.recipe.recipe import MAX_SEEDS, STRENGTHS, Recipe
+from amused.limits import MAX_SEEDS
+from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.recipe.seeds import parse_seeds
 
 NONE = "nothing"
@@ -30,13 +32,18 @@ class Grid:
     recipes: tuple[Recipe, ...]
 
 
+Change = Callable[[Recipe, Any], Recipe]
+
+
+def point(label: str, change: Change, value: object) -> Point:
+    return Point(label, lambda recipe: change(recipe, value))
+
+
 def seeds(text: str) -> list[Point]:
-    return [
-        Point(f"seed {seed}", lambda recipe, seed=seed: replace(recipe, seeds=(seed,))) for seed in parse_seeds(text)
-    ]
+    return [point(f"seed {seed}", Recipe.with_seeds, (seed,)) for seed in parse_seeds(text)]
 
 
-def numbers(name: str, change: Callable[[Recipe, float], Recipe]) -> Callable[[str], list[Point]]:
+def numbers(name: str, change: Change) -> Callable[[str], list[Point]]:
     def parse(text: str) -> list[Point]:
         points = []
         for part in text.replace(";", " ").replace(",", " ").split():
@@ -44,7 +51,7 @@ def numbers(name: str, change: Callable[[Recipe, float], Recipe]) -> Callable[[s
                 value = float(part)
             except ValueError:
                 raise UserError(f'Give the values of {name} as numbers, for example "2, 5, 10".') from None
-            points.append(Point(f"{name} {part}", lambda recipe, value=value: change(recipe, value)))
+            points.append(point(f"{name} {part}", change, value))
         return points
 
     return parse
@@ -53,7 +60,7 @@ def numbers(name: str, change: Callable[[Recipe, float], Recipe]) -> Callable[[s
 def wordings(text: str) -> list[Point]:
     """The first wording is a part of the prompt, which the others replace: "cow, fox, owl"."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    return [Point(word, lambda recipe, word=word: reword(recipe, words[0], word)) for word in words]
+    return [point(word, lambda recipe, word: reword(recipe, words[0], word), word) for word in words]
 
 
 def reword(recipe: Recipe, old: str, new: str) -> Recipe:

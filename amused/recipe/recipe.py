@@ -7,6 +7,7 @@ the pipeline.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -232,9 +233,13 @@ def text(name: str, value: object) -> str:
 def number(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or value != value:  # NaN
         raise UserError(f"The {name} must be a number from {low:g} to {high:g}.")
-    if not low <= value <= high:
+    try:
+        converted = float(value)
+    except OverflowError:  # an integer of more than 300 digits
+        converted = math.inf
+    if not low <= converted <= high:
         raise UserError(f"The {name} must be from {low:g} to {high:g}.")
-    return float(value)
+    return converted
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -242,9 +247,9 @@ def whole(name: str, value: object, low: int, high: int) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"The {name} must be a whole number from {low} to {high}.")
-    if not low <= value <= high:
+    if not low <= (converted := int(value)) <= high:
         raise UserError(f"The {name} must be from {low} to {high}.")
-    return int(value)
+    return converted
 
 
 def pair(name: str, value: object) -> tuple[object, object]:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from amused.errors import UserError
-from amused.recipe.recipe import MAX_CELLS, MAX_SEED, MAX_SEEDS, whole
+from amused.limits import MAX_SEEDS
+from amused.recipe.recipe import MAX_CELLS, MAX_SEED, whole
 
 LENGTH_PER_NUMBER = 40  # characters: two numbers of ten digits, and generous space
 RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")

@@ -39,7 +39,7 @@ DONE, STOPPED, LEFT, REFUSED, FAILED = OUTCOMES = ("done", "stopped", "left", "r
 TOKEN_VARIABLE = "AMUSED_OWNER_TOKEN"
 MIN_TOKEN_LENGTH = 16
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the client lacks the hint
+prometheus_client.disable_created_metrics()
 
 
 class Metrics:

@@ -17,14 +17,13 @@ from gradio.components import Component
 from amused.errors import UserError
 from amused.generation.images import load_image
 from amused.generation.masks import load_mask
-from amused.limits import MAX_STEPS
+from amused.limits import MAX_SEEDS, MAX_STEPS
 from amused.recipe.links import to_query
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
     INPAINT,
     MAX_ADAPTER_STRENGTH,
     MAX_GUIDANCE_SCALE,
-    MAX_SEEDS,
     MAX_TEMPERATURE,
     STRENGTHS,
     TEXT_TO_IMAGE,

@@ -103,7 +103,7 @@ class DrawingInput(gr.ImageEditor):
 
     is_template = True
 
-    @server
+    @server  # type: ignore[untyped-decorator]  # Gradio's has no type hints
     def accept_blobs(self, data: Any) -> None:
         drawing_id, kind, index = (str(data.data.get(key)) for key in ("id", "type", "index"))
         UPLOADED.put(drawing_id, f"layer {index}" if kind == "layer" else kind, data.files[0][1])

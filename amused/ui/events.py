@@ -1,7 +1,7 @@
 """What the page's event handlers take and give.
 
 An event whose inputs are a *set* of components gives its handler one mapping, component to value. The handler returns
-or yields a mapping of the components that change; `gr.skip()` means that none does.
+or yields a mapping of the components that change; `NO_CHANGE` means that none does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import gradio as gr
 from gradio.blocks import Block
 
 Values = Mapping[Block, Any]
 Updates = dict[Block, Any]
+NO_CHANGE: Updates = gr.skip()
 
 # For UI-only events: they bypass the generation queue.
 UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

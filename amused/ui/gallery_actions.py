@@ -15,10 +15,11 @@ import gradio as gr
 from gradio.blocks import Block
 
 from amused.generation.masks import crop_mask, load_mask, square_around, token_indices, touched_cells
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEEDS, SIDE_MULTIPLE, TOUCH_UP, VARY, Recipe, whole
+from amused.limits import MAX_SEEDS
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, SIDE_MULTIPLE, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.facts import describe_image, note
 from amused.ui.files import open_image
 from amused.ui.results import GeneratedImage, RunAction, TabState, connect
@@ -204,7 +205,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
 
     def pick(state: TabState, event: gr.SelectData) -> Updates:
         image = image_at(state.gallery.images, event.index)
-        return gr.skip() if image is None else view.show(image)  # None: the preview of the next image
+        return NO_CHANGE if image is None else view.show(image)  # None: the preview of the next image
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed

@@ -12,11 +12,12 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from amused.errors import UserError
+from amused.limits import MAX_SEEDS
 from amused.recipe.links import from_query, to_query
-from amused.recipe.recipe import MAX_SEEDS, Recipe
+from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.results import GeneratedImage, TabState
 from amused.ui.settings import Settings, to_recipe
 from amused.ui.tab import Tab
@@ -94,7 +95,7 @@ def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> No
     fields = [(tab.task, name) for tab in tabs for name in tab.settings.components()]
     settings = [component for tab in tabs for component in tab.settings.components().values()]
     gr.on(
-        [component.change for component in settings],
+        [component.change for component in settings],  # type: ignore[attr-defined]  # Gradio adds events at run time
         None,
         [history.settings, *settings],
         history.settings,
@@ -107,7 +108,7 @@ def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> No
 
         def add_recent(values: Values, view: Any = tab.result) -> Updates:
             state: TabState = values[view.state]
-            return history.add_recent(state.gallery.images, values) or gr.skip()
+            return history.add_recent(state.gallery.images, values) or NO_CHANGE
 
         outputs = [history.recent, history.picker]
         tab.result.ended.change(add_recent, {tab.result.state, *lists}, outputs, **UI_ONLY)

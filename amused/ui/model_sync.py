@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.hints import hints_for
 from amused.ui.settings import Settings, adapter_choices, model_note
 from amused.ui.tab import Tab
@@ -41,7 +41,7 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
 
     def drop(chosen: Settings, values: Values) -> Updates:
         model = values[chosen.model]
-        return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])} or gr.skip()
+        return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])} or NO_CHANGE
 
     adapters = [tab.settings.adapter for tab in tabs]
     for tab in tabs:

@@ -28,7 +28,7 @@ from amused.ui.uploads import GatedBlocks
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all events that are not runs
 
-HEADING = "# aMUSEd\nText to images, many tokens at a time."
+HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:
@@ -37,7 +37,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     # After each event Gradio makes a table of this many past ones, which nobody reads.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    with GatedBlocks(title="aMUSEd", analytics_enabled=False) as page:
+    page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
+    with page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = restore.build_card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
         with gr.Tabs() as tab_bar:
@@ -53,7 +54,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     # The runtime admits or refuses runs; this bounds those that get no thread to ask it.
-    return page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
+    page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
+    return page
 
 
 def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:

@@ -18,7 +18,7 @@ from amused.recipe.links import Shared, from_query
 from amused.recipe.recipe import STRENGTHS
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.facts import TITLES
 from amused.ui.history import History, build_history, connect_history, restore_settings
 from amused.ui.model_sync import use_model
@@ -160,7 +160,7 @@ class PageFiller:
 
     def connect(self, events: Sequence[Any], source: Component, read: Callable[[Any], Shared | None]) -> None:
         def fill(values: Values) -> Updates:
-            return self.fill(lambda: read(values[source]), values) or gr.skip()
+            return self.fill(lambda: read(values[source]), values) or NO_CHANGE
 
         gr.on(events, fill, {source, *self.adapters}, self.outputs, **UI_ONLY)
 

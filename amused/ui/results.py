@@ -25,7 +25,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.runtime import Runtime
 from amused.serving.scheduler import Status, forget_frames
-from amused.ui.events import SAMPLING, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 from amused.ui.sync import COUNT_JS
@@ -193,7 +193,7 @@ def connect(
     """
     view = tab.result
     gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
-    gr.on(events, lambda state: state.request(), view.state, None, **UI_ONLY)
+    gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
     start = partial(gr.on, events) if before_read is None else before_read(events).then
     running = start(
         partial(stream_run, runtime, tab, action),
@@ -204,9 +204,11 @@ def connect(
         trigger_mode="multiple",
         **SAMPLING,
     )
-    # However the run ended, even if it could not say so itself.
+    # However the run ended, even if it could not say so itself. "multiple", as the next run may end before
+    # this is answered, and Gradio would drop that one's end: its status would stay at the last step.
+    outputs = [view.status, view.gallery, view.stop]
     for ended in (running.then, running.failure):
-        ended(partial(show_end, view), {view.state}, [view.status, view.gallery, view.stop], **UI_ONLY)
+        ended(partial(show_end, view), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
         ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
 
 
@@ -278,7 +280,7 @@ class ShownRun:
             updates = {self.view.gallery: self.tiles()}
         else:
             updates = self.end(event)
-        yield updates or gr.skip()
+        yield updates or NO_CHANGE
 
     def start(self, event: Started) -> Updates:
         gallery = self.state.gallery
@@ -310,7 +312,7 @@ def show_end(view: ResultView, values: Values) -> Updates:
     """What the tab shows once a run has ended, unless the next one is going on already."""
     state: TabState = values[view.state]
     if state.num_runs:
-        return gr.skip()
+        return NO_CHANGE
     return {
         view.status: status_line(state.gallery.note or "Stopped"),
         view.gallery: show_gallery(state.gallery.images),

@@ -13,11 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from amused.limits import MAX_SEEDS, MAX_STEPS
 from amused.recipe.recipe import (
     MAX_ADAPTER_STRENGTH,
     MAX_GUIDANCE_SCALE,
-    MAX_SEEDS,
-    MAX_STEPS,
     STRENGTHS,
     TEXT_TO_IMAGE,
     Recipe,

@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
 
@@ -36,10 +36,10 @@ def sync(
         version: LatestVersion = values[latest]
         mine = values[number]
         if mine < version.number:
-            return gr.skip()
+            return NO_CHANGE
         version.number = mine
         updates = answer(values)
-        return updates if version.number == mine else gr.skip()
+        return updates if version.number == mine else NO_CHANGE
 
     # The number is read when gathering begins, so a higher one comes with values that are at least as new.
     changes = [component.change for component in changing]  # type: ignore[attr-defined]

@@ -78,7 +78,7 @@ def parts_in_folder(path: Any) -> list[str]:
         path = os.path.join(os.getcwd(), path)
         for root in (os.path.abspath(folder), os.path.realpath(folder)):
             if path.startswith(root + os.sep):
-                parts = path[len(root) :].split(os.sep)[1:]
+                parts: list[str] = path[len(root) :].split(os.sep)[1:]
                 if not {"", os.curdir, os.pardir}.intersection(parts):
                     return parts
     raise UserError(NOT_UPLOADED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers.serve import serve
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 PROMPT = "a pixel art character on a cool background"
 

@@ -502,8 +502,9 @@ def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
     assert last(other) == (False, 2) and last(owned(runtime, "later")) == (False, 2)
 
 
-def test_stop_wakes_runs_that_wait() -> None:
+def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when they next say how things stand."""
+    monkeypatch.setattr(scheduler, "STATUS_SECONDS", 1000.0)
     runtime = fake_runtime()
     held = owned(runtime, "held", owner="another tab")
     while not isinstance(next(held), Progress):
@@ -555,6 +556,14 @@ def test_a_slot_whose_wait_is_given_up_does_not_hold_the_model() -> None:
         list(second.acquire("nouns"))
         assert second.holds_model and second.model.name == "nouns"
     assert line.counts() == (0, 0)
+
+
+def test_the_first_load_does_not_wait_for_runs_that_have_asked_for_no_model() -> None:
+    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    with line.enter() as first, line.enter():
+        began = time.monotonic()
+        list(first.acquire("nouns"))
+        assert time.monotonic() - began < scheduler.SWITCH_TIMEOUT / 2
 
 
 def test_runs_between_two_turns_are_told_when_their_model_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

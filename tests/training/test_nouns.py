@@ -28,6 +28,8 @@ from amused.training.nouns.data import (
 )
 from amused.training.nouns.text import prepare_tokenizer
 
+pytestmark = pytest.mark.slow
+
 FOLDER = BUNDLED / "nouns"
 
 

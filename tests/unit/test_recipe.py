@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from amused.errors import UserError
+from amused.limits import MAX_SEEDS
 from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import from_json, from_png, png_info, to_json
-from amused.recipe.recipe import MAX_SEEDS, Recipe
+from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import format_ranges, format_seeds, parse_seeds
 
 PLAIN = Recipe("text_to_image", "a cat", (8,))
