@@ -172,7 +172,7 @@ def test_the_loss_is_the_published_one(model, pictures, tmp_path, monkeypatch, l
 
 
 def test_batches_are_as_published(model, pictures, tmp_path, monkeypatch) -> None:
-    """Every picture in turn, its crop and size told, masked by the cosine of a uniform number, never not at all."""
+    """Each epoch has every image once, with its crop and size; the share masked is the cosine of a uniform number."""
     monkeypatch.setattr(finetune_data, "CROPS", 30)
     encoded = encode(model, pictures, tmp_path)
     rows = encoded.micro[int(encoded.first[2]) :][: int(encoded.count[2])]  # hat.png is 80x130
@@ -278,7 +278,7 @@ def test_a_whole_model_is_in_the_published_layout(model, pictures, tmp_path) -> 
     assert len(tuned.text_to_image("a red cat", seeds=[1], steps=2)) == 1
 
 
-def test_adapters_beside_a_trained_text_encoder_are_merged(model, pictures, tmp_path) -> None:
+def test_adapters_next_to_a_trained_text_encoder_are_merged(model, pictures, tmp_path) -> None:
     train(model, pictures, tmp_path / "out", "--use_lora", "--train_text_encoder", learning_rate=0.05)
     tuned = locate(tmp_path / "out" / "model").load_transformer("cpu", torch.float32).state_dict()
     first = locate(model).load_transformer("cpu", torch.float32).state_dict()
@@ -325,7 +325,7 @@ def test_ema_is_diffusers(model) -> None:
 
 
 def encoders() -> set[torch.nn.Module]:
-    """The networks in this process that encode pictures and texts; other tests may have left some."""
+    """The networks in this process that encode images and texts; other tests may have left some."""
     return {thing for thing in gc.get_objects() if isinstance(thing, (VQGAN, CLIPTextModelWithProjection))}
 
 
@@ -377,7 +377,7 @@ def test_tokens_and_embeddings_are_encoded_once(model, pictures, tmp_path, monke
     assert files(cache) == kept
     Image.new("RGB", (64, 64), "red").save(pictures / "hat.png")
     train(model, pictures, tmp_path / "3", "--use_lora", cache_dir=cache)
-    assert len(files(cache)) == len(kept) + 1  # the tokens anew, the captions are the same
+    assert len(files(cache)) == len(kept) + 1  # only tokens are new
 
 
 @pytest.mark.parametrize("precision", ("bf16", "fp16"))
@@ -387,16 +387,16 @@ def test_mixed_precision(model, pictures, tmp_path, precision) -> None:
     assert mixed == pytest.approx(whole, rel=0.02)
 
 
-# Going on, and stopping
+# Resuming and stopping
 
 
-GOING_ON = [["--use_lora", "--use_ema"], ["--lr_scheduler", "cosine", "--max_grad_norm", "1"]]
+RESUMED = [["--use_lora", "--use_ema"], ["--lr_scheduler", "cosine", "--max_grad_norm", "1"]]
 if importlib.util.find_spec("bitsandbytes"):  # no part of the tests' requirements: 40 MB for an option of one recipe
-    GOING_ON.append(["--use_8bit_adam"])
+    RESUMED.append(["--use_8bit_adam"])
 
 
-@pytest.mark.parametrize("more", GOING_ON)
-def test_a_run_goes_on_to_the_same_losses(model, pictures, tmp_path, more) -> None:
+@pytest.mark.parametrize("more", RESUMED)
+def test_a_resumed_run_has_the_same_losses(model, pictures, tmp_path, more) -> None:
     whole = train(model, pictures, tmp_path / "whole", *more, learning_rate=0.01)
     given = {"learning_rate": 0.01, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
     train(model, pictures, tmp_path / "parts", *more, **given)
@@ -408,7 +408,7 @@ def test_a_run_goes_on_to_the_same_losses(model, pictures, tmp_path, more) -> No
     assert files(next(folder.glob("adapter*"), folder / "model")) == expected
 
 
-def test_a_state_of_other_settings_is_refused(model, pictures, tmp_path) -> None:
+def test_a_state_of_different_options_is_refused(model, pictures, tmp_path) -> None:
     train(model, pictures, tmp_path / "out", "--use_lora", max_train_steps=1)
     for more in (["--use_lora", "--lora_r", "8"], ["--use_lora", "--use_ema"], []):
         with pytest.raises(UserError, match="different options"):
@@ -472,7 +472,7 @@ def test_killed_while_saving(model, pictures, tmp_path) -> None:
     assert not list(output.glob(".*"))
 
 
-# Pictures and captions
+# Images and captions
 
 
 def test_an_empty_or_missing_folder_is_refused(model, tmp_path) -> None:
