@@ -290,7 +290,7 @@ class ModelScheduler:
         following = ready[0]
         if following.model_name != self.model_name:
             # Runs between two images count: they come back at once, and a switch for each image would help nobody.
-            in_use = any(slot.model_name == self.model_name for slot in self._slots)
+            in_use = self.model is not None and any(slot.model_name == self.model_name for slot in self._slots)
             if in_use and time.monotonic() - max(following.since, self._switched) < SWITCH_TIMEOUT:
                 following = next((slot for slot in ready if slot.model_name == self.model_name), following)
                 if following.model_name != self.model_name:

@@ -193,7 +193,7 @@ def connect(
     """
     view = tab.result
     gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
-    gr.on(events, lambda state: state.request(), view.state, None, **UI_ONLY)
+    gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
     start = partial(gr.on, events) if before_read is None else before_read(events).then
     running = start(
         partial(stream_run, runtime, tab, action),
@@ -204,9 +204,11 @@ def connect(
         trigger_mode="multiple",
         **SAMPLING,
     )
-    # However the run ended, even if it could not say so itself.
+    # However the run ended, even if it could not say so itself. "multiple", as the next run may end before
+    # this is answered, and Gradio would drop that one's end: its status would stay at the last step.
+    outputs = [view.status, view.gallery, view.stop]
     for ended in (running.then, running.failure):
-        ended(partial(show_end, view), {view.state}, [view.status, view.gallery, view.stop], **UI_ONLY)
+        ended(partial(show_end, view), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
         ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
 
 

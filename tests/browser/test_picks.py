@@ -438,7 +438,7 @@ def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None
         expect(status).to_contain_text("Stopping")
     finally:
         turnstile.open.set()
-    expect(status).to_contain_text("Stopped. 1 waiting run dropped")
+    expect(status).to_contain_text("Stopped. Cancelled 1 queued run")
     expect(part(page, TEXT, "stop")).to_be_hidden()
     expect(tiles(page, TEXT)).to_have_count(0)
     make(page, TEXT, "80", 1)

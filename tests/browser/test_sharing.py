@@ -548,6 +548,7 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(page: Page, addres
 # Scripts
 
 
+@pytest.mark.slow
 def test_the_readmes_script_runs(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     section = README.read_text("utf-8").partition("## From a script")[2]
     script = re.search(r"```python\n(.*?)```", section, re.S)[1].replace("http://127.0.0.1:7860", address)

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE = 30_000  # milliseconds: a busy machine with two cores
+PATIENCE_PER_IMAGE = 5_000
 
 
 def open_page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
@@ -51,7 +52,9 @@ def run(page: Page, task: str) -> None:
 
 def expect_done(page: Page, task: str, count: int) -> None:
     noun = "image" if count == 1 else "images"
-    expect(part(page, task, "status")).to_contain_text(f"{count} {noun} in")
+    expect(part(page, task, "status")).to_contain_text(
+        f"{count} {noun} in", timeout=PATIENCE + count * PATIENCE_PER_IMAGE
+    )
     expect(tiles(page, task)).to_have_count(count)
 
 

@@ -16,9 +16,12 @@ from PIL import Image
 import amused
 from amused.errors import UserError
 from amused.generation import components, sampling
+from amused.generation.placement import INT8_UNITS
 from amused.model.packed import can_pack
 from amused.model.quantized import Int8Linear
 from amused.model.transformer import Attention, attend
+
+pytestmark = pytest.mark.slow
 
 warnings.filterwarnings("ignore")
 
@@ -236,6 +239,10 @@ def test_joined_projections_are_those_that_they_join() -> None:
     assert len(list(attention.parameters())) == 4
 
 
+@pytest.mark.skipif(
+    not any(torch.cpu.get_capabilities().get(unit) for unit in INT8_UNITS),
+    reason="needs VNNI: elsewhere 8-bit products saturate, and int8 is refused",
+)
 def test_quantized_layers_are_near_what_they_stand_for() -> None:
     linear, x = torch.nn.Linear(64, 96), torch.randn(2, 5, 64)
     exact, near = linear(x), Int8Linear(linear)(x)

@@ -23,6 +23,8 @@ import amused
 from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import from_png_file
 
+pytestmark = pytest.mark.slow
+
 LINKS: dict[str, str] = fixture("links.json")
 SAVED: dict[str, Any] = fixture("recipes.json")
 RECIPES: dict[str, dict[str, Any]] = SAVED["recipes"]

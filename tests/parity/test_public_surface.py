@@ -23,6 +23,8 @@ from PIL import Image
 
 import amused
 
+pytestmark = pytest.mark.slow
+
 THROUGH_THE_PAGE = ["link-image", "link-v1-touch-up", "link-adapter"]
 
 

@@ -18,6 +18,8 @@ import amused
 from amused.benchmark.weights import SIZES, random_checkpoint
 from amused.recipe.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=SIZES)
 def size(request) -> int:

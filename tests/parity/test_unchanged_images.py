@@ -9,6 +9,8 @@ from helpers.surface import EXAMPLES, events_of, fixture, kind_of_machine, one_t
 
 import amused
 
+pytestmark = pytest.mark.slow
+
 FOX = "a pixel art character with square blue glasses, a fox-shaped head and a teal-colored body on a blue background"
 OWL = "a pixel art character with square honey glasses, a owl-shaped head and a red-colored body on a green background"
 BEAR = (

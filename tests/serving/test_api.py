@@ -16,6 +16,8 @@ from gradio_client.exceptions import AppError
 from helpers.serve import serve
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a pixel art character on a cool background"
 
 

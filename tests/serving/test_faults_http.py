@@ -13,6 +13,8 @@ from helpers.serve import serve
 
 from amused.limits import MAX_PICTURE_BYTES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-that-must-not-leave"
 

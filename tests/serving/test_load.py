@@ -23,6 +23,8 @@ from amused.serving.runtime import Runtime
 from amused.serving.scheduler import BUSY, Slot
 from tests.measure import endure, load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runtime() -> Runtime:

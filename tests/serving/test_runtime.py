@@ -558,6 +558,14 @@ def test_a_slot_whose_wait_is_given_up_does_not_hold_the_model() -> None:
     assert line.counts() == (0, 0)
 
 
+def test_the_first_load_does_not_wait_for_runs_that_have_asked_for_no_model() -> None:
+    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    with line.enter() as first, line.enter():
+        began = time.monotonic()
+        list(first.acquire("nouns"))
+        assert time.monotonic() - began < scheduler.SWITCH_TIMEOUT / 2
+
+
 def test_runs_between_two_turns_are_told_when_their_model_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "SWITCH_TIMEOUT", 0.0)
     line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)

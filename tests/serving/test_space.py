@@ -17,6 +17,8 @@ import pytest
 from helpers.tiny import tiny_checkpoint
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 SPACES = '''

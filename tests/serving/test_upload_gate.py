@@ -23,6 +23,8 @@ from amused.errors import UserError
 from amused.generation.images import read_bytes
 from amused.ui.uploads import NOT_UPLOADED
 
+pytestmark = pytest.mark.slow
+
 META = {"_type": "gradio.FileData"}
 # What these hold is no file, whatever is sent; any other kind of component, also one to come, may hold one.
 PLAIN = {"textbox", "number", "slider", "checkbox", "dropdown", "radio", "dataset", "html", "state"}

@@ -27,6 +27,8 @@ from amused.training.nouns.data import (
     varied_caption,
 )
 
+pytestmark = pytest.mark.slow
+
 FOLDER = BUNDLED / "nouns"
 
 

@@ -29,6 +29,8 @@ from amused.recipe.metadata import from_json, to_json
 from amused.recipe.recipe import TEXT_TO_IMAGE, VARY, Recipe
 from amused.serving.runtime import Choice, Runtime
 
+pytestmark = pytest.mark.slow
+
 PLAIN = Recipe(TEXT_TO_IMAGE, "a red cat", (1,), model="tiny", steps=4)
 LAYER = "transformer_layers.{}.attn1.{}"
 

@@ -24,6 +24,8 @@ from amused.generation.sampling import (
 from amused.model.transformer import UViT
 from amused.recipe.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (8, 9, 2**32 - 1, 9, 4)
 PARENT = Recipe("text_to_image", "a red cat", (8,), model="tiny", steps=4)
 TASKS = {

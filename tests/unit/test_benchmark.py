@@ -15,6 +15,8 @@ from amused.benchmark.report import chart, table
 from amused.benchmark.rows import ROWS, Row
 from amused.benchmark.sides import Side, summarize, take_turns
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MEASURED = {"seconds": 2.0, "peak": 10**9, "reference_seconds": 3.0, "reference_peak": 2 * 10**9, "ratio": 1.5}
 

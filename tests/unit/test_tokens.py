@@ -14,6 +14,8 @@ import amused
 from amused.generation.images import digest
 from amused.recipe.links import from_query, to_query
 
+pytestmark = pytest.mark.slow
+
 PARENT = amused.Recipe("text_to_image", "a red cat", (8,), steps=4, model="tokens", width=128, height=64)
 
 

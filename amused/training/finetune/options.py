@@ -27,78 +27,90 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="amused.training.finetune", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--pretrained_model_name_or_path",
-        required=True,
-        help='"nouns", "amused-256", "amused-512", a folder, or "owner/name" on the Hub',
-    )
-    model.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-    model.add_argument("--variant", help="ignored: half-precision files are preferred")
-
-    data = parser.add_argument_group("data, one of the first three")
-    data.add_argument("--instance_data_dir", type=Path, help="a folder of images")
-    data.add_argument("--instance_data_image", type=Path, help="a single image; its file name is its caption")
-    data.add_argument("--instance_data_dataset", help="a Hub dataset, or anything datasets.load_dataset reads")
-    data.add_argument("--image_key", help="column of images in the dataset")
-    data.add_argument("--prompt_key", help="column of captions in the dataset, or their key in metadata.jsonl")
-    data.add_argument("--prompt_prefix", default="", help="prepended to every caption")
-    data.add_argument("--resolution", type=int, help="side in pixels (default: the model's own)")
-    data.add_argument("--split_vae_encode", type=int, default=4, help="images encoded at once")
-    data.add_argument("--cache_dir", type=Path, help="for tokens and embeddings (default: OUTPUT_DIR/cache)")
-    data.add_argument("--dataloader_num_workers", type=int, default=0, help="ignored: all data is in memory")
-
-    recipe = parser.add_argument_group("what to train")
-    recipe.add_argument("--use_lora", action="store_true", help="train LoRA adapters instead of the whole network")
-    recipe.add_argument("--lora_r", type=int, default=16)
-    recipe.add_argument("--lora_alpha", type=int, default=32)
-    recipe.add_argument("--lora_target_modules", nargs="+", default=list(ATTENTION))
-    recipe.add_argument("--train_text_encoder", action="store_true")
-    recipe.add_argument("--text_encoder_use_lora", action="store_true")
-    recipe.add_argument("--text_encoder_lora_r", type=int, default=16)
-    recipe.add_argument("--text_encoder_lora_alpha", type=int, default=32)
-    recipe.add_argument("--text_encoder_lora_target_modules", nargs="+", default=list(ATTENTION))
-    recipe.add_argument("--use_ema", action="store_true", help="average the weights (EMA) and save the average")
-    recipe.add_argument("--ema_decay", type=float, default=0.9999)
-    recipe.add_argument("--ema_update_after_step", type=int, default=0)
-    recipe.add_argument("--min_masking_rate", type=float, default=0.0)
-    recipe.add_argument("--cond_dropout_prob", type=float, default=0.0, help="share of captions that are dropped")
-
-    steps = parser.add_argument_group("steps")
-    steps.add_argument("--train_batch_size", type=int, default=16, help="images per device and pass")
-    steps.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    steps.add_argument("--max_train_steps", type=int, default=1000)
-    steps.add_argument("--learning_rate", type=float, default=3e-4)
-    steps.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images per step")
-    steps.add_argument("--lr_scheduler", choices=SCHEDULERS, default="constant")
-    steps.add_argument("--lr_warmup_steps", type=int, default=500)
-    steps.add_argument("--use_8bit_adam", action="store_true", help="needs bitsandbytes")
-    steps.add_argument("--adam_beta1", type=float, default=0.9)
-    steps.add_argument("--adam_beta2", type=float, default=0.999)
-    steps.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    steps.add_argument("--adam_epsilon", type=float, default=1e-8)
-    steps.add_argument("--max_grad_norm", type=float)
-    steps.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"))
-    steps.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower steps")
-    steps.add_argument("--allow_tf32", action="store_true")
-    steps.add_argument("--seed", type=int, help="of batches and masks (default: random, kept on resuming)")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", type=Path, default=Path("muse_training"))
-    output.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, in OUTPUT_DIR")
-    output.add_argument("--logging_steps", type=int, default=50, help="steps between reports to the tracker")
-    output.add_argument("--report_to", default="wandb", help="tracker, if installed; loss.csv is always written")
-    output.add_argument("--checkpointing_steps", type=int, default=500)
-    output.add_argument("--checkpoints_total_limit", type=int)
-    output.add_argument("--resume_from_checkpoint", help='a folder "checkpoint-N", or "latest"')
-    output.add_argument("--validation_prompts", nargs="*", default=[])
-    output.add_argument("--validation_steps", type=int, default=100)
-
+    for add_group in (add_model, add_data, add_recipe, add_steps, add_output):
+        add_group(parser)
     options = parser.parse_args(arguments)
     check(options)
     options.new_seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     options.cache_dir = options.cache_dir or options.output_dir / "cache"
     return options
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        required=True,
+        help='"nouns", "amused-256", "amused-512", a folder, or "owner/name" on the Hub',
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    group.add_argument("--variant", help="ignored: half-precision files are preferred")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data, one of the first three")
+    group.add_argument("--instance_data_dir", type=Path, help="a folder of images")
+    group.add_argument("--instance_data_image", type=Path, help="a single image; its file name is its caption")
+    group.add_argument("--instance_data_dataset", help="a Hub dataset, or anything datasets.load_dataset reads")
+    group.add_argument("--image_key", help="column of images in the dataset")
+    group.add_argument("--prompt_key", help="column of captions in the dataset, or their key in metadata.jsonl")
+    group.add_argument("--prompt_prefix", default="", help="prepended to every caption")
+    group.add_argument("--resolution", type=int, help="side in pixels (default: the model's own)")
+    group.add_argument("--split_vae_encode", type=int, default=4, help="images encoded at once")
+    group.add_argument("--cache_dir", type=Path, help="for tokens and embeddings (default: OUTPUT_DIR/cache)")
+    group.add_argument("--dataloader_num_workers", type=int, default=0, help="ignored: all data is in memory")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to train")
+    group.add_argument("--use_lora", action="store_true", help="train LoRA adapters instead of the whole network")
+    group.add_argument("--lora_r", type=int, default=16)
+    group.add_argument("--lora_alpha", type=int, default=32)
+    group.add_argument("--lora_target_modules", nargs="+", default=list(ATTENTION))
+    group.add_argument("--train_text_encoder", action="store_true")
+    group.add_argument("--text_encoder_use_lora", action="store_true")
+    group.add_argument("--text_encoder_lora_r", type=int, default=16)
+    group.add_argument("--text_encoder_lora_alpha", type=int, default=32)
+    group.add_argument("--text_encoder_lora_target_modules", nargs="+", default=list(ATTENTION))
+    group.add_argument("--use_ema", action="store_true", help="average the weights (EMA) and save the average")
+    group.add_argument("--ema_decay", type=float, default=0.9999)
+    group.add_argument("--ema_update_after_step", type=int, default=0)
+    group.add_argument("--min_masking_rate", type=float, default=0.0)
+    group.add_argument("--cond_dropout_prob", type=float, default=0.0, help="share of captions that are dropped")
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("steps")
+    group.add_argument("--train_batch_size", type=int, default=16, help="images per device and pass")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument("--max_train_steps", type=int, default=1000)
+    group.add_argument("--learning_rate", type=float, default=3e-4)
+    group.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images per step")
+    group.add_argument("--lr_scheduler", choices=SCHEDULERS, default="constant")
+    group.add_argument("--lr_warmup_steps", type=int, default=500)
+    group.add_argument("--use_8bit_adam", action="store_true", help="needs bitsandbytes")
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float)
+    group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"))
+    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower steps")
+    group.add_argument("--allow_tf32", action="store_true")
+    group.add_argument("--seed", type=int, help="of batches and masks (default: random, kept on resuming)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", type=Path, default=Path("muse_training"))
+    group.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, in OUTPUT_DIR")
+    group.add_argument("--logging_steps", type=int, default=50, help="steps between reports to the tracker")
+    group.add_argument("--report_to", default="wandb", help="tracker, if installed; loss.csv is always written")
+    group.add_argument("--checkpointing_steps", type=int, default=500)
+    group.add_argument("--checkpoints_total_limit", type=int)
+    group.add_argument("--resume_from_checkpoint", help='a folder "checkpoint-N", or "latest"')
+    group.add_argument("--validation_prompts", nargs="*", default=[])
+    group.add_argument("--validation_steps", type=int, default=100)
 
 
 def check(options: argparse.Namespace) -> None:
