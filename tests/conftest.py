@@ -1,6 +1,5 @@
 import gc
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,9 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def little_to_collect() -> Iterator[None]:
-    """A change of models collects garbage: a second each time among all that the libraries here hold for good."""
+def little_to_collect() -> None:
+    """A change of models collects garbage, which takes a second among all that the libraries hold for good."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -569,6 +569,7 @@ def test_the_readmes_script_runs(address: str, tmp_path: Path, monkeypatch: pyte
         (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the image"),
     ],
 )
+@pytest.mark.slow
 def test_the_recipe_endpoint_refuses_in_a_sentence(address: str, recipe: str, words: str) -> None:
     with pytest.raises(AppError) as refusal:
         Client(address, verbose=False).predict(recipe, api_name="/recipe")

@@ -24,6 +24,8 @@ from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import from_png_file
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 
+pytestmark = pytest.mark.slow
+
 GOOD = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
 
 

@@ -302,8 +302,8 @@ def test_twenty_five_are_closed_at_random_steps(seed: int) -> None:
 
 
 def test_one_run_works_for_so_long_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "REQUEST_SECONDS", 0.05)
-    runtime = fake_runtime(step_seconds=0.01)
+    monkeypatch.setattr(jobs, "REQUEST_SECONDS", 0.5)
+    runtime = fake_runtime(step_seconds=0.02)
     made = []
     with pytest.raises(UserError, match=r"Stopped after the .* s limit; finished images are kept"):
         for event in sampled(runtime, recipe(seeds=64, steps=2)):

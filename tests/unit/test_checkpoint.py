@@ -78,6 +78,7 @@ def test_falls_back_to_full_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("downsample", [False, True])
+@pytest.mark.slow
 def test_diffusers_reads_it_and_computes_the_same(tmp_path: Path, downsample: bool) -> None:
     from diffusers import AmusedPipeline
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,7 @@ def test_importing_amused_is_light() -> None:
     assert printed(code) == "[]"
 
 
+@pytest.mark.slow
 def test_transformers_is_imported_with_the_weights() -> None:
     """It takes longer to import than torch, so it must not keep `load` waiting."""
     code = (
@@ -80,6 +83,7 @@ def test_transformers_is_imported_with_the_weights() -> None:
     assert printed(code).splitlines() == ["[]", "['transformers']"]
 
 
+@pytest.mark.slow
 def test_the_page_comes_before_torch_and_transformers() -> None:
     code = (
         "import sys, app; app.build_page(app.Runtime(default='nouns')); "
@@ -94,6 +98,24 @@ def test_no_pickles() -> None:
         assert not re.search(r"torch\.(load|save)\(|import pickle", text), path
 
 
-def test_the_readme_s_test_command_is_the_ci_s() -> None:
-    commands = re.findall(r"^python3 -m venv.*$", (ROOT / "README.md").read_text("utf-8"), re.M)
-    assert len(commands) == 2 and commands[1].endswith("pytest")
+def test_no_test_imports_another() -> None:
+    """What several test modules use lives in a conftest.py or in tests/helpers."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert not [name for name in imports(path) if any(part.startswith("test_") for part in name.split("."))], path
+
+
+def test_the_ci_runs_the_readme_s_test_command(tmp_path: Path) -> None:
+    """With stand-ins for python3, chromium and the programs in .venv that write down how they are called."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    for program in ("bin/python3", "bin/chromium", ".venv/bin/pip", ".venv/bin/python"):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >> called\n')
+        (tmp_path / program).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(["bash", tmp_path / ".ci/run"], check=True, env={**os.environ, "PATH": path})
+    assert (tmp_path / "called").read_text().splitlines() == [
+        "bin/python3 -m venv .venv",
+        ".venv/bin/pip install -r tests/requirements.txt",
+        ".venv/bin/python -m pytest",
+    ]
