@@ -19,6 +19,7 @@ import amused
 from amused.benchmark.weights import WORDS, byte_tokenizer
 from amused.checkpoints.catalog import BUNDLED
 from amused.checkpoints.hub import locate
+from amused.checkpoints.lora import LoraWeights, merged
 from amused.checkpoints.save import write_tokenizer
 from amused.errors import UserError
 from amused.model.text import END, START, encode_text, is_truncated, read_tokenizer, tokenize
@@ -159,3 +160,21 @@ def test_different_prompts_look_different_to_the_tests(tmp_path: Path) -> None:
     with torch.no_grad():
         _, pooled = encode_text(encoder, tokenize(tokenizer, ["a red cat", "a blue dog", ""]))
     assert torch.pdist(pooled).min() > 0.1
+
+
+@torch.no_grad()
+def test_a_merged_adapter_keeps_one_copy_of_what_it_does_not_change(tmp_path: Path) -> None:
+    checkpoint = locate(tiny_checkpoint(tmp_path / "tiny"))
+    encoder, ids = checkpoint.load_text_encoder("cpu", torch.float32), tokenize(checkpoint.load_tokenizer(), PROMPTS)
+    before, _ = encode_text(encoder, ids)
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    adapted = merged(encoder, {layer: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 1.0)}, 1.0)
+    stored = {tensor.data_ptr() for tensor in (*encoder.parameters(), *encoder.buffers())}
+    new = {
+        name
+        for name, tensor in (*adapted.named_parameters(), *adapted.named_buffers())
+        if tensor.data_ptr() not in stored
+    }
+    assert new == {f"{layer}.weight"}
+    assert (encode_text(adapted, ids)[0] - before).abs().max() > 0.01
+    assert torch.equal(encode_text(encoder, ids)[0], before)
