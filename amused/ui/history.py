@@ -116,7 +116,7 @@ def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> No
     def add_kept(values: Values) -> Updates:
         return history.add_kept(values[tray.state], values)
 
-    # Follows the gallery: the browser is not told of a State that an event with `queue=False` changes (Gradio 6.31).
+    # Follows the gallery, since a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
     tray.gallery.change(add_kept, {tray.state, *lists}, [history.kept, history.picker], **UI_ONLY)
 
 

@@ -124,8 +124,8 @@ class ResultView:
         details: where the image that was clicked is shown, built by `gallery_actions`.
         state: a TabState.
         write_metadata: whether files carry their recipe.
-        ended: a number that changes when a run has ended. Follow this, not `state`: the browser is not told of a State
-            that an event with `queue=False` changes (Gradio 6.31).
+        ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
+            with `queue=False` triggers nothing (Gradio 6.31).
     """
 
     status: gr.HTML
@@ -266,7 +266,7 @@ class ShownRun:
                 updates = {self.view.status: busy_line(event.text, event.share)}
         elif isinstance(event, Started):
             yield self.start(event)
-            # After the page has been told: it takes a moment.
+            # Saved after the page shows that the run has started: saving takes a moment.
             self.inputs = save_input(event.request.image), save_input(event.request.mask, "mask.png")
             return
         elif isinstance(event, Progress):

@@ -15,6 +15,7 @@ from helpers.browser import (
     expect_done,
     open_page,
     open_tab,
+    paint_the_middle,
     part,
     pixels,
     run,
@@ -188,15 +189,7 @@ def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> N
     run(page, "inpaint")
     expect(part(page, "inpaint", "status")).to_contain_text("Nothing to repaint")
 
-    canvas = editor.locator("canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.move(middle[0] - 30, middle[1])
-    page.mouse.down()
-    page.mouse.move(middle[0] + 30, middle[1], steps=6)
-    page.mouse.up()
-    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+    paint_the_middle(page, editor)
     run(page, "inpaint")
     expect_done(page, "inpaint", 2)
     before = np.asarray(Image.open(picture)).astype(int)

@@ -362,12 +362,12 @@ def open_grid(page: Page, task: str, across: str) -> Locator:
 
 
 def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
-    told = part(page, TEXT_TO_IMAGE, "grid-told")
+    estimate = part(page, TEXT_TO_IMAGE, "grid-told")
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
-    expect(told).to_contain_text("9 images")
+    expect(estimate).to_contain_text("9 images")
     values.fill("2, 4, 6")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
-    expect(told).to_contain_text("6 images")
+    expect(estimate).to_contain_text("6 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     expect_done(page, TEXT_TO_IMAGE, 6)
     assert [tile.inner_text().strip() for tile in tiles(page, TEXT_TO_IMAGE).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
@@ -375,8 +375,8 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: 
     expect(sheet.locator("img")).to_be_visible()
     image = shown(page, sheet)
     assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
-    # Now that a run has shown the pace, the time is told too.
-    expect(told).to_contain_text(re.compile(r"6 images, about \d+ s"))
+    # A run has been timed, so the estimate includes the time.
+    expect(estimate).to_contain_text(re.compile(r"6 images, about \d+ s"))
 
 
 def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
