@@ -118,7 +118,7 @@ class Components:
         """Load the large components in the background, while the prompt is encoded."""
 
         def work() -> None:
-            for part in (self._transformer, self._decoder):
+            for part in (self._text_encoder, self._transformer, self._decoder):
                 with contextlib.suppress(Exception):  # whoever needs the component gets the error
                     part.get()
 
