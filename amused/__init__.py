@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from amused.checkpoints.hub import Progress
+    from amused.checkpoints.hub import DownloadProgress
     from amused.generation.pipeline import Amused, Picture, Step
 
 __version__ = "0.5.0"
@@ -28,7 +28,7 @@ def load(
     name_or_path: str | Path = "nouns",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     quantize: str | None = None,
     adapters: str | Path | None = None,
 ) -> Amused:

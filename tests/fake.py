@@ -15,8 +15,8 @@ from PIL import Image
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Progress, Request, Result
 from amused.serving.model import Model
+from amused.serving.queue import ReportProgress
 from amused.serving.runtime import Choice, Runtime
-from amused.serving.scheduler import ReportProgress
 
 TRAITS: dict[str, Any] = {
     "backgrounds": {"cool": "d5d7e1", "warm": "e1d7d5", "sky": "9cc8ee", "dark": "1f1d29"},

@@ -27,7 +27,7 @@ MAX_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Listed:
+class AdapterInfo:
     """An available adapter. `base`: the model it was trained on, if it says so."""
 
     name: str
@@ -39,7 +39,7 @@ class Listed:
         return self.base is None or self.base.rstrip("/").rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]
 
 
-def list_adapters(folder: Path | None) -> list[Listed]:
+def list_adapters(folder: Path | None) -> list[AdapterInfo]:
     """The usable adapters of a folder, sorted by name; everything else is ignored."""
     if folder is None or not folder.is_dir():
         return []
@@ -47,7 +47,7 @@ def list_adapters(folder: Path | None) -> list[Listed]:
     for path in sorted(folder.iterdir())[:MAX_ADAPTERS]:
         try:
             place = find_adapter(folder, path.name)
-            found.append(Listed(path.name, digest_of(place), base_of(read_config(place))))
+            found.append(AdapterInfo(path.name, digest_of(place), base_of(read_config(place))))
         except (UserError, OSError):
             continue
     return found

@@ -22,11 +22,11 @@ from amused.errors import CheckpointError, UserError
 
 LEFTOVER_SECONDS = 3600
 
-Progress = Callable[[str, int, int], None]
+DownloadProgress = Callable[[str, int, int], None]
 """Called during a download with a file's name inside the checkpoint, bytes so far and total bytes."""
 
 
-def locate(name_or_path: str | Path, progress: Progress | None = None) -> Checkpoint:
+def locate(name_or_path: str | Path, progress: DownloadProgress | None = None) -> Checkpoint:
     """Find a checkpoint and validate its configurations. Reads no weights.
 
     Args:
@@ -59,7 +59,7 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def fetch_checkpoint(name: str, source: Published, progress: Progress | None) -> Checkpoint:
+def fetch_checkpoint(name: str, source: Published, progress: DownloadProgress | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
 
     try:
@@ -83,7 +83,7 @@ def clear_leftovers(blobs: Path) -> None:
                 file.unlink()
 
 
-def download_file(file: str, name: str, source: Published, progress: Progress | None) -> bool:
+def download_file(file: str, name: str, source: Published, progress: DownloadProgress | None) -> bool:
     """Download a file into the checkpoint's folder; False if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -98,7 +98,7 @@ def download_file(file: str, name: str, source: Published, progress: Progress | 
     return True
 
 
-def progress_bar(file: str, progress: Progress) -> type:
+def progress_bar(file: str, progress: DownloadProgress) -> type:
     """A tqdm class, the hub client's only way to report progress, that draws nothing and calls `progress`."""
     from tqdm import tqdm
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 
 from amused.errors import UserError
 from amused.generation.images import Source, check_digest, composite, fit, load_image
-from amused.generation.masks import (
+from amused.generation.pixel_masks import (
     EMPTY_MASK,
     Box,
     cells_at,

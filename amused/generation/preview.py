@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from amused.generation.images import to_image
-from amused.generation.masks import mask_of_cells, to_pixels
+from amused.generation.pixel_masks import mask_of_cells, to_pixels
 from amused.model.vqgan import VQGAN
 
 FAST_DECODER = 20_000_000  # parameters; larger ones are too slow for previews on a CPU

@@ -21,7 +21,7 @@ from amused.limits import REQUEST_SECONDS
 from amused.recipe.recipe import Recipe
 from amused.serving.metrics import DONE, FAILED, LEFT, REFUSED, STOPPED
 from amused.serving.model import FinishedImage, Model
-from amused.serving.scheduler import Slot, Status, StoppedError
+from amused.serving.queue import Slot, Status, StoppedError
 from amused.serving.zero_gpu import ON_ZERO_GPU
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Job:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
         on_preempt = (lambda: None) if ON_ZERO_GPU else self._drop_sampling
         try:
-            self._slot = self._runtime.scheduler.enter(self._owner, on_preempt)
+            self._slot = self._runtime.queue.enter(self._owner, on_preempt)
         except UserError as error:
             self._runtime.metrics.add(None, REFUSED, why=str(error))
             raise

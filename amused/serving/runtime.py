@@ -25,7 +25,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
 from amused.serving.model import Model
-from amused.serving.scheduler import ModelScheduler, ReportProgress
+from amused.serving.queue import ReportProgress, RunQueue
 from amused.serving.zero_gpu import ON_ZERO_GPU, gpu_seconds, has_cuda, on_gpu
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ class Runtime:
     ) -> None:
         self.models = choices() if models is None else models
         self.adapters = adapters
-        self.scheduler = ModelScheduler(load, read_model, at_once, queue)
-        self.metrics = Metrics(self.scheduler.counts)
+        self.queue = RunQueue(load, read_model, at_once, queue)
+        self.metrics = Metrics(self.queue.counts)
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -134,7 +134,7 @@ class Runtime:
         return [adapter.name for adapter in list_adapters(self.adapters) if adapter.fits(model)]
 
     def is_loaded(self, name: str) -> bool:
-        return self.scheduler.model_name == name
+        return self.queue.model_name == name
 
     def native_size(self, name: str) -> tuple[int, int]:
         """The `size` and `multiple` of a model. Loads nothing."""
@@ -191,8 +191,8 @@ class Runtime:
         return Job(self, read_request, owner, should_stop).run()
 
     def stop(self, owner: Hashable) -> int:
-        """Stop the run of this owner that is going on, and those that wait behind it; how many there were."""
-        return self.scheduler.stop(owner)
+        """Stop the runs of this owner. Returns how many there were."""
+        return self.queue.stop(owner)
 
     def warm_up(self) -> threading.Thread:
         """Load the default model in the background, so that the first visitor waits less."""
@@ -200,7 +200,7 @@ class Runtime:
         def work() -> None:
             started = time.monotonic()
             try:
-                with self.scheduler.enter() as slot:
+                with self.queue.enter() as slot:
                     for _ in slot.acquire(self.default):
                         pass
                 log.info("%s is ready after %.1f s", self.default, time.monotonic() - started)
@@ -222,11 +222,11 @@ class Runtime:
     def _sample(
         self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
     ) -> Generator[jobs.Progress | jobs.Result | jobs.Rejected]:
-        scheduler = self.scheduler
-        if scheduler.model is None or scheduler.model_name != recipe.model:
+        queue = self.queue
+        if queue.model is None or queue.model_name != recipe.model:
             # Only in the forked process of a shared GPU, which can hold an older model than was asked for.
-            scheduler.model = None
+            queue.model = None
             model = self._load(recipe.model, lambda share, text: None)
             read_model(model)
-            scheduler.model, scheduler.model_name = model, recipe.model
-        yield from jobs.sample(scheduler.model, recipe, image, mask)
+            queue.model, queue.model_name = model, recipe.model
+        yield from jobs.sample(queue.model, recipe, image, mask)

@@ -16,7 +16,7 @@ from gradio.components import Component
 
 from amused.errors import UserError
 from amused.generation.images import load_image
-from amused.generation.masks import load_mask
+from amused.generation.pixel_masks import load_mask
 from amused.limits import MAX_SEEDS, MAX_STEPS
 from amused.recipe.links import to_query
 from amused.recipe.recipe import (

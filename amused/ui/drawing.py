@@ -17,12 +17,12 @@ from PIL import Image, ImageChops
 
 from amused.errors import UserError
 from amused.generation.images import load_image, upright
-from amused.generation.masks import load_mask
+from amused.generation.pixel_masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.serving import file_cache
 from amused.ui.events import UI_ONLY
 from amused.ui.inputs import NO_IMAGE, Raw
-from amused.ui.sync import COUNT_JS
+from amused.ui.latest import COUNT_JS
 
 NOTHING_PAINTED = "Nothing to repaint: paint over the part of the image that should change."
 

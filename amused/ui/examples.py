@@ -12,7 +12,7 @@ from amused.ui.tab import Tab
 
 
 def connect(tab: Tab) -> None:
-    settings, dataset = tab.settings, tab.controls.hints.examples
+    settings, dataset = tab.settings, tab.controls.prompt_help.examples
 
     def fill(values: Values) -> Updates:
         model = values[settings.model]

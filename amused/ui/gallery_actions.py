@@ -14,19 +14,19 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from amused.generation.masks import crop_mask, load_mask, square_around, token_indices, touched_cells
+from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, SIDE_MULTIPLE, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
+from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
-from amused.ui.facts import describe_image, note
 from amused.ui.files import open_image
+from amused.ui.kept_images import KeptImages, KeptImagesView, image_at
 from amused.ui.results import GeneratedImage, RunAction, TabState, connect
 from amused.ui.settings import RANDOM_SEEDS
 from amused.ui.sharing import CopyLink, build_copy_link
 from amused.ui.tab import Tab
-from amused.ui.tray import Tray, TrayView, image_at
 
 NOTHING_PICKED = "No image is picked: click one first."
 INHERITED = (
@@ -103,7 +103,7 @@ class DetailsView:
         }
 
 
-def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: TrayView) -> None:
+def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView) -> None:
     """Build the details in every tab, and connect them with the other tabs and the tray."""
     views = {tab.task: build_details(tab) for tab in tabs}
     for tab in tabs:
@@ -115,7 +115,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: TrayView) -> No
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
-    def reopen(kept: Tray) -> Updates:
+    def reopen(kept: KeptImages) -> Updates:
         image = kept.chosen_image()
         task = image.recipe.first.task
         return {tab_bar: gr.Tabs(selected=task), **views[task].show(image)}
@@ -221,9 +221,9 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
 
-def connect_keep(view: DetailsView, tray: TrayView) -> None:
+def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
     def keep(values: Values) -> Updates:
-        kept: Tray = values[tray.state]
+        kept: KeptImages = values[tray.state]
         return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Kept below")}
 
     view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)

@@ -1,6 +1,6 @@
 """The mask of an inpainting run: strokes, a mask file and a box combined, and a drawing of the cells it repaints.
 
-Uses no Gradio components and no models; the geometry is that of `generation.masks`.
+Uses no Gradio components and no models; the geometry is that of `generation.pixel_masks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from amused.errors import UserError
 from amused.generation.images import fit
-from amused.generation.masks import Box, crop_mask, fit_mask, load_mask, square_around, touched_cells
+from amused.generation.pixel_masks import Box, crop_mask, fit_mask, load_mask, square_around, touched_cells
 from amused.recipe.recipe import Recipe, number
 from amused.ui.drawing import NOTHING_PAINTED, Drawing
 from amused.ui.inputs import Raw

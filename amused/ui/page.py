@@ -15,9 +15,9 @@ from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSION
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
-from amused.ui import api, gallery_actions, restore, tray
-from amused.ui.model_sync import connect_adapters, connect_models
-from amused.ui.sync import hide_progress
+from amused.ui import api, gallery_actions, kept_images, restore
+from amused.ui.latest import hide_progress
+from amused.ui.model_choice import connect_adapters, connect_models
 from amused.ui.tab import Tab
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -45,8 +45,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
             tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         connect_models(runtime, tabs)
         connect_adapters(runtime, tabs, page)
-        tray_view = tray.build_tray()
-        tray.connect_tray(tray_view, tabs)
+        tray_view = kept_images.build_kept_images()
+        kept_images.connect_kept_images(tray_view, tabs)
         gallery_actions.connect_actions(tabs, tab_bar, tray_view)
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
         restore.connect_restore(page, filler, restore.build_restore(), tray_view)

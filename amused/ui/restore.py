@@ -18,15 +18,15 @@ from amused.recipe.links import Shared, from_query
 from amused.recipe.recipe import STRENGTHS
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
+from amused.ui.browser_storage import BrowserStorage, build_browser_storage, connect_browser_storage, restore_settings
+from amused.ui.describe import TITLES
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
-from amused.ui.facts import TITLES
-from amused.ui.history import History, build_history, connect_history, restore_settings
-from amused.ui.model_sync import use_model
+from amused.ui.kept_images import KeptImagesView
+from amused.ui.model_choice import use_model
 from amused.ui.results import GeneratedImage, RunAction, connect, explain
 from amused.ui.sharing import NO_RECIPE, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
 from amused.ui.tab import Tab
-from amused.ui.tray import TrayView
 
 RESTORED_JS = "() => { window.amusedRestored = true; }"
 
@@ -92,7 +92,7 @@ def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
 class RestoreSection:
     """Below the tabs: remembered recipes, and where to give one."""
 
-    history: History
+    storage: BrowserStorage
     file: gr.File
     text: gr.Textbox
     button: gr.Button
@@ -115,7 +115,7 @@ def build_restore() -> RestoreSection:
                     label="A link or recipe", placeholder="Paste it here", max_lines=3, elem_id="restore-link"
                 )
                 button = gr.Button("Restore", size="sm", elem_id="restore-open")
-    return RestoreSection(build_history(picker), file, text, button)
+    return RestoreSection(build_browser_storage(picker), file, text, button)
 
 
 @dataclass(frozen=True)
@@ -165,26 +165,26 @@ class PageFiller:
         gr.on(events, fill, {source, *self.adapters}, self.outputs, **UI_ONLY)
 
 
-def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: TrayView) -> None:
+def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView) -> None:
     """Links, files, pasted recipes and remembered ones; `tray` is what the browser remembers as kept."""
-    history, tabs = section.history, filler.tabs
+    storage, tabs = section.storage, filler.tabs
 
     def open_page(values: Values, request: gr.Request) -> Updates:
         """A link wins over what the browser remembers."""
-        restored = restore_settings(filler.runtime, tabs, values[history.settings])
+        restored = restore_settings(filler.runtime, tabs, values[storage.settings])
         adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
         filled = filler.fill(lambda: from_request(request), adapters)
-        return {**restored, **filled, **history.offer(values[history.recent], values[history.kept])}
+        return {**restored, **filled, **storage.offer(values[storage.recent], values[storage.kept])}
 
-    page.load(open_page, history.states, [*filler.outputs, history.picker], **UI_ONLY).then(
+    page.load(open_page, storage.states, [*filler.outputs, storage.picker], **UI_ONLY).then(
         None, None, None, js=RESTORED_JS, **UI_ONLY
     )
     filler.connect([section.file.upload], section.file, from_file)
     filler.connect([section.button.click, section.text.submit], section.text, from_text)
-    filler.connect([history.picker.input], history.picker, lambda query: from_query(query or ""))
+    filler.connect([storage.picker.input], storage.picker, lambda query: from_query(query or ""))
     for tab in tabs:
         connect_replay(tab, filler.card)
-    connect_history(history, tabs, tray)
+    connect_browser_storage(storage, tabs, tray)
 
 
 def connect_replay(tab: Tab, card: Card) -> None:

@@ -23,12 +23,12 @@ from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import format_seeds
 from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
+from amused.serving.queue import Status, forget_frames
 from amused.serving.runtime import Runtime
-from amused.serving.scheduler import Status, forget_frames
 from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
+from amused.ui.latest import COUNT_JS
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
-from amused.ui.sync import COUNT_JS
 
 if TYPE_CHECKING:
     from amused.ui.tab import Tab

@@ -16,7 +16,7 @@ from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.hints import Hints, build_hints, connect_hints
+from amused.ui.prompt_help import PromptHelp, build_prompt_help, connect_prompt_help
 from amused.ui.results import ResultView, RunAction, connect, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
@@ -28,7 +28,7 @@ class Controls:
     """What every tab has below its own inputs."""
 
     settings: Settings
-    hints: Hints
+    prompt_help: PromptHelp
     generate: gr.Button
     stop: gr.Button
     adapter_row: gr.Row
@@ -101,25 +101,25 @@ class Tab(ABC):
 
 
 def build_controls(task: str, runtime: Runtime) -> Controls:
-    """Prompt, buttons, hints and settings, from top to bottom."""
+    """Prompt, buttons, prompt help and settings, from top to bottom."""
     prompt = gr.Textbox(
         label="Prompt", lines=3, max_lines=8, placeholder="Describe the image", elem_id=f"{task}-prompt"
     )
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
-    hints = build_hints(task, runtime)
-    prompt.value = hints.examples.samples[0][0]
+    prompt_help = build_prompt_help(task, runtime)
+    prompt.value = prompt_help.examples.samples[0][0]
     basic = build_basic_settings(task)
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
         model, adapter_row = build_model_settings(task, runtime)
         sampling = build_sampling_settings(task)
     settings = Settings(task=task, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
-    connect_hints(runtime, hints, prompt, settings.model)
+    connect_prompt_help(runtime, prompt_help, prompt, settings.model)
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
     )
-    return Controls(settings, hints, generate, stop, adapter_row)
+    return Controls(settings, prompt_help, generate, stop, adapter_row)
 
 
 def connect_tab(tab: Tab) -> None:

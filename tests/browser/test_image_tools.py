@@ -22,13 +22,13 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
-from amused.generation.masks import load_mask
+from amused.generation.pixel_masks import load_mask
 from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
+from amused.ui import grid as grid_section
 from amused.ui import mask_tools, prompts
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, UploadedDrawings
-from amused.ui.tabs import grid as grid_section
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 

@@ -34,7 +34,7 @@ from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import MAX_METADATA, PNG_KEY, from_png_file, parse_json, png_info
 from amused.recipe.recipe import Recipe
 from amused.serving.runtime import Runtime
-from amused.ui.history import restore_settings
+from amused.ui.browser_storage import restore_settings
 from amused.ui.sharing import from_text
 from amused.ui.tabs import text as text_tab
 

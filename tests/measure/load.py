@@ -27,7 +27,7 @@ from PIL import Image
 from amused.generation.images import digest
 from amused.recipe.metadata import from_png_file
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TASKS, TEXT_TO_IMAGE, Recipe
-from amused.serving.scheduler import BUSY
+from amused.serving.queue import BUSY
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a pixel art character with square red glasses, a {}-shaped head on a {} background"

@@ -19,8 +19,8 @@ from helpers.serve import serve
 from amused.generation.images import digest
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Job, Result
+from amused.serving.queue import BUSY, Slot
 from amused.serving.runtime import Runtime
-from amused.serving.scheduler import BUSY, Slot
 from tests.measure import endure, load
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from helpers.tabs import build_tab, values_of
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
+from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
-from amused.serving.scheduler import MAX_WAITING_RUNS
 from amused.ui import results
 from amused.ui.events import Updates
 from amused.ui.results import (

@@ -18,10 +18,10 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.recipe import INPAINT, TEXT_TO_IMAGE, Recipe
-from amused.serving import jobs, scheduler
+from amused.serving import jobs, queue
 from amused.serving.jobs import Event, Progress, Request, Result, Started, Summary
+from amused.serving.queue import BUSY, ReportProgress, Status
 from amused.serving.runtime import Choice, Runtime
-from amused.serving.scheduler import BUSY, ReportProgress, Status
 
 CHOICES = [Choice("nouns", "small"), Choice("amused-256", "large", "1.6 GB")]
 
@@ -173,7 +173,7 @@ def test_runs_at_the_same_time_get_their_own_pictures_in_turns() -> None:
 
 def test_two_models_are_taken_in_turns_and_never_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of each in turn would load a model for each; waiting for the end of a sweep would take for ever."""
-    monkeypatch.setattr(scheduler, "SWITCH_TIMEOUT", 0.2)
+    monkeypatch.setattr(queue, "SWITCH_TIMEOUT", 0.2)
     order = Order()
     runtime = runtime_of(order.load)
     slow = threading.Event()
@@ -476,7 +476,7 @@ def test_a_waiting_run_of_an_owner_takes_nobody_s_place() -> None:
 
 def test_an_owner_s_runs_that_wait_are_limited() -> None:
     runtime = fake_runtime()
-    runs = [owned(runtime, "mine") for _ in range(scheduler.MAX_WAITING_RUNS + 1)]
+    runs = [owned(runtime, "mine") for _ in range(queue.MAX_WAITING_RUNS + 1)]
     for run in runs:
         next(run)
     with pytest.raises(UserError, match="of your runs are waiting already"):
@@ -504,7 +504,7 @@ def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
 
 def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when they next say how things stand."""
-    monkeypatch.setattr(scheduler, "STATUS_SECONDS", 1000.0)
+    monkeypatch.setattr(queue, "STATUS_SECONDS", 1000.0)
     runtime = fake_runtime()
     held = owned(runtime, "held", owner="another tab")
     while not isinstance(next(held), Progress):
@@ -539,11 +539,11 @@ def test_a_stop_from_before_the_run_came_counts() -> None:
     assert isinstance(summary, Summary) and summary.stopped and summary.num_images == 0
 
 
-# The scheduler alone
+# The queue alone
 
 
 def test_a_slot_whose_wait_is_given_up_does_not_hold_the_model() -> None:
-    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    line = queue.RunQueue(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
     with line.enter() as first, line.enter() as second, line.enter() as third:
         list(first.acquire("nouns"))
         waiting = second.acquire("nouns")
@@ -559,16 +559,16 @@ def test_a_slot_whose_wait_is_given_up_does_not_hold_the_model() -> None:
 
 
 def test_the_first_load_does_not_wait_for_runs_that_have_asked_for_no_model() -> None:
-    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    line = queue.RunQueue(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
     with line.enter() as first, line.enter():
         began = time.monotonic()
         list(first.acquire("nouns"))
-        assert time.monotonic() - began < scheduler.SWITCH_TIMEOUT / 2
+        assert time.monotonic() - began < queue.SWITCH_TIMEOUT / 2
 
 
 def test_runs_between_two_turns_are_told_when_their_model_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "SWITCH_TIMEOUT", 0.0)
-    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    monkeypatch.setattr(queue, "SWITCH_TIMEOUT", 0.0)
+    line = queue.RunQueue(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
     preempted: list[str] = []
     with (
         line.enter(on_preempt=lambda: preempted.append("first")) as first,
@@ -585,10 +585,10 @@ def test_runs_between_two_turns_are_told_when_their_model_is_dropped(monkeypatch
 
 
 def test_a_slot_that_was_left_gets_nothing() -> None:
-    line = scheduler.ModelScheduler(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
+    line = queue.RunQueue(lambda name, report: FakeModel(name), lambda model: None, 4, 4)
     slot = line.enter()
     slot.leave()
     slot.leave()
-    with pytest.raises(scheduler.StoppedError):
+    with pytest.raises(queue.StoppedError):
         list(slot.acquire("nouns"))
     assert line.counts() == (0, 0) and line.model is None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import composite, fit, load_image, to_image, to_tensor
-from amused.generation.masks import (
+from amused.generation.pixel_masks import (
     cells_at,
     load_mask,
     mask_of_cells,

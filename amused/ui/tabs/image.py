@@ -15,13 +15,12 @@ from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui import examples
+from amused.ui import examples, grid
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
+from amused.ui.latest import sync
 from amused.ui.results import TabState, build_result
-from amused.ui.sync import sync
 from amused.ui.tab import Tab, build_controls, connect_tab
-from amused.ui.tabs import grid
 
 OWN_SHAPE = "Original"
 SHAPES = {

@@ -24,8 +24,8 @@ from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawin
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes, save_file
 from amused.ui.inputs import ImageInput
+from amused.ui.latest import sync
 from amused.ui.results import build_result
-from amused.ui.sync import sync
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 MAX_EDITOR_SIDE = 768  # pixels; of larger images the editor gets a reduced copy

@@ -7,11 +7,10 @@ import gradio as gr
 from amused.recipe.recipe import TEXT_TO_IMAGE
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui import examples
+from amused.ui import examples, grid
 from amused.ui.events import Values
 from amused.ui.results import build_result
 from amused.ui.tab import Tab, build_controls, connect_tab
-from amused.ui.tabs import grid
 
 
 class TextTab(Tab):

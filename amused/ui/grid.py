@@ -19,9 +19,9 @@ from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import open_image, png_bytes, save_file
+from amused.ui.latest import sync
 from amused.ui.results import GeneratedImage, RunAction, connect
 from amused.ui.status import count_images, describe_seconds, status_line
-from amused.ui.sync import sync
 from amused.ui.tab import Tab
 
 WORDING = "prompt wording"

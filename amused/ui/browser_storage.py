@@ -18,10 +18,10 @@ from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import GeneratedImage, TabState
 from amused.ui.settings import Settings, to_recipe
 from amused.ui.tab import Tab
-from amused.ui.tray import Tray, TrayView
 
 MAX_RECIPES = 30
 MAX_QUERY_LENGTH = 4000  # the browser keeps a few megabytes in all
@@ -37,7 +37,7 @@ REMEMBER_JS = """(former, ...values) => {
 
 
 @dataclass(frozen=True)
-class History:
+class BrowserStorage:
     """`settings` is {task: {field of Settings: value}}; the others are lists of queries, the latest first.
 
     `picker` offers the recipes to open them again.
@@ -72,7 +72,7 @@ class History:
         recent = [query, *older][:MAX_RECIPES]
         return {self.recent: recent, **self.offer(recent, values[self.kept])}
 
-    def add_kept(self, tray: Tray, values: Values) -> Updates:
+    def add_kept(self, tray: KeptImages, values: Values) -> Updates:
         """Put the kept images before those of earlier visits, and forget what was discarded."""
         ours = [query_of(image) for image in reversed(tray.images)]
         discarded = {query_of(image) for _, image in tray.discarded}
@@ -81,8 +81,8 @@ class History:
         return {self.kept: kept, **self.offer(values[self.recent], kept)}
 
 
-def build_history(picker: gr.Dropdown) -> History:
-    return History(
+def build_browser_storage(picker: gr.Dropdown) -> BrowserStorage:
+    return BrowserStorage(
         settings=gr.BrowserState({}, storage_key="amused-settings", secret=SECRET),
         recent=gr.BrowserState([], storage_key="amused-recent", secret=SECRET),
         kept=gr.BrowserState([], storage_key="amused-kept", secret=SECRET),
@@ -90,34 +90,34 @@ def build_history(picker: gr.Dropdown) -> History:
     )
 
 
-def connect_history(history: History, tabs: Sequence[Tab], tray: TrayView) -> None:
+def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: KeptImagesView) -> None:
     """Remember settings as they change, recipes as runs end, and what is kept."""
     fields = [(tab.task, name) for tab in tabs for name in tab.settings.components()]
     settings = [component for tab in tabs for component in tab.settings.components().values()]
     gr.on(
         [component.change for component in settings],  # type: ignore[attr-defined]  # Gradio adds events at run time
         None,
-        [history.settings, *settings],
-        history.settings,
+        [storage.settings, *settings],
+        storage.settings,
         js=REMEMBER_JS % json.dumps(fields),
         **UI_ONLY,
     )
-    lists: set[Component] = {history.recent, history.kept}
+    lists: set[Component] = {storage.recent, storage.kept}
 
     for tab in tabs:
 
         def add_recent(values: Values, view: Any = tab.result) -> Updates:
             state: TabState = values[view.state]
-            return history.add_recent(state.gallery.images, values) or NO_CHANGE
+            return storage.add_recent(state.gallery.images, values) or NO_CHANGE
 
-        outputs = [history.recent, history.picker]
+        outputs = [storage.recent, storage.picker]
         tab.result.ended.change(add_recent, {tab.result.state, *lists}, outputs, **UI_ONLY)
 
     def add_kept(values: Values) -> Updates:
-        return history.add_kept(values[tray.state], values)
+        return storage.add_kept(values[tray.state], values)
 
     # Follows the gallery, since a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
-    tray.gallery.change(add_kept, {tray.state, *lists}, [history.kept, history.picker], **UI_ONLY)
+    tray.gallery.change(add_kept, {tray.state, *lists}, [storage.kept, storage.picker], **UI_ONLY)
 
 
 # What was remembered

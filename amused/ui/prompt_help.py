@@ -14,7 +14,7 @@ from amused.ui.events import UI_ONLY, Updates, Values
 
 
 @dataclass(frozen=True)
-class Hints:
+class PromptHelp:
     """Components that depend on the model; `parts` are the dropdowns of words, by the part of a character."""
 
     surprise: gr.Button
@@ -26,7 +26,7 @@ class Hints:
         return [self.examples, self.words, *self.parts.values()]
 
 
-def build_hints(task: str, runtime: Runtime) -> Hints:
+def build_prompt_help(task: str, runtime: Runtime) -> PromptHelp:
     traits = runtime.choice(runtime.default).traits
     samples = prompts.examples(task, runtime.default, traits)
     with gr.Row(elem_classes="ideas"):
@@ -52,35 +52,35 @@ def build_hints(task: str, runtime: Runtime) -> Hints:
             )
             for part in prompts.PARTS
         }
-    return Hints(surprise, examples, words, parts)
+    return PromptHelp(surprise, examples, words, parts)
 
 
-def connect_hints(runtime: Runtime, hints: Hints, prompt: gr.Textbox, model: gr.Dropdown) -> None:
+def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Textbox, model: gr.Dropdown) -> None:
     """Surprises and words write the prompt."""
 
     def surprise(name: str) -> str:
         return prompts.surprise(runtime.choice(name).traits, random.Random())
 
     def write_prompt(values: Values) -> Updates:
-        return {prompt: prompts.sentence(**{part: values[dropdown] for part, dropdown in hints.parts.items()})}
+        return {prompt: prompts.sentence(**{part: values[dropdown] for part, dropdown in prompt_help.parts.items()})}
 
-    hints.surprise.click(surprise, model, prompt, **UI_ONLY)
-    for dropdown in hints.parts.values():
-        dropdown.input(write_prompt, set(hints.parts.values()), [prompt], **UI_ONLY)
+    prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
+    for dropdown in prompt_help.parts.values():
+        dropdown.input(write_prompt, set(prompt_help.parts.values()), [prompt], **UI_ONLY)
 
 
-def hints_for(runtime: Runtime, hints: Hints, task: str, model: str) -> Updates:
-    """Updates of the hints for a model that was just chosen."""
+def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model: str) -> Updates:
+    """Updates of the prompt help for a model that was just chosen."""
     traits = runtime.choice(model).traits
     samples = prompts.examples(task, model, traits)
     return {
-        hints.examples: gr.Dataset(
+        prompt_help.examples: gr.Dataset(
             samples=[[example.prompt] for example in samples], sample_labels=[example.label for example in samples]
         ),
-        hints.words: gr.Accordion(visible=traits is not None),
+        prompt_help.words: gr.Accordion(visible=traits is not None),
         **{
             dropdown: gr.Dropdown(choices=word_choices(part, traits), value="")
-            for part, dropdown in hints.parts.items()
+            for part, dropdown in prompt_help.parts.items()
         },
     }
 

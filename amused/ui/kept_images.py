@@ -12,8 +12,8 @@ from gradio.blocks import Block
 
 from amused.generation.contact_sheet import bundle, sheet
 from amused.recipe.metadata import png_info, to_json
+from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.facts import note
 from amused.ui.files import open_image, png_bytes, save_file, strip_metadata
 from amused.ui.results import GeneratedImage, columns_for
 from amused.ui.tab import Tab
@@ -25,7 +25,7 @@ DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray
 
 
 @dataclass(frozen=True)
-class Tray:
+class KeptImages:
     """`chosen` are indices of the images last clicked, at most two; `discarded` is what undo brings back."""
 
     images: tuple[GeneratedImage, ...] = ()
@@ -33,17 +33,17 @@ class Tray:
     discarded: tuple[tuple[int, GeneratedImage], ...] = ()
     comparing: bool = False
 
-    def keep(self, image: GeneratedImage) -> Tray:
+    def keep(self, image: GeneratedImage) -> KeptImages:
         if image in self.images:
             return self.choose(self.images.index(image))
         return replace(self, images=(*self.images, image)).choose(len(self.images))
 
-    def choose(self, index: Any) -> Tray:
+    def choose(self, index: Any) -> KeptImages:
         if image_at(self.images, index) is None:
             return self
         return replace(self, chosen=(*(other for other in self.chosen if other != index), index)[-2:])
 
-    def discard(self) -> Tray:
+    def discard(self) -> KeptImages:
         """Without the image that was clicked last."""
         if not self.chosen:
             return self
@@ -51,15 +51,15 @@ class Tray:
         rest = (*self.images[:index], *self.images[index + 1 :])
         chosen = tuple(other - (other > index) for other in self.chosen if other != index)
         discarded = (*self.discarded, (index, self.images[index]))
-        return Tray(rest, chosen or tuple(range(len(rest)))[-1:], discarded)
+        return KeptImages(rest, chosen or tuple(range(len(rest)))[-1:], discarded)
 
-    def undo(self) -> Tray:
+    def undo(self) -> KeptImages:
         if not self.discarded:
             return self
         *earlier, (index, image) = self.discarded
         images = (*self.images[:index], image, *self.images[index:])
         chosen = tuple(other + (other >= index) for other in self.chosen)
-        return Tray(images, chosen, tuple(earlier)).choose(index)
+        return KeptImages(images, chosen, tuple(earlier)).choose(index)
 
     def pair(self) -> tuple[GeneratedImage, GeneratedImage] | None:
         """The two to compare: those chosen last, otherwise the last ones."""
@@ -85,8 +85,8 @@ def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | N
 
 
 @dataclass(frozen=True)
-class TrayView:
-    """`state` is a Tray; `file` is never seen (the style sheet hides it), its click downloads what it holds."""
+class KeptImagesView:
+    """`state` is a KeptImages; `file` is never seen (the style sheet hides it), its click downloads what it holds."""
 
     state: gr.State
     place: gr.Accordion
@@ -112,7 +112,7 @@ class TrayView:
             self.slider, self.downloads,
         ]  # fmt: skip
 
-    def show(self, tray: Tray) -> Updates:
+    def show(self, tray: KeptImages) -> Updates:
         tiles = [(image.path, f"seed {image.seed}") for image in tray.images]
         chosen = tray.chosen[-1] if tray.chosen else None
         gallery = gr.Gallery(
@@ -120,7 +120,7 @@ class TrayView:
         )
         return {self.gallery: gallery, **self.show_choice(tray)}
 
-    def show_choice(self, tray: Tray) -> Updates:
+    def show_choice(self, tray: KeptImages) -> Updates:
         """All but the gallery, which has not changed."""
         count, pair = len(tray.images), tray.pair()
         slider: dict[str, Any] = {"visible": tray.comparing and pair is not None}
@@ -141,7 +141,7 @@ class TrayView:
         }
 
 
-def describe_choice(tray: Tray) -> str:
+def describe_choice(tray: KeptImages) -> str:
     if not tray.images:
         return "No images kept"
     text = f"Chosen: seed {tray.chosen_image().seed}"
@@ -149,7 +149,7 @@ def describe_choice(tray: Tray) -> str:
     return f"{text}, to compare with seed {pair[0].seed}" if pair else text
 
 
-def build_tray() -> TrayView:
+def build_kept_images() -> KeptImagesView:
     with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as place:
         gallery = gr.Gallery(
             label="Kept images",
@@ -190,17 +190,17 @@ def build_tray() -> TrayView:
                 elem_id="tray-tagged",
             )
     file = gr.DownloadButton("File", elem_id="tray-file")
-    return TrayView(
-        gr.State(Tray()), place, gallery, answer, reopen, compare, discard, undo, slider, downloads, single,
+    return KeptImagesView(
+        gr.State(KeptImages()), place, gallery, answer, reopen, compare, discard, undo, slider, downloads, single,
         everything, contact_sheet, write_metadata, file,
     )  # fmt: skip
 
 
-def connect_tray(view: TrayView, tabs: Sequence[Tab]) -> None:
-    def choose(tray: Tray, event: gr.SelectData) -> Updates:
+def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
+    def choose(tray: KeptImages, event: gr.SelectData) -> Updates:
         return view.show_choice(tray.choose(event.index))
 
-    def compare(tray: Tray) -> Updates:
+    def compare(tray: KeptImages) -> Updates:
         return view.show_choice(replace(tray, comparing=not tray.comparing))
 
     view.gallery.select(choose, view.state, view.outputs, **UI_ONLY)
@@ -214,7 +214,7 @@ def connect_tray(view: TrayView, tabs: Sequence[Tab]) -> None:
         connect_download(view, button, write)
 
 
-def connect_download(view: TrayView, button: gr.Button, write: Callable[[Tray, bool], str]) -> None:
+def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[KeptImages, bool], str]) -> None:
     def prepare(values: Values) -> Updates:
         return {view.file: write(values[view.state], values[view.write_metadata])}
 
@@ -226,12 +226,12 @@ def connect_download(view: TrayView, button: gr.Button, write: Callable[[Tray, b
 # Files
 
 
-def write_single(tray: Tray, write_metadata: bool) -> str:
+def write_single(tray: KeptImages, write_metadata: bool) -> str:
     image = tray.chosen_image()
     return save_file(file_content(image, write_metadata), f"amused-seed-{image.seed}.png")
 
 
-def write_bundle(tray: Tray, write_metadata: bool) -> str:
+def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
     images = tray.required_images()
     files, manifest = [], []
     for number, image in enumerate(images, start=1):
@@ -242,7 +242,7 @@ def write_bundle(tray: Tray, write_metadata: bool) -> str:
     return save_file(bundle(files, manifest), "amused-kept.zip")
 
 
-def write_sheet(tray: Tray, write_metadata: bool) -> str:
+def write_sheet(tray: KeptImages, write_metadata: bool) -> str:
     images = tray.required_images()
     labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
     page = sheet([open_image(one.path) for one in images], labels, math.ceil(math.sqrt(len(images))))

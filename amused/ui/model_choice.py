@@ -1,4 +1,4 @@
-"""One model for all tabs, as only one is held in memory; hints and adapters follow it."""
+"""One model for all tabs, as only one is held in memory; prompt help and adapters follow it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import gradio as gr
 
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
-from amused.ui.hints import hints_for
+from amused.ui.prompt_help import prompt_help_for
 from amused.ui.settings import Settings, adapter_choices, model_note
 from amused.ui.tab import Tab
 
 
 def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
-    """A model chosen in one tab is chosen in all; the hints of a tab follow its model."""
+    """A model chosen in one tab is chosen in all; the prompt help of a tab follows its model."""
 
     def hint(tab: Tab, model: str) -> Updates:
         note = gr.Dropdown(info=model_note(runtime, model))
-        return {tab.settings.model: note, **hints_for(runtime, tab.controls.hints, tab.task, model)}
+        return {tab.settings.model: note, **prompt_help_for(runtime, tab.controls.prompt_help, tab.task, model)}
 
     pickers = [tab.settings.model for tab in tabs]
     for tab, picker in zip(tabs, pickers, strict=True):
         others = [other for other in pickers if other is not picker]
         picker.input(lambda model, others=others: dict.fromkeys(others, model), picker, others, **UI_ONLY)
-        picker.change(partial(hint, tab), picker, [picker, *tab.controls.hints.outputs()], **UI_ONLY)
+        picker.change(partial(hint, tab), picker, [picker, *tab.controls.prompt_help.outputs()], **UI_ONLY)
 
 
 def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> None:

@@ -5,7 +5,7 @@ single image. Runs of one owner, such as a browser tab, go one after the other. 
 that need another one get it when no run uses the present one, or after `SWITCH_TIMEOUT` seconds. Knows threads and
 names of models; nothing of recipes, images or pages.
 
-    with scheduler.enter(owner=tab) as slot:
+    with queue.enter(owner=tab) as slot:
         for status in slot.acquire("nouns"):
             ...  # show it; closing the generator at any point frees the slot
         sample(slot.model)
@@ -70,15 +70,15 @@ class PendingLoad:
 
 
 class Slot:
-    """One run's place in the queue, made by `ModelScheduler.enter`. Leaves it at the end of the context.
+    """One run's place in the queue, made by `RunQueue.enter`. Leaves it at the end of the context.
 
     Attributes:
         stopped: the owner stopped this run, or it has left; `admit` and `acquire` then raise StoppedError.
     """
 
-    def __init__(self, scheduler: ModelScheduler, owner: Hashable, on_preempt: Callable[[], None]) -> None:
-        self._scheduler = scheduler
-        self._changed = scheduler._changed
+    def __init__(self, queue: RunQueue, owner: Hashable, on_preempt: Callable[[], None]) -> None:
+        self._queue = queue
+        self._changed = queue._changed
         self.owner = owner
         self.on_preempt = on_preempt
         self.stopped = False
@@ -95,17 +95,17 @@ class Slot:
     @property
     def model(self) -> Model:
         """The model, while the slot holds it."""
-        model = self._scheduler.model
+        model = self._queue.model
         assert model is not None
         return model
 
     @property
     def holds_model(self) -> bool:
-        return self._scheduler._holder is self
+        return self._queue._holder is self
 
     def admit(self) -> Generator[Status]:
         """Wait for earlier runs of the same owner and for one of the places. Call before loading anything large."""
-        yield from self._wait_until(lambda: self._scheduler._is_admitted(self))
+        yield from self._wait_until(lambda: self._queue._is_admitted(self))
 
     def acquire(self, name: str) -> Generator[Status]:
         """Wait for the turn of this run and for the model of that name, which is then in memory.
@@ -117,7 +117,7 @@ class Slot:
         self.failure = None
         yield from self.admit()
         try:
-            self._scheduler._queue_up(self, name)
+            self._queue._queue_up(self, name)
             yield from self._wait_until(lambda: self.holds_model)
         except BaseException:
             self.release()
@@ -126,7 +126,7 @@ class Slot:
     def yield_turn(self) -> bool:
         """Release the model if another run waits for a turn; whether so."""
         with self._changed:
-            if not self._scheduler._line:
+            if not self._queue._line:
                 return False
             self.release()
             return True
@@ -134,17 +134,17 @@ class Slot:
     def release(self) -> None:
         """Give the model back, or stop waiting for it; the slot keeps its place among the runs."""
         with self._changed:
-            self._scheduler._drop_turn(self)
-            self._scheduler._advance()
+            self._queue._drop_turn(self)
+            self._queue._advance()
 
     def leave(self) -> None:
         """Release the slot. Thread-safe and idempotent."""
         with self._changed:
             self.stopped = True
-            if self in self._scheduler._slots:
-                self._scheduler._slots.remove(self)
-            self._scheduler._drop_turn(self)
-            self._scheduler._advance()
+            if self in self._queue._slots:
+                self._queue._slots.remove(self)
+            self._queue._drop_turn(self)
+            self._queue._advance()
             self._changed.notify_all()  # for those that wait to be admitted
 
     def _wait_until(self, reached: Callable[[], bool]) -> Generator[Status]:
@@ -159,22 +159,22 @@ class Slot:
                     raise self.failure
                 if reached():
                     return
-                status = self._scheduler._status(self)
+                status = self._queue._status(self)
             yield status
             with self._changed:
-                self._scheduler._advance()  # the switch timeout may be over
+                self._queue._advance()  # the switch timeout may be over
                 self._changed.wait_for(is_decided, STATUS_SECONDS)
 
 
-class ModelScheduler:
+class RunQueue:
     """The queue in front of the model.
 
     Args:
         load: gives the model of a name with its files in place, not yet in memory. It may take minutes, and gets a
             `ReportProgress`, which raises when no run waits for that model any more.
         read: brings such a model into memory. The former model has been dropped when it is called.
-        at_once: so many runs take turns; further ones wait until one has ended.
-        queue: so many may wait; later ones are refused.
+        at_once: how many runs take turns.
+        length: how many more may wait; others are refused.
     """
 
     def __init__(
@@ -182,13 +182,13 @@ class ModelScheduler:
         load: Callable[[str, ReportProgress], Model],
         read: Callable[[Model], None],
         at_once: int,
-        queue: int,
+        length: int,
     ) -> None:
         self._load, self._read = load, read
-        self._at_once, self._queue = at_once, queue
+        self._at_once, self._length = at_once, length
         self._changed = threading.Condition()
         self._slots: list[Slot] = []  # by arrival
-        self._line: list[Slot] = []  # those that wait for the model, by when they came or came back
+        self._line: list[Slot] = []  # runs waiting for the model, in order
         self._holder: Slot | None = None
         self._loads: dict[str, PendingLoad] = {}
         self._reading: PendingLoad | None = None
@@ -200,7 +200,7 @@ class ModelScheduler:
         """A slot for a run.
 
         Args:
-            owner: runs of the same owner are served one after the other; None is nobody in particular.
+            owner: runs of the same owner are served one after the other; None: no owner.
             on_preempt: called from any thread when the model is dropped while this run is between two turns.
 
         Raises:
@@ -208,7 +208,7 @@ class ModelScheduler:
         """
         slot = Slot(self, owner, on_preempt)
         with self._changed:
-            if len(self._slots) >= self._at_once + self._queue:
+            if len(self._slots) >= self._at_once + self._length:
                 raise UserError(BUSY)
             if len(self._of(owner)) > MAX_WAITING_RUNS:
                 raise UserError(TOO_MANY_OF_OWNER)
@@ -216,7 +216,7 @@ class ModelScheduler:
         return slot
 
     def stop(self, owner: Hashable) -> int:
-        """Stop the run of this owner that is going on, and those that wait behind it; how many there were."""
+        """Stop the runs of this owner. Returns how many there were."""
         with self._changed:
             slots = self._of(owner)
             for slot in slots:
