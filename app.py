@@ -70,8 +70,7 @@ def main() -> None:
         sys.exit(str(error))
     page = build_page(runtime)
     if ON_ZERO_GPU:
-        # ZeroGPU packs the weights at launch for its GPU processes, so they must be loaded by then.
-        runtime.warm_up().join()
+        runtime.load_for_workers()
     page.launch(
         server_name=flags.host or None,
         server_port=flags.port,

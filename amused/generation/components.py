@@ -107,9 +107,8 @@ class Components:
         return self._decoder.get()
 
     def load(self, with_encoder: bool = False) -> None:
-        """Load what every image needs, or everything. Waits for it."""
-        self.start_loading()
-        for part in (self._tokenizer, self._text_encoder, self._transformer, self._decoder):
+        """Load what every image needs, or everything, in this thread: on ZeroGPU others have no CUDA."""
+        for part in (self._text_encoder, self._tokenizer, self._transformer, self._decoder):
             part.get()
         if with_encoder:
             self._encoder.get()

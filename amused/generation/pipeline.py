@@ -111,7 +111,12 @@ class Amused:
         dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
         if self.quantize:
             dtype = f"{dtype} {self.quantize}"
-        return f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+        made = f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+        if self.device.type != "cuda":
+            return made
+        # Random numbers depend on the card: torch draws as many at once as it has multiprocessors.
+        library = f"cuda-{torch.version.cuda}" if torch.version.cuda else f"rocm-{torch.version.hip}"
+        return f"{made} {library} {torch.cuda.get_device_name(self.device)}"
 
     @property
     def made(self) -> str:

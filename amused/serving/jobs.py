@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from amused.errors import UserError
-from amused.limits import REQUEST_SECONDS
+from amused.limits import MAX_SEEDS, REQUEST_SECONDS
 from amused.recipe.recipe import Recipe
 from amused.serving.metrics import DONE, FAILED, LEFT, REFUSED, STOPPED
 from amused.serving.model import FinishedImage, Model
 from amused.serving.queue import Slot, Status, StoppedError
-from amused.serving.zero_gpu import ON_ZERO_GPU
+from amused.serving.zero_gpu import ON_ZERO_GPU, lease_error, seeds_per_lease
 
 if TYPE_CHECKING:
     from amused.serving.runtime import Runtime
@@ -138,7 +138,6 @@ class Job:
         self._num_steps = self._steps_done = 0
         self._began: float | None = None  # when the first step began
         self._worked = 0.0
-        self._has_model = False
         self._prompt_is_cut = False
 
     def run(self) -> Generator[Event]:
@@ -202,37 +201,70 @@ class Job:
     def _acquire(self, name: str) -> Generator[Status]:
         yield from self._slot.acquire(name)
         self._runtime.note_size(name, self._slot.model)
-        self._has_model = True
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
             self._slot.release()
 
     def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
         """Sample one recipe, letting other runs have their turn after each image."""
+        if ON_ZERO_GPU:
+            yield from self._sample_on_lease(recipe, image, mask)
+            return
         before, done = self._num_done, 0
         while done < len(recipe.seeds):
-            if not self._slot.holds_model and not (ON_ZERO_GPU and self._has_model):
+            if not self._slot.holds_model:
                 yield from self._acquire(recipe.model)
             if self._sampling is None:
                 # Finished images are not made again: a seed gives the same image alone and in any sweep.
                 first, worked = done, self._worked
                 self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:]), image, mask)
-            event = self._next_event()
-            event = replace(event, index=before + first + event.index)
-            if isinstance(event, Progress):
-                yield self._with_totals(event)
-                continue
-            done += 1
-            self._num_done += 1
-            self._prompt_is_cut |= event.prompt_is_cut
-            steps = (recipe.steps - recipe.start) * (done - first)
-            self._runtime.note_pace(recipe.model, (self._worked - worked) / steps)
-            if done == len(recipe.seeds):
-                self._drop_sampling()
-            # Before the image goes out: it is saved and sent while the next one's first step is made.
-            self._slot.yield_turn()
+            event = self._next_event(before + first)
+            if isinstance(event, Result):
+                done += 1
+                steps = (recipe.steps - recipe.start) * (done - first)
+                self._runtime.note_pace(recipe.model, (self._worked - worked) / steps)
+                if done == len(recipe.seeds):
+                    self._drop_sampling()
+                # Before the image goes out: it is saved and sent while the next one's first step is made.
+                self._slot.yield_turn()
             yield event
 
-    def _next_event(self) -> Progress | Result:
+    def _sample_on_lease(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
+        """Sample one recipe on ZeroGPU, in as many leases of a GPU as its seeds need."""
+        before, done, longest = self._num_done, 0, MAX_SEEDS
+        while done < len(recipe.seeds):
+            pace, is_packed = self._runtime.lease_pace(recipe), self._runtime.is_packed(recipe.model)
+            rest = recipe.with_seeds(recipe.seeds[done:])
+            num_seeds = min(longest, seeds_per_lease(rest, pace, is_packed))
+            if done:
+                yield Status(f"{done} of {len(recipe.seeds)} images are finished; asking for a GPU for the others")
+            first, last = done, min(done + num_seeds, len(recipe.seeds))
+            self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:last]), image, mask)
+            began: float | None = None
+            try:
+                while done < last:
+                    event = self._next_event(before + first)
+                    if began is None:
+                        began = time.monotonic()  # the wait for a GPU is over, and a step is done
+                    if isinstance(event, Result):
+                        done += 1
+                        steps = (recipe.steps - recipe.start) * (done - first) - 1
+                        if steps:
+                            self._runtime.note_pace(recipe.model, (time.monotonic() - began) / steps)
+                    yield event
+            except Exception as error:
+                lease = lease_error(error)
+                if lease is None:
+                    raise
+                if lease.over_quota and last - first > 1:
+                    longest = (last - first) // 2  # fewer images may be within the quota
+                elif lease.over_quota or done == first:
+                    kept = f" Finished and kept: {self._num_done} of {self._num_images} images."
+                    raise UserError(f"{lease}{kept if self._num_done else ''}") from None
+            finally:
+                self._drop_sampling()
+
+    def _next_event(self, first: int) -> Progress | Result:
+        """The next event of the samples, `first` of which are from before them."""
         if self._worked > REQUEST_SECONDS:
             raise UserError(
                 f"Stopped after the {REQUEST_SECONDS} s limit; finished images are kept. Ask for fewer images or steps."
@@ -246,6 +278,11 @@ class Job:
             self._worked += time.monotonic() - began
         if isinstance(event, Rejected):
             raise UserError(event.sentence)
+        event = replace(event, index=first + event.index)
+        if isinstance(event, Progress):
+            return self._with_totals(event)
+        self._num_done += 1
+        self._prompt_is_cut |= event.prompt_is_cut
         return event
 
     def _with_totals(self, event: Progress) -> Progress:
@@ -253,8 +290,8 @@ class Job:
         seconds_left = None
         if self._steps_done > 1 and self._began is not None:
             per_step = (time.monotonic() - self._began) / self._steps_done
-            seconds_left = per_step * (self._num_steps - self._steps_done)
-        share = self._steps_done / self._num_steps
+            seconds_left = per_step * max(0, self._num_steps - self._steps_done)  # lost steps are done again
+        share = min(1.0, self._steps_done / self._num_steps)
         return replace(event, num_images=self._num_images, share=share, seconds_left=seconds_left)
 
     def _drop_sampling(self) -> None:

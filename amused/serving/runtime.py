@@ -26,7 +26,7 @@ from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
 from amused.serving.model import Model
 from amused.serving.queue import ReportProgress, RunQueue
-from amused.serving.zero_gpu import ON_ZERO_GPU, gpu_seconds, has_cuda, on_gpu
+from amused.serving.zero_gpu import DEFAULT_PACE, ON_ZERO_GPU, has_cuda, lease_seconds, on_gpu
 
 log = logging.getLogger(__name__)
 
@@ -80,15 +80,14 @@ def load_model(name: str, report: ReportProgress, quantize: str | None = None, a
 def read_model(model: Model) -> None:
     """Load a model's weights, after freeing the memory of the previous model."""
     free_memory()
-    # A forked process would load the rest for itself alone, and the next one again.
-    model.read_weights(everything=ON_ZERO_GPU)
+    model.read_weights()
 
 
 def free_memory() -> None:
     """Free the memory of the previous model before the next one needs it."""
     gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and not ON_ZERO_GPU:
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
@@ -111,7 +110,11 @@ class Runtime:
     ) -> None:
         self.models = choices() if models is None else models
         self.adapters = adapters
-        self.queue = RunQueue(load, read_model, at_once, queue)
+        self._models: dict[str, Model] = {}  # on ZeroGPU, where models without weights are kept
+        if ON_ZERO_GPU:
+            self.queue = RunQueue(self._load_without_weights, lambda model: None, at_once, queue)
+        else:
+            self.queue = RunQueue(load, read_model, at_once, queue)
         self.metrics = Metrics(self.queue.counts)
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
@@ -119,7 +122,7 @@ class Runtime:
         self.default = default or ("amused-512" if has_cuda() else "nouns")
         if self.default not in {choice.name for choice in self.models}:
             self.models = [*self.models, Choice(self.default, "chosen at the start")]
-        self.sample = on_gpu(self._sample, gpu_seconds)
+        self.sample = on_gpu(self._sample, self._lease_seconds)
 
     # Choices
 
@@ -144,6 +147,10 @@ class Runtime:
     def seconds_per_step(self, name: str) -> float | None:
         """Seconds per step in earlier runs of a model, decoding included, or None."""
         return self._seconds_per_step.get(name)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the workers of ZeroGPU have a model's weights from the start."""
+        return name == self.default and name in self._models
 
     # Recipes
 
@@ -211,6 +218,14 @@ class Runtime:
         thread.start()
         return thread
 
+    def load_for_workers(self) -> None:
+        """On ZeroGPU, instead of `warm_up`: load the default model in this thread, which imported `spaces`."""
+        try:
+            self._load_without_weights(self.default, lambda share, text: None).read_weights(everything=True)
+        except Exception as error:
+            self._models.pop(self.default, None)
+            log.warning("the model could not be loaded before the launch; each worker loads it again: %s", error)
+
     # For jobs
 
     def note_size(self, name: str, model: Model) -> None:
@@ -219,14 +234,26 @@ class Runtime:
     def note_pace(self, name: str, seconds_per_step: float) -> None:
         self._seconds_per_step[name] = seconds_per_step
 
+    def lease_pace(self, recipe: Recipe) -> float:
+        """Seconds per step that a recipe is expected to take on ZeroGPU, by its size."""
+        size, _ = self.native_size(recipe.model)
+        pixels = (recipe.width or size) * (recipe.height or size)
+        return (self.seconds_per_step(recipe.model) or DEFAULT_PACE) * max(1.0, pixels / size**2)
+
+    def _lease_seconds(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
+        return lease_seconds(recipe, self.lease_pace(recipe), self.is_packed(recipe.model))
+
+    def _load_without_weights(self, name: str, report: ReportProgress) -> Model:
+        if name not in self._models:
+            self._models[name] = self._load(name, report)
+        return self._models[name]
+
     def _sample(
         self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
     ) -> Generator[jobs.Progress | jobs.Result | jobs.Rejected]:
-        queue = self.queue
-        if queue.model is None or queue.model_name != recipe.model:
-            # Only in the forked process of a shared GPU, which can hold an older model than was asked for.
-            queue.model = None
-            model = self._load(recipe.model, lambda share, text: None)
-            read_model(model)
-            queue.model, queue.model_name = model, recipe.model
-        yield from jobs.sample(queue.model, recipe, image, mask)
+        if ON_ZERO_GPU:  # in a worker, which may have been forked before this model was chosen
+            model: Model | None = self._load_without_weights(recipe.model, lambda share, text: None)
+        else:
+            model = self.queue.model
+        assert model is not None
+        yield from jobs.sample(model, recipe, image, mask)

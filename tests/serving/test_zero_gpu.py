@@ -1,0 +1,201 @@
+"""`app.py` on ZeroGPU: the real `spaces` package, a stub of the service that lends GPUs, and CPUs in their place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from helpers.tiny import tiny_checkpoint
+from helpers.zero_gpu import VISITOR, Space, zero_gpu_space
+from PIL import Image
+
+import amused
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, VARY, Recipe
+from amused.serving.zero_gpu import LOAD_SECONDS, MAX_LEASE_SECONDS, START_SECONDS, lease_seconds, seeds_per_lease
+
+LONG = {"seeds": "0-15", "steps": 60}  # some seconds
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def space(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    with zero_gpu_space(tmp_path_factory.mktemp("space"), "--model", str(tiny)) as space:
+        yield space
+
+
+@pytest.fixture
+def new_space(tiny: Path, tmp_path: Path) -> Iterator[Space]:
+    """One in which nothing was measured yet."""
+    with zero_gpu_space(tmp_path, "--model", str(tiny)) as space:
+        yield space
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An image and a mask."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).save(folder / "image.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(folder / "mask.png")
+    return folder / "image.png", folder / "mask.png"
+
+
+def client_of(space: Space) -> Client:
+    return Client(space.address, headers=VISITOR, verbose=False)
+
+
+def images_of(gallery: list[dict[str, Any]]) -> list[np.ndarray]:
+    return [np.asarray(Image.open(item["image"]).convert("RGB")) for item in gallery]
+
+
+def assert_same_images(gallery: list[dict[str, Any]], expected: list[Image.Image]) -> None:
+    """Up to the rounding of decoders: another token changes 256 pixels by far more."""
+    found = images_of(gallery)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        assert np.abs(one.astype(int) - np.asarray(other, dtype=int)).max() <= 1
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_weights_are_packed_before_the_page_opens(space: Space, tiny: Path) -> None:
+    weights = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
+    assert space.service.started.is_set()
+    (packed,) = space.offloaded.iterdir()
+    assert packed.stat().st_size >= 0.9 * weights  # safetensors have headers
+
+
+def test_every_task_gives_the_images_of_the_model(space: Space, tiny: Path, files: tuple[Path, Path]) -> None:
+    client, (image, mask) = client_of(space), files
+    model = amused.load(tiny, device="cpu", dtype="float16")
+    gallery = client.predict(prompt="a red cat", seeds="1, 2", steps=8, api_name="/text_to_image")
+    assert_same_images(gallery, model.text_to_image("a red cat", seeds=[1, 2], steps=8))
+    gallery = client.predict(
+        prompt="a red cat", image=handle_file(image), seeds="3", steps=4, api_name="/image_to_image"
+    )
+    assert_same_images(gallery, model.image_to_image("a red cat", image, seeds=[3], steps=4, width=64, height=64))
+    gallery = client.predict(
+        prompt="a red cat", image=handle_file(image), mask=handle_file(mask), seeds="3", steps=4, api_name="/inpaint"
+    )
+    assert_same_images(gallery, model.inpaint("a red cat", image, mask, seeds=[3], steps=4, width=64, height=64))
+    assert {lease.visitor for lease in space.service.leases} == {VISITOR["X-IP-Token"]}
+    assert all(lease.released.is_set() and not lease.failed for lease in space.service.leases)
+
+
+def test_a_refusal_in_the_worker_is_a_sentence(space: Space, files: tuple[Path, Path], tmp_path: Path) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "empty.png")
+    image, mask = handle_file(files[0]), handle_file(tmp_path / "empty.png")
+    with pytest.raises(Exception, match="The mask is empty"):
+        client_of(space).predict(prompt="a", image=image, mask=mask, seeds="3", steps=4, api_name="/inpaint")
+
+
+def test_another_model_during_a_sweep_harms_neither(space: Space, tiny: Path) -> None:
+    before = len(space.service.leases)
+    sweep = client_of(space).submit(prompt="a fox", **LONG, api_name="/text_to_image")
+    wait_for(sweep.outputs)
+    nouns, same = (
+        client_of(space).predict(prompt="a fox", seeds="5", steps=2, api_name="/text_to_image", model=name)
+        for name in ("nouns", space_model(space))
+    )
+    assert_same_images(
+        nouns, amused.load("nouns", device="cpu", dtype="float16").text_to_image("a fox", seeds=[5], steps=2)
+    )
+    model = amused.load(tiny, device="cpu", dtype="float16")
+    assert_same_images(same, model.text_to_image("a fox", seeds=[5], steps=2))
+    gallery = sweep.result(timeout=120)
+    assert len(gallery) == 16
+    assert_same_images(gallery[-1:], model.text_to_image("a fox", seeds=[15], steps=60))
+    _, other, _ = leases = space.service.leases[before:]
+    assert not any(lease.failed for lease in leases)
+    assert other.num_others and other.seconds >= START_SECONDS + LOAD_SECONDS
+
+
+def space_model(space: Space) -> str:
+    """The name of the model that the page starts with."""
+    config = client_of(space).config
+    names = [part["props"] for part in config["components"] if part["props"].get("label") == "Model"]
+    return str(names[0]["value"])
+
+
+def test_a_cancelled_run_gives_its_gpu_back(space: Space) -> None:
+    run = client_of(space).submit(prompt="a fox", **LONG, api_name="/text_to_image")
+    wait_for(run.outputs)
+    lease = space.service.leases[-1]
+    assert not lease.released.is_set()
+    run.cancel()
+    wait_for(lease.released.is_set, seconds=5)
+    assert not lease.failed
+
+
+def test_a_killed_worker_costs_no_image(space: Space) -> None:
+    before = len(space.service.leases)
+    run = client_of(space).submit(prompt="a fox", **LONG, api_name="/text_to_image")
+    wait_for(lambda: run.outputs() and run.outputs()[-1])  # an image is finished
+    lease = space.service.leases[before]
+    assert lease.pid is not None
+    os.kill(lease.pid, signal.SIGKILL)
+    assert len(run.result(timeout=120)) == 16
+    assert [lease.failed for lease in space.service.leases[before:]] == [True, False]
+
+
+def test_a_long_sweep_takes_several_leases_and_stops_where_the_quota_ends(new_space: Space, tiny: Path) -> None:
+    service, client = new_space.service, client_of(new_space)
+    gallery = client.predict(prompt="a fox", seeds="0-63", steps=12, api_name="/text_to_image")
+    model = amused.load(tiny, device="cpu", dtype="float16")
+    assert_same_images([gallery[0], gallery[-1]], model.text_to_image("a fox", seeds=[0, 63], steps=12))
+    assert len(service.leases) == 2 and all(lease.seconds <= MAX_LEASE_SECONDS for lease in service.leases)
+    service.quota = START_SECONDS - 1
+    with pytest.raises(Exception, match=r"You have exceeded your free ZeroGPU quota \(11s requested vs\. 9s left\)"):
+        client.predict(prompt="a fox", seeds="0-63", steps=1, api_name="/text_to_image")
+    assert len(service.refused) == 7  # for 64, 32, 16, 8, 4, 2 and 1
+
+
+MODEL = {"model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pace", "steps"),
+    [
+        (Recipe(TEXT_TO_IMAGE, "a", (1,), **MODEL), 0.1, 12),
+        (Recipe(TEXT_TO_IMAGE, "a", (1, 2, 3), steps=20, **MODEL), 0.1, 60),
+        (Recipe(IMAGE_TO_IMAGE, "a", (1, 2), steps=20, strength=0.5, **MODEL), 0.1, 20),
+        (Recipe(INPAINT, "a", (1,), steps=20, **MODEL), 0.2, 20),
+        (
+            Recipe(VARY, "a", (1, 2), share=0.5, parent=Recipe(TEXT_TO_IMAGE, "a", (1,), steps=30, **MODEL), **MODEL),
+            0.1,
+            54,
+        ),
+    ],
+)
+def test_a_gpu_is_borrowed_for_as_long_as_the_steps_take(recipe: Recipe, pace: float, steps: int) -> None:
+    wanted = START_SECONDS + pace * steps
+    assert wanted <= lease_seconds(recipe, pace, is_packed=True) <= wanted + 1
+    assert lease_seconds(recipe, pace, is_packed=False) == lease_seconds(recipe, pace, is_packed=True) + LOAD_SECONDS
+
+
+@pytest.mark.parametrize("pace", [0.001, 0.05, 0.1, 1, 100])
+def test_a_lease_holds_as_many_images_as_fit(pace: float) -> None:
+    recipe = Recipe(TEXT_TO_IMAGE, "a", tuple(range(64)), **MODEL)
+    most = seeds_per_lease(recipe, pace, is_packed=True)
+    assert most >= 1
+    if most > 1:
+        assert lease_seconds(recipe.with_seeds(range(most)), pace, is_packed=True) <= MAX_LEASE_SECONDS
+    if most < 64:
+        assert lease_seconds(recipe.with_seeds(range(most + 1)), pace, is_packed=True) > MAX_LEASE_SECONDS
