@@ -238,39 +238,10 @@ def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) 
 
 
 HEADS = [
-    "ape",
-    "baseball-gameball",
-    "bear",
-    "burger-dollarmenu",
-    "cake",
-    "cow",
-    "crab",
-    "diamond-blue",
-    "dog",
-    "duck",
-    "fox",
-    "frog",
-    "ghost-B",
-    "mushroom",
-    "moose",
-    "owl",
-    "panda",
-    "pizza",
-    "pumpkin",
-    "rabbit",
-    "rainbow",
-    "robot",
-    "shark",
-    "skeleton-hat",
-    "snowman",
-    "toaster",
-    "unicorn",
-    "watermelon",
-    "whale",
-    "wizardhat",
-    "zebra",
-    "volcano",
-]
+    "ape", "baseball-gameball", "bear", "burger-dollarmenu", "cake", "cow", "crab", "diamond-blue", "dog", "duck",
+    "fox", "frog", "ghost-B", "mushroom", "moose", "owl", "panda", "pizza", "pumpkin", "rabbit", "rainbow", "robot",
+    "shark", "skeleton-hat", "snowman", "toaster", "unicorn", "watermelon", "whale", "wizardhat", "zebra", "volcano",
+]  # fmt: skip
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:
