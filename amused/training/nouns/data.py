@@ -154,7 +154,7 @@ class Vocabulary:
                 head=rng.choice(self.heads),
                 glasses=rng.choice(self.glasses),
             )
-            if not held_out(noun):
+            if not held_out_pair(noun.head, noun.glasses):
                 return noun
 
     def evaluation(self, count: int) -> list[Noun]:
@@ -174,10 +174,6 @@ class Vocabulary:
 def held_out_pair(head: str, glasses: str) -> bool:
     """Whether training skips this pair of head and glasses: one in sixteen, for every vocabulary."""
     return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
-
-
-def held_out(noun: Noun) -> bool:
-    return held_out_pair(noun.head, noun.glasses)
 
 
 def caption(noun: Noun) -> str:
