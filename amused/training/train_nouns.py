@@ -190,8 +190,7 @@ def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimiz
 def learning_rate(step: int, options: argparse.Namespace) -> float:
     """Warm-up, constant, then linear to zero over the cooldown."""
     left = (options.steps - step) / max(1, options.cooldown)
-    rate: float = options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
-    return rate
+    return options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
 
 
 @torch.no_grad()

@@ -176,8 +176,7 @@ def optimizer_class(use_8bit_adam: bool) -> Callable[..., torch.optim.Optimizer]
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError("--use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes") from error
-    optimizer: Callable[..., torch.optim.Optimizer] = AdamW8bit
-    return optimizer
+    return AdamW8bit
 
 
 class EMA:

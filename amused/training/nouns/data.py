@@ -67,8 +67,7 @@ def fetch_assets(cache: Path) -> Mapping[str, Any]:
     with tarfile.open(archive) as tar:
         file = tar.extractfile("package/dist/image-data.json")
         assert file is not None
-        assets: Mapping[str, Any] = json.load(file)
-        return assets
+        return json.load(file)
 
 
 def decode_run_lengths(data: str) -> NDArray[np.uint8]:
