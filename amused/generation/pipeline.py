@@ -103,7 +103,11 @@ class Amused:
     @property
     def multiple(self) -> int:
         """One token in pixels, or two where the U-ViT halves the grid."""
-        return self.checkpoint.vqgan.scale_factor * (2 if self.checkpoint.transformer.downsample else 1)
+        return self.pixels_per_token * (2 if self.checkpoint.transformer.downsample else 1)
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.checkpoint.vqgan.scale_factor
 
     @property
     def fingerprint(self) -> str:
@@ -266,8 +270,7 @@ class Amused:
 
     @property
     def _input_reader(self) -> InputReader:
-        pixels_per_token = self.checkpoint.vqgan.scale_factor
-        return InputReader(self.name, self.size, self.multiple, pixels_per_token, self._parent_tokens)
+        return InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
         """The tokens (h, w) of an earlier result: cached, or sampled again."""

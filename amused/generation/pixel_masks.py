@@ -78,8 +78,7 @@ def touched_cells(mask: Image.Image, pixels_per_token: int) -> np.ndarray:
     rows, columns = (-(-side // pixels_per_token) for side in touched.shape)
     whole = np.zeros((rows * pixels_per_token, columns * pixels_per_token), dtype=bool)
     whole[: touched.shape[0], : touched.shape[1]] = touched
-    cells: np.ndarray = whole.reshape(rows, pixels_per_token, columns, pixels_per_token).max(axis=(1, 3))
-    return cells
+    return whole.reshape(rows, pixels_per_token, columns, pixels_per_token).max(axis=(1, 3))
 
 
 def token_indices(cells: np.ndarray) -> tuple[int, ...]:

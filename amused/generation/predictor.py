@@ -95,7 +95,7 @@ class Predictor:
         if masked_idx is not None:
             index = masked_idx.repeat(len(self.prompts), 1)  # p*b k
             features = features[torch.arange(len(index))[:, None], index]
-        logits: Tensor = self.network.mlm_layer(features)
+        logits = self.network.mlm_layer(features)
         if len(self.prompts) == 1:
             return logits
         unconditional, conditional = logits.chunk(2)

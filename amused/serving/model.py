@@ -52,6 +52,7 @@ class Model(Protocol):
 
     Attributes:
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
+        pixels_per_token: side of a token's square in the image.
         traits: the words a bundled model knows, None for others.
         fingerprint: device, precision and versions: what every bit of an image depends on besides its recipe.
     """
@@ -62,6 +63,8 @@ class Model(Protocol):
     def size(self) -> int: ...
     @property
     def multiple(self) -> int: ...
+    @property
+    def pixels_per_token(self) -> int: ...
     @property
     def traits(self) -> dict[str, Any] | None: ...
     @property

@@ -20,7 +20,7 @@ from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.limits import QUEUE_LENGTH, RUNS_AT_ONCE
-from amused.recipe.recipe import Recipe
+from amused.recipe.recipe import SIDE_MULTIPLE, Recipe
 from amused.serving import jobs
 from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
@@ -83,6 +83,13 @@ def read_model(model: Model) -> None:
     model.read_weights()
 
 
+def scaled_sides(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, int]:
+    """Width and height of this shape: multiples of `multiple`, the longer one being about `size`."""
+    scale = size / max(shape)
+    width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in shape)
+    return width, height
+
+
 def free_memory() -> None:
     """Free the memory of the previous model before the next one needs it."""
     gc.collect()
@@ -119,6 +126,7 @@ class Runtime:
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._pixels_per_token: dict[str, int] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
         if self.default not in {choice.name for choice in self.models}:
             self.models = [*self.models, Choice(self.default, "chosen at the start")]
@@ -144,6 +152,10 @@ class Runtime:
         choice = self.choice(name)
         return self._sizes.get(name, (choice.size, choice.multiple))
 
+    def pixels_per_token(self, name: str) -> int:
+        """Side of a token's square in the image. Loads nothing."""
+        return self._pixels_per_token.get(name, SIDE_MULTIPLE)
+
     def seconds_per_step(self, name: str) -> float | None:
         """Seconds per step in earlier runs of a model, decoding included, or None."""
         return self._seconds_per_step.get(name)
@@ -164,8 +176,7 @@ class Runtime:
         if image is None or recipe.width or recipe.height or keeps_its_size:
             return recipe
         size, multiple = self.native_size(recipe.model)
-        scale = size / max(image.size)
-        width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
+        width, height = scaled_sides(image.size, size, multiple)
         return replace(recipe, width=width, height=height)
 
     def freeze_recipe(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
@@ -230,6 +241,7 @@ class Runtime:
 
     def note_size(self, name: str, model: Model) -> None:
         self._sizes[name] = model.size, model.multiple
+        self._pixels_per_token[name] = model.pixels_per_token
 
     def note_pace(self, name: str, seconds_per_step: float) -> None:
         self._seconds_per_step[name] = seconds_per_step

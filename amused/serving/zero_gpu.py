@@ -90,5 +90,4 @@ def on_gpu(task: Callable[Arguments, Returned], duration: Callable[Arguments, in
         return task
     import spaces
 
-    on_gpu_task: Callable[Arguments, Returned] = spaces.GPU(task, duration=duration)
-    return on_gpu_task
+    return spaces.GPU(task, duration=duration)

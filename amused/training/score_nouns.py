@@ -1,8 +1,7 @@
 """Score a Nouns checkpoint on held-out characters: `python -m amused.training.score_nouns`.
 
-A score is the share of images whose trait is the one asked for: of all renderings that differ from the asked character
-in that trait alone, the asked one has the smallest mean squared error at art resolution. The characters have pairs of
-head and glasses that training never shows.
+A score is the share of images whose trait is the one asked for, as `nouns/scores.py` defines it. The characters have
+pairs of head and glasses that training never shows.
 """
 
 from __future__ import annotations

@@ -81,8 +81,7 @@ def main() -> None:
 def in_style(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Replace every pixel by one of the four colours, by brightness: (..., 3) to (..., 3)."""
     brightness = image @ np.array([0.299, 0.587, 0.114])
-    styled: NDArray[np.uint8] = COLOURS[(brightness / 256 * len(COLOURS)).astype(int)]
-    return styled
+    return COLOURS[(brightness / 256 * len(COLOURS)).astype(int)]
 
 
 def draw_examples(nouns: Nouns, vocabulary: Vocabulary, count: int) -> list[tuple[str, Image.Image]]:

@@ -22,7 +22,7 @@ from amused.atomic import atomic_file, sweep
 from amused.checkpoints.save import save_checkpoint
 from amused.model.vqgan import VQGAN
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample_tokens
+from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample
 from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
@@ -129,7 +129,7 @@ class Trainer:
     def evaluate(self, batches: Batches, loss: float) -> None:
         """Score the averaged weights; print the scores and append them to `log.csv`."""
         asked = self.known.evaluation(SCORED)
-        tokens = sample_tokens(self.ema, [caption(noun) for noun in asked])
+        tokens = sample(self.ema, [caption(noun) for noun in asked])
         art = codebook_art(self.codebook, tokens).permute(0, 2, 3, 1).numpy()
         scores = trait_scores(self.nouns, self.known, asked, art)
         gain = caption_gain(self.ema, batches, self.known)
@@ -190,8 +190,7 @@ def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimiz
 def learning_rate(step: int, options: argparse.Namespace) -> float:
     """Warm-up, constant, then linear to zero over the cooldown."""
     left = (options.steps - step) / max(1, options.cooldown)
-    rate: float = options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
-    return rate
+    return options.learning_rate * min(1.0, (step + 1) / 100, max(left, 0.005))
 
 
 @torch.no_grad()

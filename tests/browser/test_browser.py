@@ -153,7 +153,7 @@ def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
 def test_image_to_image_redraws_a_picture(page: Page, picture: Path) -> None:
     open_tab(page, "Image to image")
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("There is no image yet")
+    expect(part(page, "image_to_image", "status")).to_contain_text("Upload an image first")
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(picture)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     set_seeds(page, "image_to_image", "5", 2)
@@ -187,7 +187,7 @@ def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> N
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
     set_seeds(page, "inpaint", "1", 2)
     run(page, "inpaint")
-    expect(part(page, "inpaint", "status")).to_contain_text("Nothing to repaint")
+    expect(part(page, "inpaint", "status")).to_contain_text("Paint over the part to change, or upload a mask")
 
     paint_the_middle(page, editor)
     run(page, "inpaint")

@@ -261,11 +261,11 @@ def test_masks_of_every_kind() -> None:
     assert np.argwhere(np.asarray(mask_tools.build_mask(size, nothing, None, (100, 100, 1, 1), False))).tolist() == [
         [31, 63]
     ]
-    with pytest.raises(UserError, match="Nothing to repaint"):
+    with pytest.raises(UserError, match="Paint over the part to change"):
         mask_tools.build_mask(size, nothing, None, NO_BOX, True)
     with pytest.raises(UserError, match="mask is empty"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
-    with pytest.raises(UserError, match="nothing is left to repaint"):
+    with pytest.raises(UserError, match="whole image is painted"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
 
 
@@ -274,7 +274,7 @@ def test_one_pixel_is_one_cell() -> None:
     picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
     recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
-    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
+    assert mask_tools.preview_cells(recipe, picture, mask, 256, 16)[1:] == (1, 256)
 
 
 # Image to image
@@ -604,7 +604,7 @@ def test_a_feather_that_is_none_is_refused(inpaint: inpaint_tab.InpaintTab, valu
 def test_without_an_image_and_without_a_mask_a_sentence_says_what_is_missing(
     image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab
 ) -> None:
-    with pytest.raises(UserError, match="There is no image yet"):
+    with pytest.raises(UserError, match="Upload an image first"):
         image.read(values_of(image))
-    with pytest.raises(UserError, match="There is no image yet"):
+    with pytest.raises(UserError, match="Upload an image first"):
         inpaint.read(values_of(inpaint))

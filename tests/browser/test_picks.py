@@ -286,7 +286,7 @@ def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_pick(page
         expect(part(page, TEXT, "copy-link")).to_have_text("Copy link")
         expect(shown).to_be_hidden()
         part(page, TEXT, "copy-link").click()
-        expect(part(page, TEXT, "copy-link")).to_have_text("Copy it from below")
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy the link below")
         expect(shown).to_be_visible()
         assert shared_by(shown.input_value()).recipe.seeds == (40 + index,)
 
@@ -456,6 +456,6 @@ def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
     part(page, TEXT, "touch").click()
     expect(part(page, TEXT, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
     part(page, TEXT, "retouch").click()
-    expect(part(page, TEXT, "status")).to_contain_text("Nothing to repaint")
+    expect(part(page, TEXT, "status")).to_contain_text("Paint over the part to change first")
     expect(tiles(page, TEXT)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()

@@ -287,8 +287,8 @@ def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address:
 
     page.goto("about:blank")
     page.goto(copied + "&__theme=dark&__sign=abc&utm_source=friend")
-    expect(card(page)).to_contain_text("A recipe for 1 image with nouns: text to image")
-    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: utm_source.")
+    expect(card(page)).to_contain_text("Text to image with nouns, 1 image. Its settings are filled in: press Replay.")
+    expect(card(page)).to_contain_text("Ignored (unknown or invalid): utm_source.")
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("8")
     expect(replay(page)).to_contain_text("The same image, bit for bit.")
@@ -296,7 +296,7 @@ def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address:
     assert copied_link(page) == copied  # with nothing else of the page's address
 
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
-    expect(replay(page)).to_contain_text("Not the same image, bit for bit: it was made on another kind of CPU or GPU")
+    expect(replay(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
     expect(replay(page)).to_contain_text("it was made on mps")
 
@@ -320,12 +320,12 @@ def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) ->
 
 def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> None:
     open_link(page, address, f"task=text_to_image&prompt={quote(HOSTILE)}&steps=nan&{quote(HOSTILE[:30])}=1&seeds=5")
-    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: steps, " + HOSTILE[:30])
+    expect(card(page)).to_contain_text("Ignored (unknown or invalid): steps, " + HOSTILE[:30])
     expect(prompt(page)).to_have_value(HOSTILE)
     assert page.title() == "aMUSEd"
     assert card(page).locator("img, script, a").count() == 0
     open_link(page, address, "v=7&task=text_to_image&prompt=a")
-    expect(card(page)).to_contain_text("This was not used. The recipe was made by another version")
+    expect(card(page)).to_contain_text("This recipe cannot be opened. The recipe was made by another version")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
 
 
@@ -333,7 +333,7 @@ def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> No
 def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime: Runtime, model: str) -> None:
     loaded = [runtime.is_loaded(choice.name) for choice in runtime.models]
     open_link(page, address, f"task=text_to_image&prompt=a&model={quote(model)}")
-    expect(card(page)).to_contain_text("This was not used. There is no model of that name here")
+    expect(card(page)).to_contain_text("This recipe cannot be opened. There is no model of that name here")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
     assert prompt(page).input_value() != "a"
     assert [runtime.is_loaded(choice.name) for choice in runtime.models] == loaded
@@ -341,7 +341,7 @@ def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime
 
 def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runtime: Runtime) -> None:
     open_link(page, address, "task=text_to_image&prompt=a&model=amused-256")
-    expect(card(page)).to_contain_text("Replaying it first downloads amused-256, 1.6 GB")
+    expect(card(page)).to_contain_text("Replay downloads amused-256 first (1.6 GB)")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
     expect(part(page, "text_to_image", "model")).to_contain_text("Downloads 1.6 GB")
@@ -412,7 +412,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
-    expect(card(page)).to_contain_text(f"It starts from an image that is not part of it (image {named})")
+    expect(card(page)).to_contain_text(f"It needs the original image (image {named})")
     expect(prompt(page, "image_to_image")).to_be_visible()
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
@@ -432,7 +432,7 @@ def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp
     open_restore(page)
     page.locator("#restore-file input[type=file]").set_input_files(file)
     expect(prompt(page)).to_have_value(HOSTILE)
-    expect(card(page)).to_contain_text("A recipe for 2 images with nouns")
+    expect(card(page)).to_contain_text("with nouns, 2 images")
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("3,5")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "steps").get_by_role("spinbutton")).to_have_value("9")

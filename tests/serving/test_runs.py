@@ -19,17 +19,8 @@ from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import results
 from amused.ui.events import Updates
-from amused.ui.results import (
-    FAILED,
-    OUT_OF_MEMORY,
-    GalleryState,
-    RunAction,
-    TabState,
-    explain,
-    show_end,
-    stop_runs,
-    stream_run,
-)
+from amused.ui.explain import FAILED, OUT_OF_MEMORY, explain
+from amused.ui.results import RunAction, TabState, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
 
 
@@ -47,12 +38,8 @@ class Visitor:
         self.state = TabState()
 
     @property
-    def gallery(self) -> GalleryState:
-        return self.state.gallery
-
-    @property
     def seeds(self) -> list[int]:
-        return [image.seed for image in self.gallery.images]
+        return [image.seed for image in self.state.images]
 
     def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
         self.state.request()
@@ -68,7 +55,7 @@ class Visitor:
         return str(update.get(self.tab.result.status, ""))
 
     def until_first_image(self, running: Iterator[Updates]) -> None:
-        while not self.gallery.num_done:
+        while not self.state.images:
             next(running)
 
 
@@ -90,7 +77,7 @@ def test_a_second_run_waits_for_the_first_and_adds_to_its_images() -> None:
     finish(first)
     assert visitor.seeds == [10, 11]
     finish(second)
-    assert visitor.seeds == [10, 11, 20] and visitor.gallery.note.startswith("1 image in")
+    assert visitor.seeds == [10, 11, 20] and visitor.state.note.startswith("1 image in")
     finish(visitor.start(30))
     assert visitor.seeds == [30]
 
@@ -107,7 +94,7 @@ def test_another_visitor_is_told_how_many_are_ahead_and_takes_turns() -> None:
     while "Queued: 1 ahead of you" not in one.status(next(sweep)):
         pass  # until its first image is done
     finish(single)
-    assert other.gallery.num_done == 1
+    assert len(other.seeds) == 1
     sweep.close()
     # Of the sweep's 64 the first, and the next if it was quick.
     assert numbers(runtime)["amused_pictures_total"] <= 1 + 2
@@ -126,9 +113,9 @@ def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first:
     for running in (first, second) if which_ends_first == 0 else (second, first):
         updates = list(running)
         assert running is first or all(is_nothing(update) for update in updates)
-        assert visitor.gallery.note == (note if running is first or which_ends_first == 0 else "")
+        assert visitor.state.note == (note if running is first or which_ends_first == 0 else "")
     assert all(is_nothing(update) for update in requested)
-    assert visitor.seeds == [10] and visitor.gallery.note == note
+    assert visitor.seeds == [10] and visitor.state.note == note
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     finish(visitor.start(40))
     assert visitor.seeds == [40]
@@ -143,10 +130,10 @@ def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
     third = visitor.start(30)
     assert is_nothing(next(third))
     finish(first)
-    assert visitor.gallery.note == "Stopped. Cancelled 1 queued run"
+    assert visitor.state.note == "Stopped. Cancelled 1 queued run"
     assert all(is_nothing(update) for update in second)
     finish(third)
-    assert visitor.gallery.note.startswith("1 image in") and visitor.seeds == [30]
+    assert visitor.state.note.startswith("1 image in") and visitor.seeds == [30]
 
 
 def test_a_request_whose_run_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +155,7 @@ def test_stop_leaves_other_tabs_alone() -> None:
     visitor.stop()
     finish(stopped)
     finish(kept)
-    assert visitor.gallery.note == "Stopped" and other.gallery.num_done == 1
+    assert visitor.state.note == "Stopped" and len(other.seeds) == 1
 
 
 def test_stop_before_the_run_began() -> None:
@@ -176,9 +163,9 @@ def test_stop_before_the_run_began() -> None:
     first = visitor.start(10)
     visitor.stop()
     finish(first)
-    assert visitor.gallery.note == "Stopped"
+    assert visitor.state.note == "Stopped"
     finish(visitor.start(20))
-    assert visitor.gallery.num_done == 1
+    assert len(visitor.seeds) == 1
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -190,7 +177,7 @@ def test_an_abandoned_run_leaves_the_tab_to_the_next(which: int) -> None:
     runs[which].close()
     if which == 0:
         finish(runs[1])
-        assert visitor.gallery.num_done == 1
+        assert len(visitor.seeds) == 1
     else:
         visitor.stop()
         finish(runs[0])
@@ -220,7 +207,7 @@ def test_an_action_can_append_and_remark_on_what_it_made() -> None:
 
     finish(visitor.start(20, append=True, remark=remark))
     assert visitor.seeds == [10, 11, 20] and seen == [20]
-    assert visitor.gallery.note.startswith("The same image. 1 image in")
+    assert visitor.state.note.startswith("The same image. 1 image in")
 
 
 @pytest.mark.parametrize("is_random", [True, False])
@@ -262,7 +249,7 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
     with pytest.raises(gr.Error) as failure:
         finish(visitor.start(10, 3))
     assert failure.value.message == OUT_OF_MEMORY and failure.value.__context__ is None
-    assert visitor.gallery.note == OUT_OF_MEMORY and visitor.seeds == [10]
+    assert visitor.state.note == OUT_OF_MEMORY and visitor.seeds == [10]
     assert held[0]() is None
     assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
 

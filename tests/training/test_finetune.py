@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
 from amused.training.finetune import train as finetune
-from amused.training.finetune.data import Batches, EncodedImages
+from amused.training.finetune.data import Batches, EncodedImages, crops_of
 from amused.training.finetune.examples import read_dataset, read_folder
 from amused.training.finetune.model import EMA, HalfLinear, TrainingModel, keep_half
 from amused.training.finetune.options import parse_options
@@ -120,18 +121,20 @@ def test_a_published_command_line_is_understood() -> None:
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"train_batch_size": 0}, "--train_batch_size must be greater than 0"),
-        ({"learning_rate": "nan"}, "--learning_rate"),
-        ({"cond_dropout_prob": 2}, "--cond_dropout_prob must be between 0 and 1"),
+        ({"train_batch_size": 0}, "--train_batch_size: must be greater than 0"),
+        ({"learning_rate": "nan"}, "--learning_rate: must be greater than 0"),
+        ({"max_train_steps": "many"}, "--max_train_steps: invalid int value"),
+        ({"cond_dropout_prob": 2}, "--cond_dropout_prob: must be between 0 and 1"),
         ({"instance_data_image": "x.png"}, "Give one of"),
         ({"resolution": 60}, "multiple of 16"),
         ({"resume_from_checkpoint": "checkpoint-9"}, "no checkpoint checkpoint-9"),
         ({"lora_target_modules": ["to_nowhere"]}, "No layers are called to_nowhere; there are"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(model, pictures, tmp_path, wrong, says) -> None:
-    with pytest.raises(UserError, match=says):
+def test_an_option_that_cannot_be_is_refused(model, pictures, tmp_path, capsys, wrong, says) -> None:
+    with pytest.raises((UserError, SystemExit)) as refused:
         train(model, pictures, tmp_path / "out", "--use_lora", **wrong)
+    assert re.search(says, f"{refused.value} {capsys.readouterr().err}")
 
 
 # The loss
@@ -433,6 +436,18 @@ def test_a_loss_that_is_no_number_stops_without_overwriting(model, pictures, tmp
     assert len(losses(output)) == 3
 
 
+@pytest.mark.parametrize(
+    "damage", ("step,loss\n1,5\n,4\n2\n3,4", "\ufeffstep;loss\n1;5", "", "step,loss\n1,5\n\xb2,\0")
+)
+def test_a_damaged_loss_log_does_not_stop_a_resumed_run(model, pictures, tmp_path, damage) -> None:
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora", max_train_steps=2)
+    (output / "loss.csv").write_text(damage, "utf-8")
+    train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest", max_train_steps=3)
+    with (output / "loss.csv").open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["1", "3"][not damage.startswith("step,loss") :]
+
+
 def test_weights_that_are_no_numbers_are_not_saved(model, pictures, tmp_path, monkeypatch) -> None:
     def spoil(self, network, step):
         next(iter(network.trainable().values())).data[0] = float("inf")
@@ -513,6 +528,16 @@ def test_a_very_long_picture_is_cropped_not_scaled_whole(model, tmp_path) -> Non
     Image.new("RGB", (20_000, 2), "red").save(tmp_path / "long" / "line.png")
     encoded = encode(model, tmp_path / "long", tmp_path)
     assert encoded.tokens.shape[1:] == (4, 4) and encoded.micro[:, 3].max() <= 20_000 * 32 - 64
+
+
+@pytest.mark.parametrize("resolution", (256, 512))
+def test_an_image_of_any_size_is_cropped_inside(resolution) -> None:
+    """Among them squares of 49, 98 and 196, whose scale rounds down in floating point."""
+    for side in range(16, 801):
+        for size in ((side, side), (side + side % 5, side)):
+            for crop, left, top in crops_of(Image.new("1", size), resolution, str(size)):
+                assert crop.size == (resolution, resolution)
+                assert 0 <= left <= size[0] * resolution / size[1] - resolution and top == 0
 
 
 class Table:

@@ -23,7 +23,7 @@ from amused.training.nouns.data import (
     all_traits,
     caption,
     decode_run_lengths,
-    held_out,
+    held_out_pair,
     varied_caption,
 )
 from amused.training.nouns.text import prepare_tokenizer
@@ -146,7 +146,7 @@ def test_a_resumed_run_keeps_its_tokenizer(nouns, tmp_path) -> None:
 def test_training_never_shows_what_is_kept_back(nouns) -> None:
     vocabulary, rng = all_traits(nouns), random.Random(0)
     kept_back = vocabulary.evaluation(40)
-    assert kept_back == vocabulary.evaluation(40) and all(held_out(noun) for noun in kept_back)
+    assert kept_back == vocabulary.evaluation(40) and all(held_out_pair(noun.head, noun.glasses) for noun in kept_back)
     shown = {(noun.head, noun.glasses) for noun in (vocabulary.sample(rng, 0.5) for _ in range(3000))}
     assert not shown & {(noun.head, noun.glasses) for noun in kept_back}
     assert len(shown) > 250

@@ -128,5 +128,4 @@ def read_dataset(name: str, image_key: str, prompt_key: str, prefix: str = "") -
 
 
 def read_image(table: Any, row: int, key: str) -> Source:
-    image: Source = table[row][key]
-    return image
+    return table[row][key]

@@ -38,10 +38,7 @@ def find_state(folder: Path, wanted: str | None) -> Path | None:
 
     Args:
         folder: of the run.
-        wanted: "latest", a folder, or the name of a folder in `folder`.
-
-    Raises:
-        UserError: there is no such state. "latest" needs none.
+        wanted: "latest", which may not exist yet, a folder, or the name of a folder in `folder`.
     """
     if wanted is None:
         return None
@@ -69,9 +66,6 @@ def write_state(
 
     Args:
         scaler: state of the gradient scaler, if there is one.
-
-    Raises:
-        UserError: a value is not finite; nothing is written.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.trainable().items():
@@ -90,11 +84,7 @@ def write_state(
 
 
 def read_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
-    """Restore weights, EMA and optimizer in place, one tensor at a time.
-
-    Raises:
-        UserError: the state belongs to a run with different options.
-    """
+    """Restore weights, EMA and optimizer in place, one tensor at a time."""
     parameters = model.trainable()
     with safe_open(folder / STATE, framework="pt") as stream:
         names = set(stream.keys())

@@ -67,8 +67,7 @@ def fetch_assets(cache: Path) -> Mapping[str, Any]:
     with tarfile.open(archive) as tar:
         file = tar.extractfile("package/dist/image-data.json")
         assert file is not None
-        assets: Mapping[str, Any] = json.load(file)
-        return assets
+        return json.load(file)
 
 
 def decode_run_lengths(data: str) -> NDArray[np.uint8]:
@@ -154,7 +153,7 @@ class Vocabulary:
                 head=rng.choice(self.heads),
                 glasses=rng.choice(self.glasses),
             )
-            if not held_out(noun):
+            if not held_out_pair(noun.head, noun.glasses):
                 return noun
 
     def evaluation(self, count: int) -> list[Noun]:
@@ -174,10 +173,6 @@ class Vocabulary:
 def held_out_pair(head: str, glasses: str) -> bool:
     """Whether training skips this pair of head and glasses: one in sixteen, for every vocabulary."""
     return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
-
-
-def held_out(noun: Noun) -> bool:
-    return held_out_pair(noun.head, noun.glasses)
 
 
 def caption(noun: Noun) -> str:
@@ -238,39 +233,10 @@ def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) 
 
 
 HEADS = [
-    "ape",
-    "baseball-gameball",
-    "bear",
-    "burger-dollarmenu",
-    "cake",
-    "cow",
-    "crab",
-    "diamond-blue",
-    "dog",
-    "duck",
-    "fox",
-    "frog",
-    "ghost-B",
-    "mushroom",
-    "moose",
-    "owl",
-    "panda",
-    "pizza",
-    "pumpkin",
-    "rabbit",
-    "rainbow",
-    "robot",
-    "shark",
-    "skeleton-hat",
-    "snowman",
-    "toaster",
-    "unicorn",
-    "watermelon",
-    "whale",
-    "wizardhat",
-    "zebra",
-    "volcano",
-]
+    "ape", "baseball-gameball", "bear", "burger-dollarmenu", "cake", "cow", "crab", "diamond-blue", "dog", "duck",
+    "fox", "frog", "ghost-B", "mushroom", "moose", "owl", "panda", "pizza", "pumpkin", "rabbit", "rainbow", "robot",
+    "shark", "skeleton-hat", "snowman", "toaster", "unicorn", "watermelon", "whale", "wizardhat", "zebra", "volcano",
+]  # fmt: skip
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:
