@@ -202,7 +202,7 @@ class Job:
         yield from self._slot.acquire(name)
         self._runtime.note_size(name, self._slot.model)
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
-            self._slot.release()
+            self._slot.release(for_good=True)
 
     def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
         """Sample one recipe, letting other runs have their turn after each image."""
@@ -221,7 +221,7 @@ class Job:
             if isinstance(event, Result):
                 done += 1
                 steps = (recipe.steps - recipe.start) * (done - first)
-                self._runtime.note_pace(recipe.model, (self._worked - worked) / steps)
+                self._runtime.note_pace(recipe, (self._worked - worked) / steps)
                 if done == len(recipe.seeds):
                     self._drop_sampling()
                 # Before the image goes out: it is saved and sent while the next one's first step is made.
@@ -232,7 +232,7 @@ class Job:
         """Sample one recipe on ZeroGPU, in as many leases of a GPU as its seeds need."""
         before, done, longest = self._num_done, 0, MAX_SEEDS
         while done < len(recipe.seeds):
-            pace, is_packed = self._runtime.lease_pace(recipe), self._runtime.is_packed(recipe.model)
+            pace, is_packed = self._runtime.expected_pace(recipe), self._runtime.is_packed(recipe.model)
             rest = recipe.with_seeds(recipe.seeds[done:])
             num_seeds = min(longest, seeds_per_lease(rest, pace, is_packed))
             if done:
@@ -249,7 +249,7 @@ class Job:
                         done += 1
                         steps = (recipe.steps - recipe.start) * (done - first) - 1
                         if steps:
-                            self._runtime.note_pace(recipe.model, (time.monotonic() - began) / steps)
+                            self._runtime.note_pace(recipe, (time.monotonic() - began) / steps)
                     yield event
             except Exception as error:
                 lease = lease_error(error)

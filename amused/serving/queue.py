@@ -131,9 +131,15 @@ class Slot:
             self.release()
             return True
 
-    def release(self) -> None:
-        """Give the model back, or stop waiting for it; the slot keeps its place among the runs."""
+    def release(self, for_good: bool = False) -> None:
+        """Give the model back, or stop waiting for it; the slot keeps its place among the runs.
+
+        Args:
+            for_good: the run does not come back for the model, so a switch to another one need not wait for it.
+        """
         with self._changed:
+            if for_good:
+                self.model_name = None
             self._queue._drop_turn(self)
             self._queue._advance()
 

@@ -157,7 +157,7 @@ class Runtime:
         return self._pixels_per_token.get(name, SIDE_MULTIPLE)
 
     def seconds_per_step(self, name: str) -> float | None:
-        """Seconds per step in earlier runs of a model, decoding included, or None."""
+        """Seconds per step at native size in earlier runs of a model, decoding included, or None."""
         return self._seconds_per_step.get(name)
 
     def is_packed(self, name: str) -> bool:
@@ -243,17 +243,20 @@ class Runtime:
         self._sizes[name] = model.size, model.multiple
         self._pixels_per_token[name] = model.pixels_per_token
 
-    def note_pace(self, name: str, seconds_per_step: float) -> None:
-        self._seconds_per_step[name] = seconds_per_step
+    def note_pace(self, recipe: Recipe, seconds_per_step: float) -> None:
+        self._seconds_per_step[recipe.model] = seconds_per_step / self._relative_size(recipe)
 
-    def lease_pace(self, recipe: Recipe) -> float:
-        """Seconds per step that a recipe is expected to take on ZeroGPU, by its size."""
+    def expected_pace(self, recipe: Recipe) -> float:
+        """Seconds per step of a recipe on ZeroGPU, from earlier runs of its model."""
+        return (self.seconds_per_step(recipe.model) or DEFAULT_PACE) * self._relative_size(recipe)
+
+    def _relative_size(self, recipe: Recipe) -> float:
+        """Pixels by those of the model's native size, at least 1."""
         size, _ = self.native_size(recipe.model)
-        pixels = (recipe.width or size) * (recipe.height or size)
-        return (self.seconds_per_step(recipe.model) or DEFAULT_PACE) * max(1.0, pixels / size**2)
+        return max(1.0, (recipe.width or size) * (recipe.height or size) / size**2)
 
     def _lease_seconds(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
-        return lease_seconds(recipe, self.lease_pace(recipe), self.is_packed(recipe.model))
+        return lease_seconds(recipe, self.expected_pace(recipe), self.is_packed(recipe.model))
 
     def _load_without_weights(self, name: str, report: ReportProgress) -> Model:
         if name not in self._models:

@@ -88,6 +88,7 @@ def enter_worker(nvidia_uuid: str) -> None:
     generator = torch.Generator
     threading.Thread.run = run_in_mode  # type: ignore[method-assign]
     torch.Generator = lambda device="cpu": generator(on_cpu(device))  # type: ignore[misc,assignment]
+    torch.cuda.is_available = lambda: True
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.get_device_name = lambda *_: GPU_NAME
 
