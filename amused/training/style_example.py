@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for text, image in draw_examples(nouns, vocabulary, NUM_IMAGES[name]):
             image.save(folder / f"{text}.png")
+        shutil.rmtree(options.output / adapter, ignore_errors=True)  # of an earlier run of this example
         start = time.monotonic()
         train(folder, options.output / adapter, TRAINING[name])
         print(json.dumps({"adapter": adapter, "minutes": round((time.monotonic() - start) / 60, 1)}))

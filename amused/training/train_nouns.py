@@ -10,11 +10,13 @@ import argparse
 import copy
 import csv
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
+STATE = "state.safetensors"
 SAMPLED = 64  # positions per image whose loss is computed
 SCORED = 32  # characters
 
@@ -50,6 +53,11 @@ def parse_options() -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> None:
     folder: Path = options.output
+    step = saved_step(folder)
+    if options.export and not step:
+        sys.exit(f"There is nothing to export in {folder}: train first.")
+    if not options.export and not options.refine_decoder and step >= options.steps:
+        sys.exit(f"There is nothing to do: {folder} has {step} steps, --steps is {options.steps}.")
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     nouns = Nouns(fetch_assets(folder))
@@ -65,6 +73,14 @@ def train(options: argparse.Namespace) -> None:
         export(options.export, trainer.ema, vqgan, trainer.known, folder / "tokenizer")
         return
     trainer.run()
+
+
+def saved_step(folder: Path) -> int:
+    """Steps of the saved state, 0 if there is none."""
+    if not (folder / STATE).exists():
+        return 0
+    with safe_open(folder / STATE, framework="pt") as stream:
+        return int(stream.get_tensor("step"))
 
 
 def prepare_vqgan(options: argparse.Namespace, nouns: Nouns) -> VQGAN:
@@ -91,7 +107,7 @@ class Trainer:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizers = new_optimizers(model, options.learning_rate)
         self.codebook = vqgan.quantize.embedding.weight.detach()
-        self.state_file: Path = options.output / "state.safetensors"
+        self.state_file: Path = options.output / STATE
         self.step = 0
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import importlib.util
 import json
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from helpers.tiny import tiny_checkpoint
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
 import amused
@@ -35,6 +36,7 @@ from amused.model.text import tokenize
 from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
+from amused.training.finetune import state as finetune_state
 from amused.training.finetune import train as finetune
 from amused.training.finetune.data import Batches, EncodedImages, crops_of
 from amused.training.finetune.examples import read_dataset, read_folder
@@ -835,6 +837,37 @@ def test_no_tracker_is_needed(model, pictures, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     train(model, pictures, tmp_path / "out", "--use_lora", report_to="no_such_tracker", max_train_steps=1)
     assert "no_such_tracker is not installed" in caplog.text
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_earlier_checkpoints(model, pictures, tmp_path, monkeypatch) -> None:
+    output, written = tmp_path / "out", []
+
+    def full(tensors, path):
+        save_file(tensors, path)
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(finetune_state, "save_file", full)
+    line = ["finetune", "--pretrained_model_name_or_path", str(model), "--instance_data_dir", str(pictures)]
+    line += ["--output_dir", str(output), "--report_to", "none", "--checkpointing_steps", "1", "--use_lora"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match=r"Training stopped, since a file cannot be written.*No space left"):
+        finetune.main()
+    assert checkpoints(output) == ["1"] and not list(output.glob(".*"))
+
+
+def test_a_tracker_gets_no_paths(model, pictures, tmp_path, monkeypatch) -> None:
+    """It may be on the internet."""
+    configs = []
+    monkeypatch.setattr(finetune.Accelerator, "init_trackers", lambda self, name, config: configs.append(config))
+    given = {"cache_dir": tmp_path / "kept", "max_train_steps": 1}
+    train(model, pictures, tmp_path / "first", "--use_lora", **given)
+    given |= {"max_train_steps": 2, "resume_from_checkpoint": tmp_path / "first" / "checkpoint-1"}
+    train(model, pictures, tmp_path / "out", "--use_lora", **given)
+    assert str(tmp_path) not in json.dumps(configs) and model.parent.name not in json.dumps(configs)
+    assert configs[1]["instance_data_dir"] == "pictures" and configs[1]["pretrained_model_name_or_path"] == "tiny"
+    assert configs[1]["lora_target_modules"] == "['to_q', 'to_k', 'to_v']"
 
 
 def test_the_command_line_says_what_is_wrong_in_a_sentence(model, tmp_path, monkeypatch, capsys) -> None:

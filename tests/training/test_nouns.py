@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from helpers.reference import Reference, results
 from PIL import Image
+from safetensors.torch import save_file
 
 import amused
 from amused.checkpoints.catalog import BUNDLED
 from amused.model.text import is_truncated, tokenize
+from amused.training import train_nouns
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
@@ -154,3 +157,22 @@ def test_training_never_shows_what_is_kept_back(nouns) -> None:
 
 def test_the_model_card_is_there() -> None:
     assert Path(FOLDER / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "steps, arguments, says",
+    [
+        (None, ["--export", "exported"], "nothing to export in .*: train first"),
+        (300, ["--steps", "200"], "nothing to do: .* has 300 steps, --steps is 200"),
+    ],
+)
+def test_a_run_with_nothing_to_do_writes_nothing(tmp_path, monkeypatch, steps, arguments, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_nouns, "fetch_assets", lambda _: pytest.fail("the run began"))
+    if steps is not None:
+        save_file({"step": torch.tensor(steps)}, tmp_path / "state.safetensors")
+    before = list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["train_nouns", "--output", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match=says):
+        train_nouns.train(train_nouns.parse_options())
+    assert list(tmp_path.iterdir()) == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,15 @@ SMALL = 1024  # elements
 DIFFERENT_OPTIONS = "{} was saved with different options: repeat the options of that run."
 
 
+def find_states(folder: Path) -> dict[str, Path]:
+    """All checkpoints in a folder, of any run, by name. A copy such as `checkpoint-5-good` is none."""
+    found = (path.parent for path in folder.glob(f"checkpoint-*/{PROGRESS}"))
+    return {path.name: path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)}
+
+
 def list_states(folder: Path) -> list[Path]:
     """The checkpoints of a run, in the order in which they were written."""
-    found = {path.parent.name: path.parent for path in folder.glob(f"checkpoint-*/{PROGRESS}")}
+    found = find_states(folder)
     if (folder / HISTORY).is_file():
         names = read_json(folder, HISTORY).get("checkpoints", [])
     else:  # a run of version 0.4
@@ -54,7 +61,7 @@ def find_state(folder: Path, wanted: str | None) -> Path | None:
         state = next((path for path in (folder / wanted, Path(wanted)) if (path / PROGRESS).is_file()), None)
         if state is None:
             raise UserError(f"There is no checkpoint {wanted} to resume from.")
-    if any(folder.glob(f"checkpoint-*/{PROGRESS}")) and not is_inside(folder, state):
+    if find_states(folder) and not is_inside(folder, state):
         raise UserError(
             f"{folder} holds the checkpoints of another run: choose another --output_dir, "
             "or go on from one of them with --resume_from_checkpoint."
@@ -70,25 +77,27 @@ def is_inside(folder: Path, state: Path | None) -> bool:
 
 def start_history(folder: Path, state: Path | None) -> None:
     """Make the checkpoints up to this one those of the run. Later ones are abandoned: kept, but no longer listed."""
-    states = list_states(folder)
-    own = [i for i, path in enumerate(states, start=1) if state is not None and path.resolve() == state.resolve()]
-    if own:
-        write_history(folder, states[: own[0]])
-    else:
-        write_history(folder, [state] if state is not None and is_inside(folder, state) else [])
+    names = [path.name for path in list_states(folder)]
+    if state is None or not is_inside(folder, state):
+        names = []
+    elif state.name in names:
+        names = names[: names.index(state.name) + 1]
+    else:  # an abandoned one, or a copy
+        names = [state.name]
+    write_history(folder, names)
 
 
 def add_to_history(folder: Path, state: Path, limit: int | None) -> None:
     """Append a new checkpoint of the run, then delete its oldest ones above the limit."""
     states = [*(path for path in list_states(folder) if path != state), state]
-    write_history(folder, states)
+    write_history(folder, [path.name for path in states])
     for old in states[:-limit] if limit else ():
         shutil.rmtree(old)
 
 
-def write_history(folder: Path, states: Sequence[Path]) -> None:
+def write_history(folder: Path, names: Sequence[str]) -> None:
     with atomic_file(folder / HISTORY) as part:
-        write_json(part, {"checkpoints": [path.name for path in states]})
+        write_json(part, {"checkpoints": names})
 
 
 def write_state(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -58,6 +59,7 @@ from amused.training.sampling import sample_tokens
 
 log = logging.getLogger(__name__)
 
+CANNOT_WRITE = ("No space left", "quota exceeded", "Permission denied", "Read-only file system")
 PROMPTS_PER_BATCH = 4
 VALIDATION_SEED = 0  # of every validation image, so that those of different steps can be compared
 
@@ -68,6 +70,10 @@ def main() -> None:
         train(parse_options())
     except UserError as error:
         sys.exit(f"{error}")
+    except (OSError, SafetensorError) as error:
+        if any(text in f"{error}" for text in CANNOT_WRITE):
+            sys.exit(f"Training stopped, since a file cannot be written; earlier checkpoints are kept. {error}")
+        raise
 
 
 def train(options: argparse.Namespace) -> None:
@@ -148,7 +154,7 @@ class Trainer:
             options.output_dir.mkdir(parents=True, exist_ok=True)
             start_history(options.output_dir, self.resumed)
             self.losses = LossLog(options.output_dir, self.first_step)
-        self.accelerator.init_trackers("amused", config={key: str(value) for key, value in vars(options).items()})
+        self.accelerator.init_trackers("amused", {name: public(value) for name, value in vars(options).items()})
         self.loop()
         # Release the wrapped model before the process group: as its last owner it would wait for threads that wait
         # for Python.
@@ -338,6 +344,12 @@ def new_accelerator(options: argparse.Namespace) -> Accelerator:
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
     return accelerator
+
+
+def public(value: object) -> str:
+    """An option as a tracker, which may be on the internet, gets it: of a path, only its last part."""
+    text = str(value)
+    return Path(text).resolve().name if isinstance(value, Path) or os.path.exists(text) else text
 
 
 def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
