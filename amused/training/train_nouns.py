@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
 from amused.checkpoints.save import save_checkpoint
+from amused.errors import UserError
 from amused.model.vqgan import VQGAN
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
 from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample
@@ -51,13 +52,20 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    try:
+        train(parse_options())
+    except UserError as error:
+        sys.exit(f"{error}")
+
+
 def train(options: argparse.Namespace) -> None:
     folder: Path = options.output
     step = saved_step(folder)
     if options.export and not step:
-        sys.exit(f"There is nothing to export in {folder}: train first.")
+        raise UserError(f"There is nothing to export in {folder}: train first.")
     if not options.export and not options.refine_decoder and step >= options.steps:
-        sys.exit(f"There is nothing to do: {folder} has {step} steps, --steps is {options.steps}.")
+        raise UserError(f"There is nothing to do: {folder} has {step} steps, --steps is {options.steps}.")
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     nouns = Nouns(fetch_assets(folder))
@@ -259,7 +267,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
     """Write a checkpoint in the published layout and half precision. An existing model card is kept."""
     card = target / "README.md"
-    text = card.read_text("utf-8") if card.exists() else None
+    text = card.read_bytes() if card.exists() else None
     save_checkpoint(
         target,
         transformer=model.transformer,
@@ -270,7 +278,7 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         traits=dataclasses.asdict(known),
     )
     if text is not None:
-        card.write_text(text, "utf-8")
+        card.write_bytes(text)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
@@ -284,4 +292,4 @@ def append_row(path: Path, row: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    train(parse_options())
+    main()

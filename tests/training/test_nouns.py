@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 import amused
 from amused.checkpoints.catalog import BUNDLED
 from amused.model.text import is_truncated, tokenize
-from amused.training import train_nouns
+from amused.training import score_nouns, style_example, train_nouns
+from amused.training.nouns import data
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
@@ -171,8 +172,26 @@ def test_a_run_with_nothing_to_do_writes_nothing(tmp_path, monkeypatch, steps, a
     monkeypatch.setattr(train_nouns, "fetch_assets", lambda _: pytest.fail("the run began"))
     if steps is not None:
         save_file({"step": torch.tensor(steps)}, tmp_path / "state.safetensors")
-    before = list(tmp_path.iterdir())
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", ["train_nouns", "--output", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match=says):
-        train_nouns.train(train_nouns.parse_options())
-    assert list(tmp_path.iterdir()) == before
+        train_nouns.main()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", (train_nouns, score_nouns, style_example))
+@pytest.mark.parametrize("content", (None, b"half a file"))
+def test_trait_images_that_cannot_be_had_are_a_sentence(tmp_path, monkeypatch, command, content) -> None:
+    if content is not None:
+        (tmp_path / "nouns-assets.tgz").write_bytes(content)
+    monkeypatch.setattr(data, "ASSETS_URL", "http://127.0.0.1:9/assets.tgz")
+    folder = "--output" if command is train_nouns else "--cache"
+    monkeypatch.setattr(sys, "argv", [command.__name__, folder, str(tmp_path)])
+    with pytest.raises(SystemExit, match="check the connection" if content is None else "delete it and try again"):
+        command.main()
+
+
+def test_a_checkpoint_that_cannot_be_scored_is_a_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["score_nouns", "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="There is no such model"):
+        score_nouns.main()
