@@ -638,7 +638,7 @@ def test_byte_order_marks_are_honoured(pictures, encoding) -> None:
 @pytest.mark.parametrize("name", ("hat.txt", "metadata.jsonl", "metadata.csv"))
 def test_texts_in_other_encodings_are_named(model, pictures, tmp_path, encoding, name) -> None:
     (pictures / name).write_bytes('{"file_name": "hat.png", "text": "a café"}'.encode(encoding))
-    with pytest.raises(UserError, match=rf"{name} is not a text in UTF-8: save it as UTF-8"):
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text: save it as UTF-8"):
         train(model, pictures, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -721,6 +721,14 @@ def test_metadata_that_cannot_be_used_is_refused(pictures, line, says) -> None:
         read_folder(pictures)
 
 
+@pytest.mark.parametrize(
+    "name", ("x" * 5000 + "/hat.png", "nul\0/hat.png", "https://example.org/hat.png", "/root/hat.png")
+)
+def test_folders_that_cannot_be_looked_at_do_not_matter(pictures, name) -> None:
+    write_rows(pictures, {"file_name": name, "text": "a hat"})
+    assert captions_of(pictures)["hat.png"] == "a hat"
+
+
 def test_captions_of_images_in_subfolders_are_not_mixed_up(pictures, caplog) -> None:
     (pictures / "more").mkdir()
     shutil.copy(pictures / "hat.png", pictures / "more" / "hat.png")
@@ -777,7 +785,7 @@ class Table:
         return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
 
 
-def test_a_hub_dataset(model, tmp_path, monkeypatch) -> None:
+def test_a_hub_dataset(model, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, split: Table()))
     given = {"instance_data_dataset": "me/mine", "image_key": "image", "prompt_key": "text", "prompt_prefix": "a "}
     finetune.train(options(model, "--use_lora", **given, output_dir=tmp_path / "out"))
@@ -785,6 +793,10 @@ def test_a_hub_dataset(model, tmp_path, monkeypatch) -> None:
     assert [example.caption for example in read_dataset("me/mine", "image", "text", "a ")] == ["a red", "a blue"]
     with pytest.raises(UserError, match="no column caption, only image, text"):
         read_dataset("me/mine", "image", "caption")
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "rows", (*Table.rows, {"image": None, "text": " "}))
+        assert len(read_dataset("me/mine", "image", "text")) == 3
+    assert "1 of 3 captions are empty: row 2." in caplog.text
     monkeypatch.setattr(Table, "rows", ({"image": None, "text": None},))
     with pytest.raises(UserError, match="1 of 1 rows of the dataset me/mine have no caption: row 0"):
         read_dataset("me/mine", "image", "text")

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def image_finder(images: Sequence[Path]) -> Callable[[str], list[Path]]:
 def is_elsewhere(folder: Path, name: str) -> bool:
     """Whether a name with folders is that of an existing file outside this folder, whose images are not read."""
     path = folder / name
-    return path.exists() and path.resolve().parent != folder.resolve()
+    return os.path.exists(path) and path.resolve().parent != folder.resolve()
 
 
 def fold(name: str) -> str:
@@ -223,7 +224,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:  # UTF-16 without a mark is valid UTF-8, but full of them
-        raise UserError(f"{printable(path.name)} is not a text in UTF-8: save it as UTF-8.")
+        raise UserError(f"{printable(path.name)} is not UTF-8 text: save it as UTF-8.")
     return text
 
 
@@ -249,6 +250,8 @@ def read_dataset(name: str, image_key: str, prompt_key: str, prefix: str = "") -
         raise UserError(
             f"{len(missing)} of {len(captions)} rows of the dataset {name} have no caption: {listed(missing)}."
         )
+    if empty := [f"row {i}" for i, caption in enumerate(captions) if not caption.strip()]:
+        log.warning("%d of %d captions are empty: %s.", len(empty), len(captions), listed(empty))
     version = getattr(table, "_fingerprint", name)
     return [
         Example(f"row {i}", prefix + caption, partial(read_image, table, i, image_key), f"{version} {i}")
