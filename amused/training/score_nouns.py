@@ -58,6 +58,8 @@ def score(options: argparse.Namespace) -> None:
     if model.traits is None:
         raise UserError("This checkpoint has no traits.json to score.")
     nouns = Nouns(fetch_assets(options.cache))
+    if options.sheet:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary(**model.traits)
     asked = vocabulary.evaluation(options.count)
     sampling = {"steps": options.steps, "guidance_scale": options.guidance_scale, "temperature": options.temperature}

@@ -71,6 +71,8 @@ def parse_options() -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     nouns = Nouns(fetch_assets(options.cache))
+    if options.strip:
+        options.strip.parent.mkdir(parents=True, exist_ok=True)
     model = amused.load("nouns", dtype="float32", adapters=options.output)
     vocabulary = Vocabulary(**(model.traits or {}))
     asked = vocabulary.evaluation(options.count)

@@ -81,7 +81,7 @@ def read_folder(folder: Path, prefix: str = "", key: str | None = None) -> list[
         raise UserError(f"There is no folder {folder} that can be read.") from error
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     if not images:
-        raise UserError(f"There are no images in {folder}. {SUPPORTED}")
+        raise UserError(f"There are no images in {folder}, not counting its subfolders. {SUPPORTED}")
     texts = [path for path in paths if path.suffix.lower() in CAPTION_SUFFIXES]
     metadata = [path for path in paths if path.name.lower() in METADATA]
     unused = {*paths} - {*images, *texts, *metadata}
