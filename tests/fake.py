@@ -50,6 +50,7 @@ class FakeModel:
 
     traits: dict[str, Any] | None = TRAITS
     multiple = 32
+    pixels_per_token = 16
     fingerprint = "cpu float32 amused-0.1.0 torch-2.13.0"
 
     def __init__(

@@ -42,7 +42,7 @@ MAX_FEATHER = 64
 MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
 MAX_ADAPTER_STRENGTH = 2.0
-ADAPTER_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
+ADAPTER_NAME = re.compile(r"[\w(][\w .+()-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Recipe:
         strength = number("adapter's strength", self.adapter_strength, 0, MAX_ADAPTER_STRENGTH)
         name = text("adapter", self.adapter) if self.adapter is not None else ""
         if name and not ADAPTER_NAME.fullmatch(name):
-            raise UserError("There is no adapter of that name here: choose one that is listed.")
+            raise UserError(no_adapter(name[:64]))
         object.__setattr__(self, "adapter", name or None)
         object.__setattr__(self, "adapter_strength", strength if name else 1.0)
         if not name:
@@ -218,6 +218,10 @@ class Recipe:
 
     def with_seeds(self, seeds: Sequence[int]) -> Recipe:
         return replace(self, seeds=tuple(seeds))
+
+
+def no_adapter(name: str) -> str:
+    return f"There is no adapter {name} here: choose one from the list."
 
 
 def text(name: str, value: object) -> str:

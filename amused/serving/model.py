@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SamplingStep(Protocol):
-    """One sampling step is done; `step` counts from 1 to `steps`. Tokens are (height, width); masked ones are open."""
+    """A sampling step; `step` counts from 1 to `steps`. Tokens are (height, width); masked ones are open."""
 
     @property
     def index(self) -> int: ...
@@ -35,7 +35,7 @@ class SamplingStep(Protocol):
 
 @runtime_checkable
 class FinishedImage(Protocol):
-    """One image is finished. Tokens are (height, width) and convert to a NumPy array."""
+    """A finished image. Tokens are (height, width) and convert to a NumPy array."""
 
     @property
     def index(self) -> int: ...
@@ -52,6 +52,7 @@ class Model(Protocol):
 
     Attributes:
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
+        pixels_per_token: side of a token's square in the image.
         traits: the words a bundled model knows, None for others.
         fingerprint: device, precision and versions: what every bit of an image depends on besides its recipe.
     """
@@ -62,6 +63,8 @@ class Model(Protocol):
     def size(self) -> int: ...
     @property
     def multiple(self) -> int: ...
+    @property
+    def pixels_per_token(self) -> int: ...
     @property
     def traits(self) -> dict[str, Any] | None: ...
     @property

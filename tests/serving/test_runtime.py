@@ -383,16 +383,16 @@ def test_each_request_has_a_line_in_the_log_and_no_prompt(
     make(runtime, recipe("a secret\nfox", seeds=2))
     with pytest.raises(UserError):
         next(start(runtime, recipe(model="nowhere")))
-    stopped = start(runtime, recipe(seeds=2), owner="a tab")
+    stopped = start(runtime, recipe(seeds=2), session="a tab")
     next(stopped)
     assert runtime.stop("a tab") == 1
     assert [(event.stopped, event.num_done) for event in stopped if isinstance(event, Summary)] == [(True, 0)]
     monkeypatch.setenv("AMUSED_LOG_PROMPTS", "1")
     make(runtime, recipe("a secret\nfox"))
     done, refused, stopped_line, told = caplog.messages
-    assert "outcome=done pictures=2/2" in done and "model='nouns' task=text_to_image steps=3" in done
+    assert "outcome=done images=2/2" in done and "model='nouns' task=text_to_image steps=3" in done
     assert "secret" not in done and "prompt='a secret\\nfox'" in told
-    assert "outcome=refused" in refused and "outcome=stopped pictures=0/2" in stopped_line
+    assert "outcome=refused" in refused and "outcome=stopped images=0/2" in stopped_line
     counted = numbers(runtime)
     assert counted['amused_requests_total{outcome="done"}'] == 2 and counted["amused_pictures_total"] == 3
     assert counted["amused_memory_bytes"] > 10_000_000
@@ -441,8 +441,8 @@ def test_a_result_says_all_that_replays_it() -> None:
 # Owners
 
 
-def owned(runtime: Runtime, prompt: str, owner: str = "a tab", seeds: int = 2) -> Generator[Event]:
-    return start(runtime, recipe(prompt, seeds=seeds, steps=2), owner=owner)
+def owned(runtime: Runtime, prompt: str, session: str = "a tab", seeds: int = 2) -> Generator[Event]:
+    return start(runtime, recipe(prompt, seeds=seeds, steps=2), session=session)
 
 
 def last(events: Generator[Event]) -> tuple[bool, int]:
@@ -452,48 +452,48 @@ def last(events: Generator[Event]) -> tuple[bool, int]:
     return summary.stopped, summary.num_done
 
 
-def test_runs_of_one_owner_go_one_after_the_other_in_the_order_they_came() -> None:
+def test_runs_of_one_session_go_one_after_the_other_in_the_order_they_came() -> None:
     order = Order()
     runtime = runtime_of(order.load)
     runs = [owned(runtime, f"run {number}") for number in range(3)]
     statuses = [next(run) for run in runs]
     assert isinstance(statuses[0], Started)
-    assert statuses[1:] == [Status(f"Queued: {ahead} ahead of you", behind_owner=True) for ahead in (1, 2)]
+    assert statuses[1:] == [Status(f"Queued: {ahead} ahead of you", behind_own=True) for ahead in (1, 2)]
     together(*(lambda run=run: list(run) for run in reversed(runs)))
     assert order.steps == [f"run {number}" for number in range(3) for _ in range(6)]
 
 
-def test_a_waiting_run_of_an_owner_takes_nobody_s_place() -> None:
+def test_a_waiting_run_of_a_session_takes_nobody_s_place() -> None:
     runtime = fake_runtime(at_once=2)
     mine = [owned(runtime, "mine") for _ in range(3)]
     for run in mine:
         next(run)
-    other = owned(runtime, "other", owner="another tab")
+    other = owned(runtime, "other", session="another tab")
     assert isinstance(next(other), Started)
     for run in (*mine, other):
         run.close()
 
 
-def test_an_owner_s_runs_that_wait_are_limited() -> None:
+def test_a_session_s_runs_that_wait_are_limited() -> None:
     runtime = fake_runtime()
     runs = [owned(runtime, "mine") for _ in range(queue.MAX_WAITING_RUNS + 1)]
     for run in runs:
         next(run)
     with pytest.raises(UserError, match="of your runs are waiting already"):
         next(owned(runtime, "one too many"))
-    assert isinstance(next(owned(runtime, "other", owner="another tab")), Started)
+    assert isinstance(next(owned(runtime, "other", session="another tab")), Started)
     runs[2].close()
-    assert next(owned(runtime, "once more")) == Status("Queued: 4 ahead of you", behind_owner=True)
+    assert next(owned(runtime, "once more")) == Status("Queued: 4 ahead of you", behind_own=True)
 
 
 @pytest.mark.parametrize("when", ["started", "sampling", "loading"])
-def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
+def test_stop_ends_the_session_s_run_and_those_behind_it(when: str) -> None:
     runtime = fake_runtime(load_seconds=0.2 if when == "loading" else 0)
     first, second = owned(runtime, "first", seeds=64), owned(runtime, "second")
     while not isinstance(next(first), {"started": Started, "sampling": Result, "loading": Status}[when]):
         pass
     next(second)
-    other = owned(runtime, "other", owner="another tab")
+    other = owned(runtime, "other", session="another tab")
     next(other)
     assert runtime.stop("a tab") == 2
     for run, num_images in ((first, 64), (second, 0)):
@@ -506,7 +506,7 @@ def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when they next say how things stand."""
     monkeypatch.setattr(queue, "STATUS_SECONDS", 1000.0)
     runtime = fake_runtime()
-    held = owned(runtime, "held", owner="another tab")
+    held = owned(runtime, "held", session="another tab")
     while not isinstance(next(held), Progress):
         pass
     waiting = owned(runtime, "waiting")
@@ -535,7 +535,7 @@ def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stop_from_before_the_run_came_counts() -> None:
     runtime = fake_runtime()
-    (summary,) = start(runtime, recipe(), owner="a tab", should_stop=lambda: True)
+    (summary,) = start(runtime, recipe(), session="a tab", should_stop=lambda: True)
     assert isinstance(summary, Summary) and summary.stopped and summary.num_images == 0
 
 

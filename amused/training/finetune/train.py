@@ -31,7 +31,7 @@ from amused.atomic import sweep
 from amused.checkpoints.adapters import FINISHED
 from amused.checkpoints.catalog import PUBLISHED, Published
 from amused.checkpoints.config import read_json
-from amused.checkpoints.hub import fetch_checkpoint, is_folder, locate
+from amused.checkpoints.hub import fetch_checkpoint, locate
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.placement import place
@@ -370,9 +370,9 @@ def find_model(options: argparse.Namespace) -> Checkpoint:
         UserError: it cannot be found.
     """
     name = options.pretrained_model_name_or_path
-    if options.revision is None or is_folder(name):
+    if options.revision is None or os.path.isdir(name):
         return locate(name)
-    published = PUBLISHED.get(name, Published(repo=name, revision="main", download="1.6 GB"))
+    published = PUBLISHED.get(name, Published(name))
     return fetch_checkpoint(name, replace(published, revision=options.revision), None)
 
 
@@ -384,9 +384,10 @@ def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
     """
     if resolution is None:
         return checkpoint.size
-    multiple = checkpoint.vqgan.scale_factor * (2 if checkpoint.transformer.downsample else 1)
-    if resolution % multiple:
-        raise UserError(f"--resolution must be a multiple of {multiple}; the model's own is {checkpoint.size}.")
+    if resolution % checkpoint.multiple:
+        raise UserError(
+            f"--resolution must be a multiple of {checkpoint.multiple}; the model's own is {checkpoint.size}."
+        )
     return resolution
 
 
