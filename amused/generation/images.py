@@ -28,6 +28,7 @@ ACCEPTED = "PNG, JPEG, WebP, GIF, TIFF or BMP"
 TOO_MANY_BYTES = f"The image is too large: the limit is {MAX_PICTURE_BYTES // 1_000_000} MB."
 TOO_MANY_PIXELS = f"The image is too large: the limit is {MAX_PICTURE_PIXELS // 1_000_000} megapixels."
 NOT_AN_IMAGE = f"This is not an image that can be read: choose a {ACCEPTED} file."
+NO_IMAGE = "Upload an image first."
 DAMAGED = "The image is damaged and cannot be read: save it again, or choose another."
 
 Source = Image.Image | str | Path | bytes
@@ -148,11 +149,9 @@ def fit(image: Image.Image, width: int, height: int, mode: str = "crop") -> Imag
     image = image.convert("RGB")
     if mode == "stretch":
         return image.resize((width, height), Image.Resampling.LANCZOS)
-    if mode == "crop":
-        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     if mode == "pad":
         return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color="white")
-    raise UserError('An image can be fitted by "crop", "pad" or "stretch".')
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def composite(original: Image.Image, generated: Image.Image, mask: Image.Image) -> Image.Image:
@@ -172,8 +171,10 @@ def check_digest(image: Image.Image | None, expected: str | None, name: str) -> 
     Raises:
         UserError: the image, called `name` in the sentence, is missing or another one.
     """
-    if expected is not None and (image is None or digest(image) != expected):
-        raise UserError(f"This is not the {name} that the recipe was made with: choose that one.")
+    if expected is not None and image is None:
+        raise UserError(f"The recipe needs the {name} that it was made with: upload it first.")
+    if expected is not None and image is not None and digest(image) != expected:
+        raise UserError(f"The recipe was made with another {name}: choose the original.")
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from amused.errors import UserError
 from amused.generation.images import Source, convert_mode, has_transparency, upright
 
-EMPTY_MASK = "The mask is empty: paint the part to repaint."
+EMPTY_MASK = "Paint over the part to change, or upload a mask."
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 

@@ -1,4 +1,4 @@
-"""Logits of the masked tokens of a batch, computed no more often and at no more positions than needed."""
+"""Logits of the masked tokens, with classifier-free guidance. Cached where images share them, only where needed."""
 
 from __future__ import annotations
 

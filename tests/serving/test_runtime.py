@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -354,8 +355,37 @@ def test_only_listed_models_are_loaded() -> None:
 
 def test_a_model_named_at_the_start_is_a_choice() -> None:
     runtime = Runtime(CHOICES, lambda name, progress: FakeModel(name), default="owner/other")
+    (choice,) = [choice for choice in runtime.models if choice.name == "owner/other"]
+    assert choice.download  # the page must not call it ready
     runtime.warm_up().join(60)
     assert runtime.is_loaded("owner/other")
+
+
+def test_the_size_of_a_model_is_known_once_it_is_loaded() -> None:
+    runtime = Runtime([], lambda name, progress: FakeModel(name, size=64), default="owner/other")
+    runtime.warm_up().join(60)
+    assert runtime.native_size("owner/other") == (64, 32)
+
+
+def test_a_model_folder_is_known_by_its_name_and_its_path_stays_here(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("mine", "nouns")]
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    asked = []
+
+    def load(name: str, progress: object) -> FakeModel:
+        asked.append(name)
+        return FakeModel(name)
+
+    for given, name in ((folders[0], "mine"), (tmp_path / "link", "mine"), (folders[1], "nouns-2")):
+        runtime = Runtime(CHOICES, load, default=str(given))
+        assert runtime.default == runtime.models[-1].name == name
+        (result,) = [event for event in start(runtime, recipe(model=name)) if isinstance(event, Result)]
+        assert result.recipe.model == name and asked[-1] == str(given)
+        with pytest.raises(UserError) as refused:
+            runtime.choice(str(given))
+        assert str(tmp_path) not in str(refused.value)
 
 
 def test_previews_come_during_a_picture_and_do_not_dominate() -> None:
