@@ -116,7 +116,7 @@ class InputReader:
             return Inputs(width, height)
         if image is None:
             raise UserError(NO_IMAGE)
-        image = load_image(image)
+        image = load_image(image, recipe.image)
         check_digest(image, recipe.image, "image")
         if recipe.task != INPAINT:
             return self._fit(recipe, image)
