@@ -93,7 +93,7 @@ def expand(recipe: Recipe, across: str, across_values: str, down: str, down_valu
     """
     for axis in (across, down):
         if axis not in AXES:
-            raise UserError(f"An axis is one of {', '.join(AXES)}.")
+            raise UserError(f"Choose an axis: {', '.join(AXES)}.")
         if axis == "strength" and recipe.task not in STRENGTHS:
             raise UserError("Text to image has no strength: choose another axis.")
     if across == down != NONE:

@@ -31,7 +31,7 @@ def has_cuda() -> bool:
 
 
 def gpu_seconds(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
-    """Seconds of GPU time to request: what the recipe needs and no more, as visitors have a few minutes a day."""
+    """Seconds of GPU time to request: what the recipe needs and no more: visitors have a daily quota."""
     return min(MAX_SECONDS, 15 + round(0.1 * recipe.steps * len(recipe.seeds)))
 
 

@@ -280,7 +280,7 @@ def test_a_whole_model_is_in_the_published_layout(model, pictures, tmp_path) -> 
         assert all(same) != changed and (not changed or not any(same[:1])), part
     reference = AmusedPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float32)
     for name, tensor in reference.transformer.state_dict().items():
-        assert torch.equal(tensor, tuned.components.transformer.state_dict()[name])
+        assert torch.equal(tensor, tuned.components.transformer.get().state_dict()[name])
     assert len(tuned.text_to_image("a red cat", seeds=[1], steps=2)) == 1
 
 

@@ -356,9 +356,10 @@ def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
     """The resolution in pixels, by default the model's own."""
     if resolution is None:
         return checkpoint.size
-    multiple = checkpoint.vqgan.scale_factor * (2 if checkpoint.transformer.downsample else 1)
-    if resolution % multiple:
-        raise UserError(f"--resolution must be a multiple of {multiple}; the model's own is {checkpoint.size}.")
+    if resolution % checkpoint.multiple:
+        raise UserError(
+            f"--resolution must be a multiple of {checkpoint.multiple}; the model's own is {checkpoint.size}."
+        )
     return resolution
 
 
