@@ -166,7 +166,7 @@ def test_a_box_for_those_who_cannot_draw(page: Page, pictures: Path) -> None:
 
 
 def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, pictures: Path) -> None:
-    with page.expect_response(re.compile("/picture[.]png")):  # the reduced copy is in the editor
+    with page.expect_response(re.compile("/reduced[.]png")):  # the reduced copy is in the editor
         open_inpainting(page, pictures / "large.png")
     paint(page)
     part(page, INPAINT, "only-masked").get_by_role("checkbox").check()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from amused.errors import UserError
+from amused.generation import lettering
 from amused.generation.contact_sheet import bundle, grid, sheet
+from amused.generation.lettering import Lettering
 from amused.recipe.grid import NONE, expand
 from amused.recipe.recipe import Recipe
 
@@ -82,3 +87,76 @@ def test_a_bundle_names_its_files_and_its_manifest() -> None:
     archive = zipfile.ZipFile(io.BytesIO(content))
     assert archive.namelist() == ["1.png", "2.png", "manifest.json"] and archive.read("2.png") == b"two"
     assert json.loads(archive.read("manifest.json")) == [{"prompt": "ü"}, {"prompt": "b"}]
+
+
+# Labels
+
+SQUARE = [Image.new("RGB", (256, 256), "teal")]
+
+
+def drawn(label: str) -> bytes:
+    return sheet(SQUARE, [label], 1).tobytes()
+
+
+def no_fonts() -> tuple[Path, ...]:
+    return ()
+
+
+def one_font() -> tuple[Path, ...]:
+    fonts = [file for file in lettering.font_files() if file.stem == "DejaVuSans"]
+    if not fonts:
+        pytest.skip("DejaVu Sans is not installed")
+    return tuple(fonts[:1])
+
+
+@pytest.mark.parametrize("fonts", [no_fonts, one_font])
+@pytest.mark.parametrize("first, second", ["éè", "αβ", "жш", "شس", "狐犬", "🦊🐶", "ŁŃ", "\x07\x08", "กข"])
+def test_a_label_is_never_of_boxes(
+    first: str, second: str, fonts: Callable[[], tuple[Path, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes of two characters would look the same; without fonts, letters may differ in their accents only."""
+    found = fonts()
+    monkeypatch.setattr(lettering, "font_files", lambda: found)
+    if first not in "éè" or found:
+        assert drawn(first) != drawn(second)
+
+
+def test_what_no_font_has_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "font_files", no_fonts)
+    spelled = Lettering().spell("café Łódź, лис 狐 🦊 e\u0301 \u202eabc \U0010ffff")
+    assert spelled == r"cafe Lodz, \u043b\u0438\u0441 \u72d0 [fox face] e abc \U0010ffff"
+
+
+def test_fonts_complete_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = one_font()
+    monkeypatch.setattr(lettering, "font_files", lambda: found)
+    assert Lettering().spell("café Łódź, лис ثعلب 狐") == r"café Łódź, лис ثعلب \u72d0"
+
+
+@pytest.mark.parametrize("text", ["x" * 1000, "xyz " * 250, "x" * 100_000, "é" * 1000, "狐" * 1000, "e\u0301" * 5000])
+def test_lines_fit_and_long_labels_are_quick(text: str) -> None:
+    """A word of 500 letters took six seconds: every letter measured all those before it, for each place to break."""
+    letters, began = Lettering(), time.monotonic()
+    lines = [letters.wrap(text, 256) for _ in range(64)][-1]
+    assert time.monotonic() - began < 5
+    assert sum(len(line) for line in lines) <= 7000 and all(letters.width(line) <= 256 for line in lines)
+
+
+def test_wrapping_takes_time_in_proportion_to_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "MAX_LENGTH", 10**6)
+    seconds = {}
+    for length in (20_000, 40_000):
+        times = []
+        for _ in range(3):
+            letters, began = Lettering(), time.process_time()
+            letters.wrap("x" * length, 256)
+            times.append(time.process_time() - began)
+        seconds[length] = min(times)
+    assert seconds[40_000] < 3 * seconds[20_000]
+
+
+def test_words_are_wrapped_at_spaces() -> None:
+    letters = Lettering()
+    assert letters.wrap("one two", 10_000) == ["one two"] and letters.wrap("  ", 10) == []
+    assert letters.wrap("one two", letters.width("one t")) == ["one", "two"]
+    assert letters.wrap("b" * 8, letters.width("bbb")) == ["bbb", "bbb", "bb"]
