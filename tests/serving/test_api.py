@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +169,25 @@ def post_raw(address: str, endpoint: str, body: str) -> str:
 
 def test_a_good_request_still_gives_its_picture_after_all_that(client: Client) -> None:
     assert list(opened(client.predict(PROMPT, seeds="7", api_name="/text_to_image"))) == ["seed 7"]
+
+
+LONG = "hat " * 80
+
+
+@pytest.mark.parametrize(
+    ("texts", "cut"),
+    [
+        ({"prompt": PROMPT}, []),
+        ({"prompt": LONG}, ["prompt"]),
+        ({"prompt": PROMPT, "negative_prompt": LONG}, ["negative prompt"]),
+        ({"prompt": LONG, "negative_prompt": LONG}, ["prompt", "negative prompt"]),
+        ({"prompt": PROMPT, "negative_prompt": LONG, "guidance_scale": 1}, []),  # which is then not used
+    ],
+)
+def test_a_result_says_which_text_was_too_long(client: Client, texts: dict[str, Any], cut: list[str]) -> None:
+    (tile,) = client.predict(**texts, api_name="/text_to_image")
+    assert {"image", "caption"} <= set(tile)
+    assert tile["note"].startswith(f"The {' and the '.join(cut)} ") if cut else tile["note"] is None
+    recipe = {"version": 2, "task": "text_to_image", "seeds": [1], **texts}
+    (tile,), (result,) = client.predict(json.dumps(recipe), api_name="/recipe")
+    assert result["cut"] == cut and bool(tile["note"]) == bool(cut)

@@ -267,3 +267,11 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
 )
 def test_errors_are_told_without_what_nobody_needs_to_know(error: Exception, sentence: str) -> None:
     assert explain(error) == sentence
+
+
+def test_the_note_names_the_text_that_was_too_long() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(visitor.start(10, negative_prompt="hat " * 80))
+    assert visitor.state.note.endswith("The negative prompt is longer than the model reads: its end was ignored")
+    finish(visitor.start(10, prompt="hat " * 80))
+    assert visitor.state.note.endswith("The prompt is longer than the model reads: its end was ignored")
