@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import gradio as gr
 import pytest
+from fake import fake_runtime
+from helpers.tabs import build_tab, values_of
 
 from amused.recipe.links import NAMES, from_query, to_query
 from amused.recipe.metadata import from_json, to_json
@@ -13,7 +16,9 @@ from amused.recipe.recipe import INPAINT, TOUCH_UP, VARY, Recipe
 from amused.ui import api
 from amused.ui.describe import LABELS, describe_recipe
 from amused.ui.gallery_actions import OF_AN_INPUT, derive_recipe
+from amused.ui.grid import build as build_grid
 from amused.ui.settings import Settings
+from amused.ui.tabs import text as text_tab
 from amused.ui.tabs.image import ImageTab
 from amused.ui.tabs.inpaint import InpaintTab
 
@@ -85,3 +90,19 @@ def test_a_setting_is_on_the_page_and_in_the_api(name: str) -> None:
     if name not in ("task", "image", "width", "height", "cells"):  # names that other components have too
         assert (name in {part.name for part in parts}) != (name in NOT_ON_THE_PAGE)
     assert (name in api.PARAMETERS) != (name in NOT_IN_THE_API)
+
+
+def test_a_grid_says_before_the_run_what_it_will_make() -> None:
+    tab = build_tab(text_tab.build, fake_runtime())
+    with gr.Blocks():
+        section = build_grid(tab, gr.Image())
+    values = values_of(tab, prompt="a foxboy and a fox")
+    across, down = section.across, section.down
+    values = values | {across.name: "guidance", across.values: "0,3; 0,5", down.name: "prompt wording"}
+    estimate = section.describe_estimate(values | {down.values: "fox, <cat>"})[section.estimate]
+    for sentence in (
+        "4 images",
+        "Across: guidance 0.3, guidance 0.5",
+        "Prompts: a foxboy and a fox | a foxboy and a &lt;cat&gt;",
+    ):
+        assert f"<p>{sentence}</p>" in estimate

@@ -45,6 +45,53 @@ def test_expands_one_axis() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0,3; 0,5", [0.3, 0.5]),
+        ("0.3;0.5;", [0.3, 0.5]),
+        ("0,3；0,5", [0.3, 0.5]),
+        ("2,5,10", [2, 5, 10]),
+        ("2, 5, 10", [2, 5, 10]),
+        ("2，5、10", [2, 5, 10]),
+        ("2 5\t10", [2, 5, 10]),
+        ("2.5,", [2.5]),
+    ],
+)
+def test_numbers_are_read_in_every_notation(text: str, values: list[float]) -> None:
+    made = expand(RECIPE, "guidance", text, NONE, "")
+    assert [recipe.guidance_scale for recipe in made.recipes] == values
+    assert made.across == tuple(f"guidance {value:g}" for value in values)
+
+
+@pytest.mark.parametrize("text", ["0,3 0,5", "0,3, 0,5", "1,2; 3,4,5", "2; 5 10", "five", "1,000.5; 2", "x" * 20_000])
+def test_numbers_of_two_readings_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"as numbers, for example|too long"):
+        expand(RECIPE, "guidance", text, NONE, "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "other"),
+    [
+        ("a foxboy and a fox, Fox", "fox, cat", "a foxboy and a cat, Fox"),
+        ("a fox-like fox_y fox.", "fox, cat", "a cat-like fox_y cat."),
+        ("a red fox", "red fox, \\1 cat", "a \\1 cat"),
+        ("лисица и лиса", "лиса, кот", "лисица и кот"),
+        ("红狐狸在雪中", "狐狸, 猫", "红猫在雪中"),
+        ("(fox)", "(fox), [cat]", "[cat]"),
+        ("a C++ logo", "C++， Rust", "a Rust logo"),
+    ],
+)
+def test_a_wording_replaces_whole_words(prompt: str, words: str, other: str) -> None:
+    made = expand(Recipe("text_to_image", prompt, (7,)), "prompt wording", words, NONE, "")
+    assert [recipe.prompt for recipe in made.recipes] == [prompt, other]
+
+
+def test_a_wording_within_a_word_is_refused() -> None:
+    with pytest.raises(UserError, match='does not contain "fox"'):
+        expand(Recipe("text_to_image", "a foxboy", (7,)), "prompt wording", "fox, cat", NONE, "")
+
+
+@pytest.mark.parametrize(
     "axes",
     [
         ("strength", "0.5", NONE, ""),
