@@ -110,6 +110,12 @@ def check_model(model: str) -> None:
         raise UserError(f"--model {model}: there is no such folder, nor a model of that name.")
 
 
+def bypass_proxy(host: str | None) -> None:
+    """Gradio asks the page for itself as it starts: a proxy must not get that request, as it cannot answer it."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, [others, "localhost,127.0.0.1,::1", host]))
+
+
 def main() -> None:
     keep_freed_memory()
     flags = parse_flags()
@@ -122,6 +128,7 @@ def main() -> None:
         options = launch_options(runtime)
     except UserError as error:
         sys.exit(str(error))
+    bypass_proxy(flags.host)
     page = build_page(runtime)
     if ON_ZERO_GPU:
         # ZeroGPU packs the weights at launch for its GPU processes, so they must be loaded by then.

@@ -98,3 +98,22 @@ def test_the_program_ends_with_the_sentence_alone(used_port: int) -> None:
     command = [sys.executable, "app.py", "--port", str(used_port)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 1 and run.stderr == f"--port {used_port} is in use: choose another one.\n"
+
+
+@pytest.mark.slow
+def test_the_page_starts_where_requests_go_through_a_proxy(tmp_path: Path) -> None:
+    """Which is not there, as seen from this test; the page needs none for itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    proxy = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")}
+    environment = {**os.environ, **proxy, "NO_PROXY": "example.org", "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, "app.py", "--port", str(port), "--model", "nouns"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert any("nouns is ready" in line for line in process.stdout)
+        finally:
+            process.kill()
