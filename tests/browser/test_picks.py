@@ -459,3 +459,22 @@ def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
     expect(part(page, TEXT, "status")).to_contain_text("Paint over the part to change first")
     expect(tiles(page, TEXT)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()
+
+
+@pytest.mark.parametrize("keys", ["Control+Enter", "Shift+Enter", "Enter"])
+def test_a_held_key_is_one_run(page: Page, keys: str) -> None:
+    """Pressed on the prompt, or on the button for Enter alone. A key that is already down repeats."""
+    runs: list[str] = []
+    page.on("request", lambda request: runs.append(request.url) if "/queue/join" in request.url else None)
+    set_seeds(page, TEXT, "90", 1)
+    (part(page, TEXT, "run") if keys == "Enter" else part(page, TEXT, "prompt").get_by_role("textbox")).focus()
+    *modifiers, key = keys.split("+")
+    for one in (*modifiers, *[key] * 6):
+        page.keyboard.down(one)
+    for one in (key, *modifiers):
+        page.keyboard.up(one)
+    expect_done(page, TEXT, 1)
+    set_seeds(page, TEXT, "91", 1)
+    run(page, TEXT)
+    expect(tiles(page, TEXT)).to_contain_text(["seed 91"])
+    assert len(runs) == 2
