@@ -539,7 +539,7 @@ def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, 
     editor = DrawingInput()
     send_blob(editor, name, kind, index, content)
     assert not list(tmp_path.rglob("*.png"))
-    with pytest.raises(UserError, match="upload one first"):
+    with pytest.raises(UserError, match="Upload an image first"):
         DrawingMirror.of(editor).preprocess(EditorData(id=name)).image()
 
 

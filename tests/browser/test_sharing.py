@@ -185,7 +185,8 @@ def restored(remembered: Any) -> dict[str, Any]:
 def test_settings_are_remembered_by_task_and_name() -> None:
     runtime = fake_runtime()
     tab = build_tab(text_tab.build, runtime)
-    named = tab.settings.by_name(values_of(tab, prompt="an owl", seeds="3, 5", steps=4))
+    values = values_of(tab, prompt="an owl", seeds="3, 5", steps=4)
+    named = {name: values[component] for name, component in tab.settings.components().items()}
     assert restored({"text_to_image": named}) == restored({"text_to_image": {**REMEMBERED, "count": 1}})
     assert restored({"text_to_image": REMEMBERED}).items() >= {"prompt": "an owl", "seeds": "3, 5", "steps": 4}.items()
     assert restored({"text_to_image": {**REMEMBERED, "seeds": "half ty"}})["seeds"] == "0"
