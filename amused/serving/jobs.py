@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Started:
-    """The run has a place and its request is read; it has yet to wait for its turn and its model."""
+    """The run is admitted and its request is read; it has yet to wait for its turn and its model."""
 
     request: Request
     num_images: int
@@ -50,7 +50,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """One sampling step is done.
+    """Emitted after each sampling step.
 
     Attributes:
         index: of the image within the run.
@@ -72,14 +72,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """One image is finished.
+    """A finished image.
 
     Attributes:
         index: of the image within the run.
         recipe: replays exactly this image: of its seed alone, with the digests of its inputs and its size.
         tokens: an array (height, width).
         fingerprint: what every bit of the image depends on besides the recipe (`Model.fingerprint`).
-        prompt_is_cut: a prompt is longer than the model reads.
+        cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
     """
 
     index: int
@@ -88,12 +88,12 @@ class Result:
     image: Image.Image
     tokens: np.ndarray
     fingerprint: str
-    prompt_is_cut: bool
+    cut: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """The recipe cannot be made of its inputs. An event, as errors lose their sentence between processes."""
+    """The recipe cannot be made. An event, because ZeroGPU's process drops the message of an exception."""
 
     sentence: str
 
@@ -106,7 +106,7 @@ class Summary:
     num_done: int
     num_images: int
     seconds: float
-    prompt_is_cut: bool
+    cut: tuple[str, ...] = ()
 
 
 Event = Status | Started | Progress | Result | Summary
@@ -117,17 +117,17 @@ class Job:
     """One run; `run` yields its events, once.
 
     Args:
-        read_request: called once the run has a place, as what it reads may be large; raises UserError to refuse.
-        owner: runs of one owner go one after the other, and `Runtime.stop` ends them all; None for nobody.
-        should_stop: asked after each event, for a stop that `Runtime.stop` could not yet tell this run.
+        read_request: called once the run is admitted, as what it reads may be large; raises UserError to refuse.
+        session: runs of one session go one after the other, and `Runtime.stop` ends them all; None for no session.
+        should_stop: checked after each event: covers a Stop pressed before the run was queued.
     """
 
     def __init__(
-        self, runtime: Runtime, read_request: ReadRequest, owner: Hashable, should_stop: Callable[[], bool]
+        self, runtime: Runtime, read_request: ReadRequest, session: Hashable, should_stop: Callable[[], bool]
     ) -> None:
         self._runtime = runtime
         self._read_request = read_request
-        self._owner = owner
+        self._session = session
         self._should_stop = should_stop
         self._slot: Slot
         self._lock = threading.Lock()
@@ -138,13 +138,13 @@ class Job:
         self._num_steps = self._steps_done = 0
         self._began: float | None = None  # when the first step began
         self._worked = 0.0
-        self._prompt_is_cut = False
+        self._cut: tuple[str, ...] = ()
 
     def run(self) -> Generator[Event]:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
         on_preempt = (lambda: None) if ON_ZERO_GPU else self._drop_sampling
         try:
-            self._slot = self._runtime.queue.enter(self._owner, on_preempt)
+            self._slot = self._runtime.queue.enter(self._session, on_preempt)
         except UserError as error:
             self._runtime.metrics.add(None, REFUSED, why=str(error))
             raise
@@ -162,9 +162,9 @@ class Job:
                     outcome = STOPPED
                 self._drop_sampling()
                 self._slot.release()
-                # Still in its place: what the caller does with the summary comes before the owner's next run.
+                # The slot is still held, so the caller handles the summary before the session's next run.
                 seconds = time.monotonic() - self._started
-                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._prompt_is_cut)
+                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._cut)
             except UserError as error:
                 outcome, why = REFUSED, str(error)
                 raise
@@ -200,7 +200,6 @@ class Job:
 
     def _acquire(self, name: str) -> Generator[Status]:
         yield from self._slot.acquire(name)
-        self._runtime.note_size(name, self._slot.model)
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
             self._slot.release(for_good=True)
 
@@ -282,7 +281,7 @@ class Job:
         if isinstance(event, Progress):
             return self._with_totals(event)
         self._num_done += 1
-        self._prompt_is_cut |= event.prompt_is_cut
+        self._cut = tuple(dict.fromkeys((*self._cut, *event.cut)))
         return event
 
     def _with_totals(self, event: Progress) -> Progress:
@@ -306,14 +305,17 @@ def sample(
 ) -> Generator[Progress | Result | Rejected]:
     """Sample a recipe with previews. On ZeroGPU in a process of its own: every event can be pickled."""
     budget = PreviewBudget()
-    prompt_is_cut = any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
+    texts = {"prompt": recipe.prompt}
+    if recipe.guidance_scale > 1:  # otherwise the negative prompt is unused
+        texts["negative prompt"] = recipe.negative_prompt
+    cut = tuple(name for name, text in texts.items() if model.prompt_is_cut(text))
     events = model.generate(recipe, image, mask)
     try:
         for event in events:
             if isinstance(event, FinishedImage):
                 seed, tokens = event.seed, np.asarray(event.tokens)
                 alone = recipe.with_seeds([seed])
-                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, prompt_is_cut)
+                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, cut)
                 continue
             preview = None
             if event.step < event.steps and budget.allows_one():

@@ -22,6 +22,7 @@ def sample_tokens(
     tokens = torch.full((len(seeds), side, side), mask_id, device=device)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
-        logits = transformer(tokens.repeat(2, 1, 1), conditioning).float()
-        tokens = unmask_step(apply_cfg(*logits.chunk(2), Recipe.guidance_scale), tokens, mask_id, step, generators)
+        without_text, with_text = transformer(tokens.repeat(2, 1, 1), conditioning).float().chunk(2)
+        logits = apply_cfg(without_text, with_text, Recipe.guidance_scale)
+        tokens = unmask_step(logits, tokens, mask_id, step, generators)
     return tokens

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.components.gallery import GalleryImage
+from gradio.data_classes import GradioRootModel
 
 from amused.errors import UserError
 from amused.generation.images import load_image
@@ -36,6 +39,7 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_result
 from amused.ui.inputs import NO_IMAGE, ImageInput, NameInput
 from amused.ui.sharing import from_text, replay_request
+from amused.ui.status import describe_cut
 
 NO_MASK = "There is no mask: send an image that is white where the image should be repainted."
 
@@ -60,7 +64,7 @@ PARAMETERS = {
     "adapter": 'the name of an adapter that the page offers for the model; "" for none.',
     "adapter_strength": f"scale of the adapter's change, 0 to {MAX_ADAPTER_STRENGTH:g}.",
 }
-IMAGES = "PNG files in the order of the seeds. Each carries its recipe."
+IMAGES = 'PNG files in the order of the seeds, each with its recipe; "note" says if a prompt is too long for the model.'
 REPLAY = "Replay a recipe, and report whether the images are identical to those it came from."
 REPLAY_PARAMETERS = {
     "recipe": "a link that was copied from the page, its query, or the JSON in a PNG file made here.",
@@ -69,10 +73,31 @@ REPLAY_PARAMETERS = {
 }
 REPLAYED = (
     "The images, and for each of them its seed, the digest of its pixels, a query that generates it again, and "
-    '"same": whether its digest is that of the recipe, or null where that has none.'
+    '"same": whether its digest is that of the recipe, or null where that has none; "cut": the prompts that are longer '
+    "than the model reads."
 )
 
 Arguments = Mapping[str, Any]
+
+
+class Tile(GalleryImage):
+    """`note` is the one field that Gradio's tiles do not have."""
+
+    note: str | None = None
+
+
+class Tiles(GradioRootModel):
+    root: list[Tile]
+
+
+class ResultGallery(gr.Gallery):
+    is_template = True
+
+    def postprocess(self, value: list[GeneratedImage] | None) -> Tiles:  # type: ignore[override]
+        images = value or []
+        tiles = super().postprocess([image.tile for image in images]).root
+        notes = [describe_cut(image.cut) if image.cut else None for image in images]
+        return Tiles(root=[Tile(**tile.model_dump(), note=note) for tile, note in zip(tiles, notes, strict=True)])
 
 
 def build(runtime: Runtime) -> None:
@@ -80,20 +105,13 @@ def build(runtime: Runtime) -> None:
         trigger = gr.Button()
         components = build_parameters(runtime)
         strengths = {task: gr.Number(value=value, label="strength") for task, value in STRENGTHS.items()}
-        images = gr.Gallery(format="png", label="images")
+        images = ResultGallery(format="png", label="images")
         results = gr.JSON(label="results")
 
     def connect(name: str, function: Callable[..., Iterator[Any]], outputs: list[Component]) -> None:
         offered = {**components, "strength": strengths.get(name)}
         inputs = [offered[parameter] for parameter in inspect.signature(function).parameters]
         trigger.click(function, inputs, outputs, api_name=name, **SAMPLING)
-
-    def generate(task: str) -> Callable[[Arguments], Iterator[Any]]:
-        def endpoint(arguments: Arguments) -> Iterator[Any]:
-            for finished in run(runtime, lambda: read_task(task, arguments)):
-                yield [image.tile for image in finished]
-
-        return endpoint
 
     def replay(arguments: Arguments) -> Iterator[Any]:
         shared: Shared | None = None
@@ -105,12 +123,12 @@ def build(runtime: Runtime) -> None:
 
         for finished in run(runtime, read):
             expected = None if shared is None else shared.digest
-            yield [image.tile for image in finished], [describe(image, expected) for image in finished]
+            yield finished, [describe(image, expected) for image in finished]
 
     others = [name for name in PARAMETERS if name not in ("prompt", *SOURCES[INPAINT])]
     for task, about in ABOUT.items():
         parameters = {name: PARAMETERS[name] for name in ("prompt", *SOURCES[task], *others)}
-        connect(task, named(generate(task), about, parameters, IMAGES), [images])
+        connect(task, named(partial(generate, runtime, task), about, parameters, IMAGES), [images])
     function = named(replay, REPLAY, REPLAY_PARAMETERS, REPLAYED, optional=("image", "mask"))
     connect("recipe", function, [images, results])
 
@@ -157,6 +175,10 @@ def named(
         [inspect.Parameter(name, kind, default=None if name in optional else empty) for name in parameters]
     )
     return endpoint
+
+
+def generate(runtime: Runtime, task: str, arguments: Arguments) -> Iterator[list[GeneratedImage]]:
+    return run(runtime, lambda: read_task(task, arguments))
 
 
 def read_task(task: str, arguments: Arguments) -> Request:
@@ -215,4 +237,5 @@ def describe(image: GeneratedImage, expected: str | None) -> dict[str, Any]:
         "digest": image.digest,
         "query": image.query,
         "same": None if expected is None else image.digest == expected,
+        "cut": list(image.cut),
     }

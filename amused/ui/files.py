@@ -25,7 +25,7 @@ class GeneratedImage:
     Attributes:
         digest: of the pixels.
         image, mask: files of the inputs that the recipe, or the first of its parents, started from.
-        fingerprint: what the pixels depend on besides the recipe (`jobs.Result.fingerprint`).
+        fingerprint, cut: as in `jobs.Result`.
     """
 
     path: str
@@ -36,6 +36,7 @@ class GeneratedImage:
     image: str | None = None
     mask: str | None = None
     fingerprint: str | None = None
+    cut: tuple[str, ...] = ()
 
     @property
     def query(self) -> str:
@@ -56,7 +57,9 @@ def save_result(
     pixels_digest = digest(pixels)
     info = png_info(result.recipe, pixels_digest, result.fingerprint) if write_metadata else None
     path = file_cache.save(png_bytes(pixels, info), f"amused-seed-{result.seed}.png")
-    return GeneratedImage(path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint)
+    return GeneratedImage(
+        path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint, result.cut
+    )
 
 
 def save_preview(image: Image.Image) -> str:

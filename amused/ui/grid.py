@@ -38,6 +38,7 @@ OFFER_JS = """(axis) => {
     axes["%(field)s"] = axis;
     return %(offers)s[axis] ?? { __type__: "update" };
 }"""
+MAX_LINE = 300
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
@@ -76,7 +77,7 @@ class GridSection:
         return expand(recipe, *(values[part] for part in self.axes))
 
     def describe_estimate(self, values: Values) -> Updates:
-        """How many images the grid will have and how long they will take, or what is wrong with it."""
+        """What a run will make and how long it will take, or what is wrong with the values."""
         settings, task = self.tab.settings, self.tab.task
         model = values[settings.model]
         try:
@@ -88,14 +89,14 @@ class GridSection:
                 steps=values[settings.steps],
                 strength=values[settings.strength] if task in STRENGTHS else None,
             )
-            recipes = self.expand(recipe, values).recipes
+            grid = self.expand(recipe, values)
         except UserError as error:
             return {self.estimate: status_line(str(error))}
-        text, seconds_per_step = count_images(len(recipes)), self.tab.runtime.seconds_per_step(model)
+        text, seconds_per_step = count_images(len(grid.recipes)), self.tab.runtime.seconds_per_step(model)
         if seconds_per_step is not None:
-            steps = sum(recipe.steps - recipe.start for recipe in recipes)
+            steps = sum(recipe.steps - recipe.start for recipe in grid.recipes)
             text += f", about {describe_seconds(seconds_per_step * steps)}"
-        return {self.estimate: status_line(text)}
+        return {self.estimate: status_line(text, *describe_axes(grid))}
 
     def read(self, values: Values) -> GridRequest:
         request = self.tab.read(values)
@@ -121,7 +122,7 @@ def build_sheet(task: str) -> gr.Image:
     )
 
 
-def build(tab: Tab, sheet: gr.Image) -> None:
+def build(tab: Tab, sheet: gr.Image) -> GridSection:
     """The section, closed; its results go to `sheet`."""
     task = tab.task
     names = [name for name in AXES if name != "strength" or task in STRENGTHS]
@@ -145,6 +146,7 @@ def build(tab: Tab, sheet: gr.Image) -> None:
         read=section.read, inputs={*section.axes, *tab.inputs}, finish=section.show_sheet, outputs=(sheet,)
     )
     connect(tab.runtime, tab, [make.click], action, tab.before_read)
+    return section
 
 
 def build_axis(elem_id: str, label: str, names: list[str], name: str, values: str) -> Axis:
@@ -160,6 +162,20 @@ def build_axis(elem_id: str, label: str, names: list[str], name: str, values: st
         )
     axis.input(None, axis, listed, js=offer_values(axis), **UI_ONLY)
     return Axis(axis, listed)
+
+
+def describe_axes(grid: Grid) -> list[str]:
+    """Each axis with its values; the prompts in full, as a wording may replace more or less than was meant."""
+    prompts = list(dict.fromkeys(recipe.prompt for recipe in grid.recipes))
+    axes = ("Across", grid.across), ("Down", grid.down)
+    lines = [f"{name}: {', '.join(labels)}" for name, labels in axes if labels != ("",)]
+    if len(prompts) > 1:
+        lines.append(f"Prompts: {' | '.join(prompts)}")
+    return [shorten(line) for line in lines]
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
 
 
 def offer_values(axis: gr.Dropdown) -> str:

@@ -1,4 +1,4 @@
-"""Recipes in links and pictures, as a visitor and as a program meet them, and what survives a reload.
+"""Recipes in links and images, as a visitor and as a program meet them, and what survives a reload.
 
 Runs against a fast stand-in, and against the bundled checkpoint where it is there.
 """
@@ -115,7 +115,7 @@ def test_hostile_json_is_refused_in_a_sentence(text: str) -> None:
     assert str(refusal.value).endswith(".") and len(str(refusal.value)) < 200
 
 
-def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
+def test_an_image_gives_its_recipe_without_being_decoded() -> None:
     data = png(png_info(PLAIN, "a" * 16, "cuda float16 amused-0.1.0 torch-2.13.0"))
     shared = from_png_file(data)
     assert (shared.recipe, shared.digest) == (PLAIN, "a" * 16)
@@ -123,7 +123,7 @@ def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
     assert from_png_file(png(None)) is None
 
 
-def test_other_texts_in_a_picture_are_not_read() -> None:
+def test_other_texts_in_an_image_are_not_read() -> None:
     bomb = b"Comment\0\0" + zlib.compress(b"\0" * 64_000_000)
     assert from_png_file(with_chunks([(b"zTXt", bomb)], png(None))) is None
     info = PngInfo()
@@ -141,7 +141,7 @@ def test_other_texts_in_a_picture_are_not_read() -> None:
         lambda: with_chunks([(b"iTXt", PNG_KEY.encode() + b"\0\0\0\0\0\xff\xfe")], png(None)),
     ],
 )
-def test_a_hostile_picture_is_refused_in_a_sentence(data: bytes) -> None:
+def test_a_hostile_image_is_refused_in_a_sentence(data: bytes) -> None:
     with pytest.raises(UserError) as refusal:
         from_png_file(data() if callable(data) else data)
     assert str(refusal.value).endswith(".")
@@ -185,7 +185,8 @@ def restored(remembered: Any) -> dict[str, Any]:
 def test_settings_are_remembered_by_task_and_name() -> None:
     runtime = fake_runtime()
     tab = build_tab(text_tab.build, runtime)
-    named = tab.settings.by_name(values_of(tab, prompt="an owl", seeds="3, 5", steps=4))
+    values = values_of(tab, prompt="an owl", seeds="3, 5", steps=4)
+    named = {name: values[component] for name, component in tab.settings.components().items()}
     assert restored({"text_to_image": named}) == restored({"text_to_image": {**REMEMBERED, "count": 1}})
     assert restored({"text_to_image": REMEMBERED}).items() >= {"prompt": "an owl", "seeds": "3, 5", "steps": 4}.items()
     assert restored({"text_to_image": {**REMEMBERED, "seeds": "half ty"}})["seeds"] == "0"
@@ -278,7 +279,7 @@ def remembered(page: Page) -> list[str]:
     return page.get_by_role("option").all_inner_texts()
 
 
-def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address: str) -> None:
+def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
     expect(replay(page)).to_contain_text("1 image in")
     copied = copied_link(page)
@@ -309,7 +310,7 @@ def copied_link(page: Page) -> str:
     return page.evaluate("navigator.clipboard.readText()")
 
 
-def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) -> None:
+def test_a_varied_image_is_replayed_from_its_link(page: Page, address: str) -> None:
     recipe = Recipe("vary", "a pixel art character", (3,), steps=4, parent=PLAIN, share=0.5)
     query = to_query(recipe)
     _, results = Client(address, verbose=False).predict(query, api_name="/recipe")
@@ -325,7 +326,7 @@ def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> No
     assert page.title() == "aMUSEd"
     assert card(page).locator("img, script, a").count() == 0
     open_link(page, address, "v=7&task=text_to_image&prompt=a")
-    expect(card(page)).to_contain_text("This recipe cannot be opened. The recipe was made by another version")
+    expect(card(page)).to_contain_text("This recipe cannot be opened. This recipe needs a newer version")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
 
 
@@ -405,7 +406,7 @@ def expect_adapter(page: Page, tab: str, name: str, strength: float) -> None:
     expect(part(page, task, "adapter-strength").get_by_role("spinbutton")).to_have_value(str(strength))
 
 
-def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: Path) -> None:
+def test_an_image_link_asks_for_its_image(page: Page, address: str, tmp_path: Path) -> None:
     colours = {"own": "teal", "other": "red"}
     for name, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
@@ -417,14 +418,14 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
-    expect(replay(page, "image_to_image")).to_contain_text("This is not the image that the recipe was made with")
+    expect(replay(page, "image_to_image")).to_contain_text("The recipe was made with another image")
     part(page, "image_to_image", "picture").get_by_role("button", name=re.compile("clear|remove", re.I)).first.click()
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(tmp_path / "own.png")
     expect(part(page, "image_to_image", "picture").locator("img").first).to_be_visible()
     expect(replay(page, "image_to_image")).to_contain_text("1 image in")
 
 
-def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp_path: Path) -> None:
+def test_an_image_made_here_restores_its_settings(page: Page, address: str, tmp_path: Path) -> None:
     file = tmp_path / "<img src=x onerror=document.title=1>.png"
     recipe = Recipe("text_to_image", HOSTILE, (3, 5), steps=9, temperature=(9.0, 1.0), negative_prompt="blue")
     file.write_bytes(png(png_info(recipe, "a" * 16)))

@@ -125,6 +125,17 @@ def test_the_cache_forgets_what_is_old_and_then_what_is_oldest(tmp_path: Path) -
     assert sweep(tmp_path / "nowhere", set(), 3600, 100) == 0
 
 
+def test_a_sweep_survives_files_that_go_and_knows_kept_ones_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "real"
+    kept, old = (old_file(folder / name / "1.png", 10, 5000) for name in ("a", "b"))
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter([folder / "gone.png", kept, old]))
+    assert sweep(folder, {str(tmp_path / "link" / "a" / "1.png")}, 3600, 5700, now=1_000_000) == 1
+    assert kept.exists() and not old.exists()
+
+
 def test_the_cache_is_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
@@ -208,6 +219,7 @@ def test_counters_are_shown_to_the_owner(address: str, runtime: Runtime) -> None
 def test_nobody_else_sees_them(address: str, header: str | None) -> None:
     answer = httpx.get(f"{address}metrics", headers={} if header is None else {"authorization": header})
     assert answer.status_code == 401 and "amused_" not in answer.text
+    assert "realm=" in answer.headers["www-authenticate"]
     assert httpx.get(f"{address}metrics?token={TOKEN}").status_code == 401
 
 

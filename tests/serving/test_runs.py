@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 from fake import FakeModel, fake_runtime, numbers
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from helpers.tabs import build_tab, values_of
+from PIL import Image
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
@@ -19,9 +28,12 @@ from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import results
 from amused.ui.events import Updates
-from amused.ui.explain import FAILED, OUT_OF_MEMORY, explain
+from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
+from amused.ui.files import GeneratedImage
+from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
 from amused.ui.results import RunAction, TabState, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
+from amused.ui.uploads import GatedBlocks
 
 
 @pytest.fixture(autouse=True)
@@ -267,3 +279,81 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
 )
 def test_errors_are_told_without_what_nobody_needs_to_know(error: Exception, sentence: str) -> None:
     assert explain(error) == sentence
+
+
+def test_the_note_names_the_text_that_was_too_long() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(visitor.start(10, negative_prompt="hat " * 80))
+    assert visitor.state.note.endswith("The negative prompt is longer than the model reads: its end was ignored")
+    finish(visitor.start(10, prompt="hat " * 80))
+    assert visitor.state.note.endswith("The prompt is longer than the model reads: its end was ignored")
+
+
+class FullDisk:
+    """In place of a temporary file: takes half of what is written, then the disk is full."""
+
+    def __init__(self, open_file: Callable[..., Any], **options: Any) -> None:
+        self.file = open_file(**options)
+        self.name = self.file.name
+
+    def __enter__(self) -> FullDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", partial(FullDisk, tempfile.NamedTemporaryFile))
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor = Visitor(fake_runtime())
+    running = visitor.start(10, 3)
+    visitor.until_first_image(running)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", partial(FullDisk, tempfile.NamedTemporaryFile))
+    with pytest.raises(gr.Error) as refused:
+        finish(running)
+    assert refused.value.message == visitor.state.note == DISK_FULL and visitor.seeds == [10]
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("write", [write_single, write_bundle, write_sheet])
+def test_a_kept_image_that_cannot_be_written_leaves_nothing(
+    write: Callable[[KeptImages, bool], str], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "kept.png")
+    image = GeneratedImage(str(tmp_path / "kept.png"), 1, Recipe("text_to_image", "", (1,)), "0" * 16, (8, 8))
+    with pytest.raises(OSError, match="No space"):
+        write(KeptImages().keep(image), True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/srv/secret"), DISK_FULL),
+        (UserError("Select an image first."), "Select an image first."),
+    ],
+)
+def test_an_event_that_is_no_run_answers_with_a_sentence(error: Exception, sentence: str) -> None:
+    def fail() -> str:
+        raise error
+
+    with GatedBlocks() as page:
+        gr.Button().click(fail, None, gr.Textbox(), api_name="fail")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, show_error=False)
+    try:
+        with pytest.raises(AppError, match=re.escape(sentence)):
+            Client(address, verbose=False).predict(api_name="/fail")
+    finally:
+        page.close()

@@ -27,12 +27,11 @@ from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.images import load_image, to_tensor
 from amused.model.vqgan import VQGAN
-from amused.training.finetune.examples import Example
+from amused.training.finetune.examples import Example, refuse
 
 CROPS = 4  # per image that is not square; the published script draws a new one at every step
 AESTHETIC_SCORE = 6.0
-LISTED_ERRORS = 5
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 # Images to tokens
@@ -120,12 +119,7 @@ def check_images(examples: Sequence[Example]) -> None:
             broken.append(f"{example.name}: {error}")
         except Exception:  # `datasets` decodes images itself and raises all kinds
             broken.append(f"{example.name}: it cannot be read.")
-    if broken:
-        more = f"\n- and {len(broken) - LISTED_ERRORS} more" if len(broken) > LISTED_ERRORS else ""
-        listed = "".join(f"\n- {line}" for line in broken[:LISTED_ERRORS])
-        raise UserError(
-            f"{len(broken)} of {len(examples)} images cannot be used: replace or remove them.{listed}{more}"
-        )
+    refuse(broken, len(examples), "images")
 
 
 def crops_of(image: Image.Image, resolution: int, digest: str) -> Iterator[tuple[Image.Image, int, int]]:

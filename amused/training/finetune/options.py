@@ -137,5 +137,7 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"Give one of {', '.join(f'--{source}' for source in sources)}.")
     if options.instance_data_dataset and not (options.image_key and options.prompt_key):
         raise UserError("--instance_data_dataset needs --image_key and --prompt_key, the names of its columns.")
+    if options.output_dir.is_file():
+        raise UserError(f"--output_dir {options.output_dir} is a file: give a folder.")
     if options.text_encoder_use_lora and not options.train_text_encoder:
         raise UserError("--text_encoder_use_lora needs --train_text_encoder.")

@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,14 +21,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from amused.atomic import sweep
 from amused.checkpoints.adapters import FINISHED
-from amused.checkpoints.config import read_json
 from amused.checkpoints.hub import locate
+from amused.checkpoints.json_file import read_json
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.placement import place
@@ -46,11 +46,20 @@ from amused.training.finetune.model import (
 )
 from amused.training.finetune.options import parse_options
 from amused.training.finetune.report import LossLog, save_images
-from amused.training.finetune.state import PROGRESS, find_state, list_states, read_state, write_state
+from amused.training.finetune.state import (
+    PROGRESS,
+    add_to_history,
+    find_state,
+    is_inside,
+    read_state,
+    start_history,
+    write_state,
+)
 from amused.training.sampling import sample_tokens
 
 log = logging.getLogger(__name__)
 
+CANNOT_WRITE = ("No space left", "quota exceeded", "Permission denied", "Read-only file system")
 PROMPTS_PER_BATCH = 4
 VALIDATION_SEED = 0  # of every validation image, so that those of different steps can be compared
 
@@ -61,6 +70,10 @@ def main() -> None:
         train(parse_options())
     except UserError as error:
         sys.exit(f"{error}")
+    except (OSError, SafetensorError) as error:
+        if any(text in f"{error}" for text in CANNOT_WRITE):
+            sys.exit(f"Training stopped, since a file cannot be written; earlier checkpoints are kept. {error}")
+        raise
 
 
 def train(options: argparse.Namespace) -> None:
@@ -74,16 +87,20 @@ class Trainer:
     def __init__(self, options: argparse.Namespace) -> None:
         torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
         self.options, self.accelerator = options, new_accelerator(options)
-        self.checkpoint = locate(options.pretrained_model_name_or_path, revision=options.revision)
-        self.resolution = check_resolution(self.checkpoint, options.resolution)
         if self.accelerator.is_main_process:
-            options.output_dir.mkdir(parents=True, exist_ok=True)
             sweep(options.output_dir)
             sweep(options.cache_dir)
         self.accelerator.wait_for_everyone()
-        resumed = find_state(options.output_dir, options.resume_from_checkpoint)
+        self.resumed = resumed = find_state(options.output_dir, options.resume_from_checkpoint)
         progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": self.share_seed()}
         self.first_step: int = progress["step"]
+        if resumed and self.first_step > options.max_train_steps:
+            raise UserError(
+                f"There is nothing to do: {resumed.name} has {self.first_step} steps, "
+                f"--max_train_steps is {options.max_train_steps}."
+            )
+        self.checkpoint = locate(options.pretrained_model_name_or_path, revision=options.revision)
+        self.resolution = check_resolution(self.checkpoint, options.resolution)
         self.scaler_state: dict[str, Any] | None = progress.get("scaler")
         self.seed: int = progress["seed"] if options.seed is None else options.seed
         self.load_data()
@@ -101,8 +118,8 @@ class Trainer:
         if resumed:
             read_state(resumed, self.model, self.optimizer, self.ema)
             log.info("Resuming from step %d", self.first_step)
-        self.saved_step = 0
-        self.losses = LossLog(options.output_dir, self.first_step) if self.accelerator.is_main_process else None
+        self.saved_step = self.first_step if is_inside(options.output_dir, resumed) else 0
+        self.losses: LossLog | None = None  # on the main process only
 
     def share_seed(self) -> int:
         """The main process's new seed, on all processes."""
@@ -132,6 +149,12 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end and write the results."""
+        options = self.options
+        if self.accelerator.is_main_process:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+            start_history(options.output_dir, self.resumed)
+            self.losses = LossLog(options.output_dir, self.first_step)
+        self.accelerator.init_trackers("amused", {name: public(value) for name, value in vars(options).items()})
         self.loop()
         # Release the wrapped model before the process group: as its last owner it would wait for threads that wait
         # for Python.
@@ -229,16 +252,15 @@ class Trainer:
             self.validate(step)
 
     def save(self, step: int) -> None:
-        """Write `checkpoint-N`, then delete the oldest ones above the limit."""
+        """Write `checkpoint-N`, then delete the oldest ones of this run above the limit."""
         self.saved_step = step
         if self.losses is None:  # only the main process writes
             return
         folder, limit = self.options.output_dir, self.options.checkpoints_total_limit
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        write_state(folder, step, self.seed, self.model, self.optimizer, self.ema, scaler)
+        state = write_state(folder, step, self.seed, self.model, self.optimizer, self.ema, scaler)
         self.losses.draw()
-        for old in list_states(folder)[:-limit] if limit else ():
-            shutil.rmtree(old)
+        add_to_history(folder, state, limit)
 
     def validate(self, step: int) -> None:
         """Write `validation/step-N`: one image per validation prompt, with the averaged weights if there are any."""
@@ -319,20 +341,25 @@ def new_accelerator(options: argparse.Namespace) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         project_dir=options.output_dir / options.logging_dir,
     )
-    if tracker != "none":
-        accelerator.init_trackers("amused", config={key: str(value) for key, value in vars(options).items()})
     if not accelerator.is_main_process:
-        logging.disable(logging.INFO)
+        logging.disable(logging.WARNING)
     return accelerator
+
+
+def public(value: object) -> str:
+    """An option as a tracker, which may be on the internet, gets it: of a path, only its last part."""
+    text = str(value)
+    return Path(text).resolve().name if isinstance(value, Path) or os.path.exists(text) else text
 
 
 def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
     """The resolution in pixels, by default the model's own."""
     if resolution is None:
         return checkpoint.size
-    multiple = checkpoint.vqgan.scale_factor * (2 if checkpoint.transformer.downsample else 1)
-    if resolution % multiple:
-        raise UserError(f"--resolution must be a multiple of {multiple}; the model's own is {checkpoint.size}.")
+    if resolution % checkpoint.multiple:
+        raise UserError(
+            f"--resolution must be a multiple of {checkpoint.multiple}; the model's own is {checkpoint.size}."
+        )
     return resolution
 
 
