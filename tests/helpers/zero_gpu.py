@@ -49,6 +49,7 @@ class DeviceService:
         self._lock = threading.Lock()
         self._idle: set[int] = set()
         self._busy: set[int] = set()
+        self._pids: dict[int, int] = {}  # of the workers, by the index of their GPU
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -71,6 +72,8 @@ class DeviceService:
             index = min(set(range(len(self.leases) + 1)) - self._busy)
             lease = Lease(f"lease-{len(self.leases)}", index, seconds, query.get("token"), len(self._busy))
             idle = index in self._idle
+            if idle:
+                lease.pid = self._pids[index]
             self._busy.add(index)
             self._idle.discard(index)
             self.leases.append(lease)
@@ -78,7 +81,8 @@ class DeviceService:
         return 200, {"X-Authenticated": "regular"}, answer
 
     def allow(self, query: dict[str, str]) -> tuple[int, dict[str, str], object]:
-        self._lease(query).pid = int(query["pid"])
+        lease = self._lease(query)
+        lease.pid = self._pids[lease.index] = int(query["pid"])
         return 200, {}, {}
 
     def release(self, query: dict[str, str]) -> tuple[int, dict[str, str], object]:
