@@ -204,7 +204,7 @@ def test_a_gpu_is_borrowed_for_as_long_as_the_steps_take(recipe: Recipe, pace: f
 @pytest.mark.parametrize("pace", [0.001, 0.05, 0.1, 1, 100])
 def test_a_lease_holds_as_many_images_as_fit(pace: float) -> None:
     recipe = Recipe(TEXT_TO_IMAGE, "a", tuple(range(64)), **MODEL)
-    most = seeds_per_lease(recipe, pace, is_packed=True)
+    most = min(64, seeds_per_lease(recipe, pace, is_packed=True))
     assert most >= 1
     if most > 1:
         assert lease_seconds(recipe.with_seeds(range(most)), pace, is_packed=True) <= MAX_LEASE_SECONDS
