@@ -9,7 +9,7 @@ from typing import Any
 
 from amused.errors import UserError
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import STRENGTHS, Recipe
+from amused.recipe.recipe import STRENGTHS, Recipe, text
 from amused.recipe.seeds import parse_seeds
 
 NONE = "nothing"
@@ -91,14 +91,15 @@ def expand(recipe: Recipe, across: str, across_values: str, down: str, down_valu
     Raises:
         UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 images.
     """
-    for axis in (across, down):
-        if axis not in AXES:
+    given = ((across, across_values), (down, down_values))
+    for axis, _ in given:
+        if not isinstance(axis, str) or axis not in AXES:
             raise UserError(f"Choose an axis: {', '.join(AXES)}.")
         if axis == "strength" and recipe.task not in STRENGTHS:
             raise UserError("Text to image has no strength: choose another axis.")
     if across == down != NONE:
         raise UserError("Choose two different axes.")
-    columns, rows = AXES[across](across_values), AXES[down](down_values)
+    columns, rows = (AXES[axis](text(f"list of {axis}", values)) for axis, values in given)
     for axis, points in ((across, columns), (down, rows)):
         if not points:
             raise UserError(f"Give the values of {axis}.")
