@@ -6,6 +6,7 @@ Seeds are sampled in batches, each seed with its own generator, so that an image
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,8 @@ class Amused:
     ) -> Generator[Step | Picture]:
         """Sample a recipe. Yields, per batch of seeds, a `Step` per image and step, then the `Picture`s in order.
 
-        The iterator can be closed between any two events; events stay valid.
+        The iterator can be closed between any two events; events stay valid. A prompt that is longer than the model
+        reads gives a warning.
 
         Raises:
             UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
@@ -194,6 +196,9 @@ class Amused:
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
+        for name, prompt in prompts_of(recipe).items():
+            if self.prompt_is_cut(prompt):
+                warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
         given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
         mask_id, batch_size = self.checkpoint.mask_token_id, self.batch_size
@@ -268,10 +273,8 @@ class Amused:
     # Prompts and images to and from what the network sees
 
     def _encode_prompts(self, networks: Networks, recipe: Recipe, width: int, height: int) -> list[EncodedPrompt]:
-        """The prompt, after the negative prompt if there is guidance."""
         micro_conditions = (width, height, *recipe.crop, recipe.aesthetic_score)
-        prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
-        return [self._encode_prompt(networks, prompt, micro_conditions) for prompt in prompts]
+        return [self._encode_prompt(networks, prompt, micro_conditions) for prompt in prompts_of(recipe).values()]
 
     @torch.inference_mode()
     def _encode_prompt(self, networks: Networks, prompt: str, micro_conditions: tuple[float, ...]) -> EncodedPrompt:
@@ -312,3 +315,9 @@ class Amused:
     @functools.cached_property
     def _previewer(self) -> Previewer:
         return Previewer(self.components.decoder.get(), self.pixels_per_token)
+
+
+def prompts_of(recipe: Recipe) -> dict[str, str]:
+    """The texts that the network sees, by name: the prompt, after the negative prompt if there is guidance."""
+    negative = {} if recipe.guidance_scale <= 1 else {"negative prompt": recipe.negative_prompt}
+    return {**negative, "prompt": recipe.prompt}
