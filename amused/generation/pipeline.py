@@ -166,7 +166,7 @@ class Amused:
         seeds: Sequence[int] = (0,),
         **options: Any,
     ) -> list[Image.Image]:
-        """Repaint `image` where `mask` is white.
+        """Repaint `image` where `mask` is white; see `pixel_masks.mask_rule` for masks with transparency.
 
         Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
         unless `composite=False`. Other arguments and errors as for `image_to_image`.

@@ -84,7 +84,9 @@ class Tab(ABC):
     def read(self, values: Values) -> Request:
         """What Generate runs, from the values of `inputs`; raises UserError."""
 
-    def read_images(self, values: Values) -> tuple[Image.Image | None, Image.Image | None]:
+    def read_images(
+        self, values: Values, expected: str | None = None
+    ) -> tuple[Image.Image | None, Image.Image | None]:
         """The input image and its mask, from the values of `sources`; raises UserError if the task lacks them."""
         return None, None
 

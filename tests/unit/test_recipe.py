@@ -302,3 +302,12 @@ TEXTS = {
 def test_the_time_to_parse_what_is_sent_is_linear_and_short(name: str) -> None:
     once, twice = (shortest(TEXTS[name](n)) for n in (25_000, 50_000))
     assert twice < 0.2 and twice < max(3 * once, 0.01)
+
+
+@pytest.mark.parametrize("path", ["/home/someone/models/mine", "/mine/", "../mine", "C:\\models\\mine", "a/b/mine"])
+def test_a_model_that_an_older_version_named_by_its_path_is_known_by_its_name(path: str) -> None:
+    old = Recipe("vary", "a", (1,), model=path, parent=replace(PLAIN, model=path), share=0.5)
+    for shared in (from_query(to_query(old, "a" * 16)), from_json({**to_json(old), "digest": "a" * 16})):
+        assert shared.recipe == replace(old, model="mine", parent=replace(PLAIN, model="mine"))
+        assert shared.digest == "a" * 16 and not shared.ignored
+    assert from_query(to_query(replace(PLAIN, model="owner/name"))).recipe.model == "owner/name"
