@@ -32,7 +32,7 @@ def load(
     quantize: str | None = None,
     adapters: str | Path | None = None,
 ) -> Amused:
-    """Return a model at once: its configurations are checked now, its weights are read on first use.
+    """Return a model: its configurations are read now (and downloaded if need be), its weights on first use.
 
     Args:
         name_or_path: "nouns" (bundled), "amused-256", "amused-512", a folder, or "owner/name" on the Hub.

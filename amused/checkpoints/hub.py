@@ -17,7 +17,7 @@ from typing import Any
 
 from amused.checkpoints import catalog
 from amused.checkpoints.catalog import PUBLISHED, Published, bundled_names
-from amused.checkpoints.config import REQUIRED_FILES, SMALL_FILES
+from amused.checkpoints.config import REQUIRED_FILES, SMALL_FILES, TOKENIZER
 from amused.checkpoints.weights import Checkpoint, read_checkpoint
 from amused.errors import CheckpointError, UserError, chain
 
@@ -63,14 +63,25 @@ def fetch_checkpoint(name: str, source: Published, progress: DownloadProgress | 
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
     except Exception as error:  # network, disk and Hub errors of all kinds
-        raise explain_download(error, name, source.download) from error
-    missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
-    if missing:
-        raise CheckpointError(f"The model {name} cannot be used: {missing[0]} is missing from its repository.")
-    clear_leftovers(folder.parent.parent / "blobs")
+        raise explain_download(error, name, source.download, missing_file(source)) from error
     # The folder is named by its commit: weights come from the same commit as configurations even if the branch moves.
     pinned = replace(source, revision=folder.name)
+    # Offline, the Hub client may give a folder with whatever of it is here: ask for the rest by name.
+    for file in REQUIRED_FILES:
+        if not (folder / file).is_file() and not download_file(file, name, pinned, progress):
+            raise CheckpointError(f"The model {name} cannot be used: {file} is missing from its repository.")
+    clear_leftovers(folder.parent.parent / "blobs")
     return read_checkpoint(folder, name, fetch=lambda file: download_file(file, name, pinned, progress))
+
+
+def missing_file(source: Published) -> str | None:
+    """What is missing of a model of which only a part is on this machine; None if nothing is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    needed = (*REQUIRED_FILES, *TOKENIZER[:2])
+    found = [try_to_load_from_cache(source.repo, file, revision=source.revision) for file in needed]
+    missing = [file for file, path in zip(needed, found) if not isinstance(path, str)]
+    return None if len(missing) == len(needed) else (*missing, "A file")[0]
 
 
 def clear_leftovers(blobs: Path) -> None:
@@ -92,7 +103,7 @@ def download_file(file: str, name: str, source: Published, progress: DownloadPro
     except RemoteEntryNotFoundError:
         return False
     except Exception as error:
-        raise explain_download(error, name, source.download) from error
+        raise explain_download(error, name, source.download, file) from error
     return True
 
 
@@ -122,8 +133,9 @@ def progress_bar(file: str, progress: DownloadProgress) -> type:
     return Bar
 
 
-def explain_download(error: BaseException, name: str, download: str | None) -> UserError:
+def explain_download(error: BaseException, name: str, download: str | None, file: str | None = None) -> UserError:
     """The error of a failed download as a sentence that says what to do."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -149,8 +161,11 @@ def explain_download(error: BaseException, name: str, download: str | None) -> U
             f"The model {name} cannot be saved in the download folder: set HF_HOME to a folder that can be written."
         )
     if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        what = f"The model {name}" if file is None else f"{file} of the model {name}"
+        why, remedy = "the Hub cannot be reached", "check the connection and try again"
+        if constants.HF_HUB_OFFLINE:
+            why, remedy = "HF_HUB_OFFLINE forbids downloads", "unset it and try again"
         return UserError(
-            f"The model {name} is not on this machine and the Hub cannot be reached: "
-            f"check the connection and try again, or choose a model that comes with this program."
+            f"{what} is not on this machine and {why}: {remedy}, or choose a model that comes with this program."
         )
     return UserError(f"The download of {name} failed: try again. Finished files are kept.")

@@ -6,6 +6,7 @@ Seeds are sampled in batches, each seed with its own generator, so that an image
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ class Amused:
         seeds: Sequence[int] = (0,),
         **options: Any,
     ) -> list[Image.Image]:
-        """Repaint `image` where `mask` is white.
+        """Repaint `image` where `mask` is white; see `pixel_masks.mask_rule` for masks with transparency.
 
         Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
         unless `composite=False`. Other arguments and errors as for `image_to_image`.
@@ -188,7 +189,8 @@ class Amused:
     ) -> Generator[Step | Picture]:
         """Sample a recipe. Yields, per batch of seeds, a `Step` per image and step, then the `Picture`s in order.
 
-        The iterator can be closed between any two events; events stay valid.
+        The iterator can be closed between any two events; events stay valid. A prompt that is longer than the model
+        reads gives a warning.
 
         Raises:
             UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
@@ -199,6 +201,9 @@ class Amused:
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
+        for name, prompt in prompts_of(recipe).items():
+            if self.prompt_is_cut(prompt):
+                warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
         given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
         mask_id, batch_size = self.checkpoint.mask_token_id, self.batch_size
@@ -273,10 +278,8 @@ class Amused:
     # Prompts and images to and from what the network sees
 
     def _encode_prompts(self, networks: Networks, recipe: Recipe, width: int, height: int) -> list[EncodedPrompt]:
-        """The prompt, after the negative prompt if there is guidance."""
         micro_conditions = (width, height, *recipe.crop, recipe.aesthetic_score)
-        prompts = [recipe.prompt] if recipe.guidance_scale <= 1 else [recipe.negative_prompt, recipe.prompt]
-        return [self._encode_prompt(networks, prompt, micro_conditions) for prompt in prompts]
+        return [self._encode_prompt(networks, prompt, micro_conditions) for prompt in prompts_of(recipe).values()]
 
     @torch.inference_mode()
     def _encode_prompt(self, networks: Networks, prompt: str, micro_conditions: tuple[float, ...]) -> EncodedPrompt:
@@ -297,7 +300,9 @@ class Amused:
         key = digest(image)
         tokens = self._encodings.get(key)
         if tokens is None:
-            tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
+            # cuDNN computes convolutions in TF32 by default.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
             self._encodings.put(key, tokens)
         return tokens
 
@@ -317,3 +322,9 @@ class Amused:
     @functools.cached_property
     def _previewer(self) -> Previewer:
         return Previewer(self.components.decoder.get(), self.pixels_per_token)
+
+
+def prompts_of(recipe: Recipe) -> dict[str, str]:
+    """The texts that the network sees, by name: the prompt, after the negative prompt if there is guidance."""
+    negative = {} if recipe.guidance_scale <= 1 else {"negative prompt": recipe.negative_prompt}
+    return {**negative, "prompt": recipe.prompt}

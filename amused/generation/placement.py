@@ -42,7 +42,7 @@ def place(
 
 def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtype | None) -> Placement:
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -54,7 +54,7 @@ def place_unquantized(device: str | torch.device | None, dtype: str | torch.dtyp
         if chosen is None or chosen not in DTYPES.values():
             raise UserError(f"The dtype must be one of {', '.join(DTYPES)}.")
         return Placement(device, chosen, "asked for")
-    if device.type == "cuda":
+    if device.type in ("cuda", "mps"):
         return Placement(device, torch.float16, "the device is a GPU")
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()

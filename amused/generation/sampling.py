@@ -145,7 +145,11 @@ def unmask_step(
     if step.num_masked is None:
         return sampled.view(shape)
     chosen = chosen.masked_fill(~masked, torch.finfo(chosen.dtype).max)
-    confidence = torch.log(chosen.clamp(1e-20)) + step.temperature * gumbel_noise(chosen, generators)
+    temperature = step.temperature
+    if temperature.device.type != "cpu":
+        # Of one dimension or more it promotes to float32, as in the reference. On a CPU, images are kept as they were.
+        temperature = temperature.view(1, 1)
+    confidence = torch.log(chosen.clamp(1e-20)) + temperature * gumbel_noise(chosen, generators)
     threshold = confidence.sort(dim=1).values.gather(1, step.num_masked[:, None])
     return sampled.masked_fill(confidence < threshold, mask_token_id).view(shape)
 
@@ -176,6 +180,8 @@ def sample_multinomial(
     clocks = weights.new_empty((len(weights), length, weights.shape[2]))
     for one, generator in zip(clocks, generators):
         one.exponential_(generator=generator)
+    # On MPS a clock can be -0.0 (about 3 in 10^8): a weight of 0 over it is NaN, which argmax takes.
+    clocks.masked_fill_(clocks <= 0, torch.finfo(clocks.dtype).tiny)
     if masked_idx is not None:
         clocks = clocks.gather(1, masked_idx[..., None].expand_as(weights))
     return (weights / clocks).argmax(dim=-1).to(probabilities.device)

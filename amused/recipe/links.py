@@ -150,6 +150,8 @@ def assemble(
     if "task" not in values or "prompt" not in values:
         raise UserError("The recipe is damaged: its task or its prompt is missing.")
     values.setdefault("seeds", (0,))
+    if isinstance(model := values.get("model"), str):
+        values["model"] = without_path(model)
     for field in [field for field in values if field not in ESSENTIAL]:
         try:
             Recipe(**{**essential(values), field: values[field]})  # type: ignore[arg-type]
@@ -167,6 +169,13 @@ def assemble(
         tuple(ignored),
         fingerprint if is_fingerprint(fingerprint) else None,
     )
+
+
+def without_path(model: str) -> str:
+    """The name of a model's folder: before version 0.5 a folder was named by its path."""
+    if model.startswith(("/", "~", ".")) or "\\" in model or model.count("/") > 1:
+        return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or model
+    return model
 
 
 def essential(values: Mapping[str, object]) -> dict[str, object]:

@@ -74,7 +74,8 @@ def parse_json(text: str) -> Shared:
 def nesting(text: str) -> int:
     """How deeply the brackets of a JSON text are nested, not counting those in strings."""
     depth = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+    # Strings are taken whole, also one without an end: without going back (*+), the time is linear.
+    for bracket in re.findall(r'(?s)"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text):
         if bracket in ("{", "["):
             depth += 1
             deepest = max(deepest, depth)

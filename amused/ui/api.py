@@ -211,7 +211,7 @@ def read_replay(runtime: Runtime, shared: Shared, arguments: Arguments) -> Reque
     runtime.choice(shared.recipe.model)
     if shared.ignored:
         raise UserError(f"The recipe has unknown or invalid parts: {', '.join(shared.ignored)}.")
-    image = None if arguments["image"] is None else load_image(arguments["image"])
+    image = None if arguments["image"] is None else load_image(arguments["image"], shared.recipe.first.image)
     mask = None if image is None or arguments["mask"] is None else load_mask(arguments["mask"], image.size)
     return replay_request(shared, image, mask)
 

@@ -201,7 +201,7 @@ def connect_replay(tab: Tab, card: Card) -> None:
         shared = values[card.shared]
         if shared is None:
             raise UserError(NO_RECIPE)
-        return replay_request(shared, *tab.read_images(values))
+        return replay_request(shared, *tab.read_images(values, shared.recipe.first.image))
 
     def compare(values: Values, images: Sequence[GeneratedImage]) -> str:
         return verdict(values[card.shared], images[0]) if len(images) == 1 else ""

@@ -62,7 +62,7 @@ def from_request(request: gr.Request) -> Shared | None:
 
 def from_text(text: str) -> Shared:
     """The recipe in pasted text: a link, its query, or JSON; raises UserError."""
-    text = text.strip()
+    text = text.strip() if isinstance(text, str) else ""
     if text.startswith("{"):
         return parse_json(text)
     address, _, query = text.partition("?")

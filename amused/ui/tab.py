@@ -84,7 +84,7 @@ class Tab(ABC):
     def read(self, values: Values) -> Request:
         """What Generate runs, from the values of `inputs`."""
 
-    def read_images(self, values: Values) -> tuple[Image.Image | None, Image.Image | None]:
+    def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image | None, Image.Image | None]:
         """The input image and its mask, from the values of `sources`; refused if the task lacks them."""
         return None, None
 

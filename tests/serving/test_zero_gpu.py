@@ -22,6 +22,8 @@ import amused
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, VARY, Recipe
 from amused.serving.zero_gpu import LOAD_SECONDS, MAX_LEASE_SECONDS, START_SECONDS, lease_seconds, seeds_per_lease
 
+pytestmark = pytest.mark.slow
+
 LONG = {"seeds": "0-7", "steps": 30}  # a few seconds
 
 

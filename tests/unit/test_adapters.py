@@ -18,7 +18,7 @@ from helpers.tiny import tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
 import amused
-from amused.checkpoints.adapters import CONFIG, WEIGHTS, list_adapters
+from amused.checkpoints.adapters import CONFIG, WEIGHTS, list_adapters, log_once
 from amused.checkpoints.lora import read_adapter
 from amused.errors import UserError
 from amused.generation import components
@@ -200,6 +200,56 @@ def test_the_page_lists_those_that_fit(runtime, folder) -> None:
     write(folder / "any", base=None)
     assert runtime.adapters_for("tiny") == ["any", "dawn", "dusk"]
     assert Runtime([Choice("tiny", "small")], default="tiny").adapters_for("tiny") == []
+
+
+def test_adapters_fit_a_model_folder_by_any_of_its_names(model, folder, tmp_path, monkeypatch) -> None:
+    (tmp_path / "link").symlink_to(model)
+    for name, base in {
+        "by path": str(model),
+        "by link": str(tmp_path / "link"),
+        "by name": "tiny",
+        "by a name of the link": "somewhere/link",
+        "here": ".",
+        "elsewhere": "C:\\models\\tiny\\",
+        "long": "/" + "a" * 200 + "/tiny",
+    }.items():
+        write(folder / name, base=base)
+    write(folder / "of another", base=str(tmp_path / "other"))
+    monkeypatch.chdir(model)
+    for given in (".", str(tmp_path / "link")):
+        runtime = Runtime([], default=given, adapters=folder)
+        assert runtime.default == "tiny"
+        offered = set(runtime.adapters_for("tiny"))
+        assert offered >= {"by path", "by link", "by name", "here", "elsewhere", "long", "dawn", "dusk"}
+        assert "of another" not in offered and ("by a name of the link" in offered) == (given != ".")
+
+
+@pytest.mark.parametrize("name", ["style (1)", "_new", "(draft)", "été_2.0+b-c"])
+def test_adapters_of_usual_names_are_offered(folder, name) -> None:
+    write(folder / name)
+    assert name in [one.name for one in list_adapters(folder)]
+    assert replace(PLAIN, adapter=name).adapter == name
+
+
+def test_the_log_says_once_why_an_adapter_is_not_offered(folder, runtime, caplog, tmp_path) -> None:
+    log_once.cache_clear()
+    write(folder / "50% off")
+    (write(folder / "unfinished") / WEIGHTS).unlink()
+    (folder / "linked").symlink_to(write(tmp_path / "outside"))
+    write(folder / "other", base="/home/someone/models/amused-256")
+    for _ in range(2):
+        assert runtime.adapters_for("tiny") == ["dawn", "dusk"]
+    said = "\n".join(caplog.messages)
+    assert len(caplog.messages) == 4 and str(folder) not in said and "someone" not in said
+    for part in ("'50% off' is not offered. Its name", f"{WEIGHTS} is missing", "outside the folder", "on amused-256"):
+        assert part in said
+
+
+def test_a_refusal_names_no_path_of_the_model_an_adapter_was_trained_on(model, folder) -> None:
+    write(folder / "large", size=64, base="/home/someone/models/mine")
+    with pytest.raises(UserError, match=r"trained on mine\.") as refused:
+        made(load(model, folder), replace(PLAIN, adapter="large"))
+    assert "someone" not in str(refused.value)
 
 
 # Hostile folders

@@ -184,6 +184,31 @@ def test_works_offline_with_what_is_there_and_says_what_to_do_about_the_rest(hub
         locate("owner/other")
 
 
+SMALL = ["scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/vocab.json"]
+
+
+@pytest.mark.parametrize("file", [*SMALL, VQGAN])
+@pytest.mark.parametrize("offline", [True, False], ids=["HF_HUB_OFFLINE", "no connection"])
+def test_says_which_file_is_not_on_this_machine(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, file: str, offline: bool
+) -> None:
+    from huggingface_hub import constants
+
+    checkpoint = locate("owner/name")
+    checkpoint.fetch_weights()
+    cached = checkpoint.folder / file
+    cached.resolve().unlink()
+    cached.unlink()
+    if offline:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.close()
+    with pytest.raises(UserError) as caught:
+        locate("owner/name").load_vqgan(CPU, FLOAT)
+    says = str(caught.value)
+    assert f"{file} of the model owner/name is not on this machine" in says and "repository" not in says
+    assert ("unset it" if offline else "check the connection") in says
+
+
 def test_downloads_full_precision_where_there_is_no_other(hub: Hub) -> None:
     (hub.folder / TRANSFORMER).rename(hub.folder / TRANSFORMER.replace(".fp16", ""))
     (hub.folder / VQGAN).unlink()

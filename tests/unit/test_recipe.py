@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.limits import MAX_SEEDS
+from amused.recipe.grid import expand
 from amused.recipe.links import from_query, to_query
-from amused.recipe.metadata import from_json, from_png, png_info, to_json
+from amused.recipe.metadata import from_json, from_png, parse_json, png_info, to_json
 from amused.recipe.recipe import Recipe
-from amused.recipe.seeds import format_ranges, format_seeds, parse_seeds
+from amused.recipe.seeds import format_ranges, format_seeds, parse_cells, parse_seeds
 
 PLAIN = Recipe("text_to_image", "a cat", (8,))
 RECIPES = [
@@ -261,3 +263,51 @@ def test_json_without_a_version_is_not_told_to_update() -> None:
         from_json({"task": "text_to_image", "prompt": "a"})
     with pytest.raises(UserError, match="newer version"):
         from_json({"version": 99, "task": "text_to_image", "prompt": "a"})
+
+
+def shortest(call: Callable[[], object]) -> float:
+    """Seconds, the least of three."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def refused(call: Callable[[], object]) -> Callable[[], None]:
+    def refuses() -> None:
+        with pytest.raises(UserError):
+            call()
+
+    return refuses
+
+
+TEXTS = {
+    "escaped quotes": lambda n: refused(lambda: parse_json('{"a": "' + '\\"' * n)),
+    "quotes": lambda n: refused(lambda: parse_json('"' * n)),
+    "backslashes": lambda n: refused(lambda: parse_json('{"' + "\\" * n)),
+    "brackets": lambda n: refused(lambda: parse_json("[" * n)),
+    "spaces between seeds": lambda n: refused(lambda: parse_seeds("1" + " " * n + "1;")),
+    "dashes": lambda n: refused(lambda: parse_cells("- " * n)),
+    "spaces between cells": lambda n: lambda: parse_cells("1" + " " * n + "1"),
+    "values of a grid": lambda n: refused(lambda: expand(PLAIN, "steps", "1 " * n, "nothing", "")),
+    "words of a grid": lambda n: refused(lambda: expand(PLAIN, "prompt wording", "cat," * n, "nothing", "")),
+    "a link": lambda n: refused(lambda: from_query("task=" + "%22" * n)),
+    "parents": lambda n: refused(lambda: from_query("task=vary&prompt=&from=" * n)),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_time_to_parse_what_is_sent_is_linear_and_short(name: str) -> None:
+    once, twice = (shortest(TEXTS[name](n)) for n in (25_000, 50_000))
+    assert twice < 0.2 and twice < max(3 * once, 0.01)
+
+
+@pytest.mark.parametrize("path", ["/home/someone/models/mine", "/mine/", "../mine", "C:\\models\\mine", "a/b/mine"])
+def test_a_model_that_an_older_version_named_by_its_path_is_known_by_its_name(path: str) -> None:
+    old = Recipe("vary", "a", (1,), model=path, parent=replace(PLAIN, model=path), share=0.5)
+    for shared in (from_query(to_query(old, "a" * 16)), from_json({**to_json(old), "digest": "a" * 16})):
+        assert shared.recipe == replace(old, model="mine", parent=replace(PLAIN, model="mine"))
+        assert shared.digest == "a" * 16 and not shared.ignored
+    assert from_query(to_query(replace(PLAIN, model="owner/name"))).recipe.model == "owner/name"

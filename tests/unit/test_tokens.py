@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -170,3 +171,14 @@ def test_says_when_the_mask_is_cut_off(model) -> None:
 def test_refuses_cells_outside_the_picture(model) -> None:
     with pytest.raises(amused.UserError, match="below 32"):
         run(model, amused.Recipe("touch_up", "a", (1,), model="tokens", parent=PARENT, cells=(32,)))
+
+
+def test_a_prompt_that_is_cut_gives_a_warning(model) -> None:
+    long = "cat " * 200
+    with pytest.warns(UserWarning, match="^The prompt is longer than the model reads"):
+        model.text_to_image(long, steps=1)
+    with pytest.warns(UserWarning, match="^The negative prompt is longer than the model reads"):
+        model.text_to_image("a cat", negative_prompt=long, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.text_to_image("a cat", negative_prompt=long, guidance_scale=1, steps=1)  # it is not used

@@ -65,8 +65,8 @@ class ImageTab(Tab):
         recipe = self.sized(self.settings.to_recipe(values), values)
         return Request((replace(recipe, image=digest(image)),), image)
 
-    def read_images(self, values: Values) -> tuple[Image.Image, None]:
-        return read_image(values[self.image]), None
+    def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image, None]:
+        return read_image(values[self.image], expected), None
 
     def sized(self, recipe: Recipe, values: Values) -> Recipe:
         """The recipe with the selected size and fit."""
@@ -176,10 +176,10 @@ def connect_comparison(tab: ImageTab) -> None:
     tab.result.gallery.select(compare_selected, inputs, outputs, **UI_ONLY)
 
 
-def read_image(file: Raw | None) -> Image.Image:
+def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
     if file is None:
         raise UserError(NO_IMAGE)
-    return load_image(file)
+    return load_image(file, expected)
 
 
 def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:

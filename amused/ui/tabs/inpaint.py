@@ -13,6 +13,7 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
+from amused.generation.pixel_masks import mask_rule
 from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
 from amused.serving import file_cache
 from amused.serving.jobs import Request
@@ -91,7 +92,7 @@ class InpaintTab(Tab):
         )
         return Request((recipe,), image, mask)
 
-    def read_images(self, values: Values) -> tuple[Image.Image, Image.Image]:
+    def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image, Image.Image]:
         """The image in full size, and its mask."""
         drawing: Drawing = values[self.mirror]
         image = in_full_size(drawing.image(), values[self.original])
@@ -122,6 +123,8 @@ class InpaintTab(Tab):
         except UserError:
             return {self.cells: gr.Image(value=None, visible=False)}
         label = f"Will be repainted: {count} of {total} cells"
+        if (file := values[self.mask_file]) is not None:
+            label += f" (mask file: {mask_rule(file)}{', inverted' if values[self.inverted] else ''})"
         return {self.cells: gr.Image(value=shown, visible=True, label=label)}
 
     def reduce(self, values: Values) -> Updates:
