@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import ImageDraw, ImageFont, features
 
 Font = ImageFont.FreeTypeFont
+Ink = tuple[int, int, int]
 
 SIZE = 15
 SPACING = 4  # pixels between lines
@@ -63,7 +64,7 @@ class Lettering:
         """An upper estimate: kerning and joined letters make it shorter."""
         return sum(self._width(char) for char in text)
 
-    def draw(self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: object) -> None:
+    def draw(self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: Ink) -> None:
         left, top = corner
         baseline = top + self.default.getmetrics()[0]
         for number, line in enumerate(lines):

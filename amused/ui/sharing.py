@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -27,15 +26,18 @@ COPY_JS = "(query) => window.amusedCopyLink(query)"
 # Out
 
 
-@dataclass(frozen=True)
 class CopyLink:
     """A button that copies `query` behind the page's address, which only the browser knows.
 
     Where the browser forbids copying, `query` is shown with the whole link, to be copied by hand.
     """
 
-    query: gr.Textbox
-    button: gr.Button
+    def __init__(self, elem_id: str) -> None:
+        self.button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id=f"{elem_id}-copy-link")
+        self.query = gr.Textbox(
+            label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link"
+        )
+        self.button.click(None, self.query, [self.button, self.query], js=COPY_JS, **UI_ONLY)
 
     @property
     def outputs(self) -> list[Component]:
@@ -43,13 +45,6 @@ class CopyLink:
 
     def show(self, image: GeneratedImage) -> Updates:
         return {self.query: gr.Textbox(value=f"?{image.query}", visible=False), self.button: gr.Button(COPY_LINK)}
-
-
-def build_copy_link(elem_id: str) -> CopyLink:
-    button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id=f"{elem_id}-copy-link")
-    query = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link")
-    button.click(None, query, [button, query], js=COPY_JS, **UI_ONLY)
-    return CopyLink(query, button)
 
 
 # In
