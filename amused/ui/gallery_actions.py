@@ -181,7 +181,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
 def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
     def keep(values: Values) -> Updates:
         kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to kept images")}
+        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to Kept images")}
 
     view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
@@ -21,6 +22,8 @@ from amused.ui.results import image_at
 from amused.ui.tab import Tab
 
 NOTHING_KEPT = "No images kept yet: select one and press Keep."
+MAX_KEPT = 100
+SHEET_SIDE = 512  # of an image on the contact sheet, in pixels at most
 
 # Gradio's DownloadButton needs an existing file; this one is written on click.
 DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray-file')?.click()); }"
@@ -38,6 +41,8 @@ class KeptImages:
     def keep(self, image: GeneratedImage) -> KeptImages:
         if image in self.images:
             return self.select(self.images.index(image))
+        if len(self.images) >= MAX_KEPT:
+            raise UserError(f"At most {MAX_KEPT} images can be kept: discard one first.")
         return replace(self, images=(*self.images, image)).select(len(self.images))
 
     def select(self, index: Any) -> KeptImages:
@@ -52,7 +57,7 @@ class KeptImages:
         index = self.selected[-1]
         rest = (*self.images[:index], *self.images[index + 1 :])
         selected = tuple(other - (other > index) for other in self.selected if other != index)
-        discarded = (*self.discarded, (index, self.images[index]))
+        discarded = (*self.discarded, (index, self.images[index]))[-MAX_KEPT:]
         return KeptImages(rest, selected or tuple(range(len(rest)))[-1:], discarded)
 
     def undo(self) -> KeptImages:
@@ -221,8 +226,14 @@ def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
 def write_sheet(tray: KeptImages, write_metadata: bool) -> str:
     images = tray.required_images()
     labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
-    page = sheet([open_image(one.path) for one in images], labels, math.ceil(math.sqrt(len(images))))
+    page = sheet([thumbnail(one) for one in images], labels, math.ceil(math.sqrt(len(images))))
     return file_cache.save(png_bytes(page), "amused-sheet.png")
+
+
+def thumbnail(image: GeneratedImage) -> Image.Image:
+    shown = open_image(image.path)
+    shown.thumbnail((SHEET_SIDE, SHEET_SIDE))  # larger ones only
+    return shown
 
 
 def file_content(image: GeneratedImage, write_metadata: bool) -> bytes:

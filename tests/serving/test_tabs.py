@@ -11,6 +11,7 @@ from helpers.images import png
 from helpers.tabs import build_tab, values_of
 from PIL import Image
 
+from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.recipe import Recipe
 from amused.ui import examples
@@ -18,6 +19,7 @@ from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.gallery_actions import painted_cells
+from amused.ui.kept_images import KeptImages, write_sheet
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -66,3 +68,27 @@ def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path
     tab = build_tab(inpaint_tab.build, runtime)
     shown = tab.show_cells(values_of(tab, mirror=drawing))[tab.cells]
     assert shown.label == f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells"
+
+
+def kept(number: int, path: Path, size: int = 64) -> GeneratedImage:
+    Image.new("RGB", (size, size), "teal").save(path)
+    return GeneratedImage(str(path), number, Recipe("text_to_image", "", (number,)), "0" * 16, (size, size))
+
+
+def test_no_more_than_a_hundred_images_are_kept(tmp_path: Path) -> None:
+    """A contact sheet of all of them is made in memory."""
+    tray = KeptImages()
+    for number in range(100):
+        tray = tray.keep(kept(number, tmp_path / "image.png"))
+    with pytest.raises(UserError, match="At most 100 images can be kept: discard one first"):
+        tray.keep(kept(100, tmp_path / "image.png"))
+    assert tray.keep(tray.images[3]).selected_image() == tray.images[3]
+    tray = tray.discard()
+    assert len(tray.keep(kept(100, tmp_path / "image.png")).images) == 100
+
+
+def test_a_contact_sheet_shows_large_images_reduced(tmp_path: Path) -> None:
+    """A run at full resolution keeps the size of an upload, up to 40 megapixels."""
+    tray = KeptImages().keep(kept(1, tmp_path / "1.png", 3000)).keep(kept(2, tmp_path / "2.png", 100))
+    with Image.open(write_sheet(tray, True)) as sheet:
+        assert 2 * 512 < sheet.width < 2 * 512 + 100
