@@ -22,7 +22,7 @@ Ink = tuple[int, int, int]
 
 SIZE = 15
 SPACING = 4  # pixels between lines
-MAX_LENGTH = 1000  # characters of a text; longer ones end in an ellipsis
+MAX_LENGTH = 300  # characters of a text; longer ones end in an ellipsis
 MAX_SEARCHES = 30  # characters that may be looked for in all fonts without success, per object
 NOT_A_CHARACTER = "\U0010ffff"  # every font draws its box, or nothing, for this
 NOT_REGULAR = re.compile(
@@ -76,12 +76,11 @@ class Lettering:
     def spell(self, text: str) -> str:
         """The text with characters that no font has replaced, and cut to `MAX_LENGTH`."""
         text = unicodedata.normalize("NFC", text[: 2 * MAX_LENGTH])
-        if len(text) > MAX_LENGTH:
-            text = text[: MAX_LENGTH - 1] + "…"
-        before = " ", *text
-        return "".join(
-            char if self._is_drawable(char, base) else self._replacement(char) for base, char in zip(before, text)
+        spelled = "".join(
+            char if self._is_drawable(char, base) else self._replacement(char)
+            for base, char in zip((" ", *text), text[: MAX_LENGTH + 1])
         )
+        return spelled if len(spelled) <= MAX_LENGTH else spelled[: MAX_LENGTH - 1] + "…"
 
     def _is_drawable(self, char: str, base: str) -> bool:
         """Not so: control and format characters, which may turn the text around, and marks that `base` cannot take."""
