@@ -9,3 +9,13 @@ class UserError(ValueError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used. Names the file (as it is called inside the checkpoint) and the key."""
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error, and all that caused it."""
+    errors: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in errors:
+        errors.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return errors

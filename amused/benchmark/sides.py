@@ -56,8 +56,7 @@ class Side:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
+                return json.loads(line)
         raise RuntimeError(f"The worker ended with exit status {self.process.wait()}.")
 
 

@@ -7,22 +7,26 @@ fine-tuning; its text encoder part is in a subfolder `text_encoder`. Reads no we
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
+import os
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from amused.checkpoints.json_file import read_json
 from amused.errors import CheckpointError, UserError
-from amused.recipe.recipe import ADAPTER_NAME, Recipe
+from amused.recipe.recipe import ADAPTER_NAME, Recipe, no_adapter
+
+log = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-TRANSFORMER, TEXT_ENCODER = PARTS = ("transformer", "text_encoder")
+TRANSFORMER, TEXT_ENCODER = "transformer", "text_encoder"
 FINISHED = "adapter"  # the subfolder of its output where fine-tuning writes one
 
 MAX_ADAPTERS = 200
-MAX_CONFIG_BYTES = 1_000_000
 MAX_BYTES = 2_000_000_000
 
 
@@ -34,23 +38,28 @@ class AdapterInfo:
     digest: str
     base: str | None
 
-    def fits(self, model: str) -> bool:
-        """Whether it was trained on this model or does not say. Only the last part of a path or "owner/name" counts."""
-        return self.base is None or self.base.rstrip("/").rpartition("/")[2] == model.rstrip("/").rpartition("/")[2]
-
 
 def list_adapters(folder: Path | None) -> list[AdapterInfo]:
-    """The usable adapters of a folder, sorted by name; everything else is ignored."""
+    """The usable adapters of a folder, sorted by name; the log says why another subfolder is none."""
     if folder is None or not folder.is_dir():
         return []
     found = []
-    for path in sorted(folder.iterdir())[:MAX_ADAPTERS]:
+    paths = sorted(path for path in folder.iterdir() if path.is_dir())
+    for path in paths[:MAX_ADAPTERS]:
         try:
-            place = find_adapter(folder, path.name)
-            found.append(AdapterInfo(path.name, digest_of(place), base_of(read_config(place))))
-        except (UserError, OSError):
-            continue
+            place = usable_place(folder, path.name)
+            found.append(AdapterInfo(path.name, digest_of(place), base_of(read_json(place, CONFIG))))
+        except (UserError, OSError) as error:
+            log_once(f"The adapter {path.name!r} is not offered. {error if isinstance(error, UserError) else ''}")
+    if len(paths) > MAX_ADAPTERS:
+        log_once(f"Only the first {MAX_ADAPTERS} adapters of the folder are offered.")
     return found
+
+
+@lru_cache(maxsize=1000)
+def log_once(sentence: str) -> None:
+    """The folder is read each time that a page opens."""
+    log.warning(sentence)
 
 
 def find_adapter(folder: Path | None, name: str) -> Path:
@@ -59,15 +68,30 @@ def find_adapter(folder: Path | None, name: str) -> Path:
     Raises:
         UserError: the folder has no adapter of that name.
     """
-    if folder is not None and ADAPTER_NAME.fullmatch(name):
-        inside = folder.resolve()
-        for place in (folder / name, folder / name / FINISHED):
-            files = files_of(place)
-            if set(files[:2]) == {place / CONFIG, place / WEIGHTS} and all(
-                file.resolve().is_relative_to(inside) and file.stat().st_size <= MAX_BYTES for file in files
-            ):
-                return place
-    raise UserError(f"There is no adapter {name} here: choose one from the list.")
+    try:
+        if folder is not None:
+            return usable_place(folder, name)
+    except CheckpointError:
+        pass
+    raise UserError(no_adapter(name))
+
+
+def usable_place(folder: Path, name: str) -> Path:
+    """The path of an adapter, which may be in a subfolder of that name. Raises CheckpointError: it cannot be used."""
+    if not ADAPTER_NAME.fullmatch(name):
+        raise CheckpointError("Its name may have letters, digits, spaces and .+-_() only, at most 64.")
+    inside = folder.resolve()
+    place = folder / name / FINISHED if (folder / name / FINISHED / CONFIG).is_file() else folder / name
+    files = files_of(place)
+    for file in (CONFIG, WEIGHTS):
+        if place / file not in files:
+            raise CheckpointError(f"{file} is missing.")
+    for path in files:
+        if not path.resolve().is_relative_to(inside):
+            raise CheckpointError(f"{path.name} is a link to outside the folder of adapters.")
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path.name} is larger than {MAX_BYTES // 1_000_000_000} GB.")
+    return place
 
 
 def files_of(place: Path) -> list[Path]:
@@ -90,26 +114,13 @@ def file_digest(file: Path, size: int, changed: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def read_config(place: Path) -> dict[str, Any]:
-    path = place / CONFIG
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{CONFIG} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB.")
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{CONFIG} cannot be read.") from error
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{CONFIG} is not valid JSON.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{CONFIG} is not a JSON object.")
-    return config
-
-
 def base_of(config: dict[str, Any]) -> str | None:
+    """The name of the model that an adapter was trained on, without owner or path; None if it does not say."""
     base = config.get("base_model_name_or_path")
-    return base if isinstance(base, str) and len(base) <= 100 else None
+    if not isinstance(base, str):
+        return None
+    name = Path(base).resolve().name if os.path.isdir(base) else re.split(r"[/\\]", base.rstrip("/\\"))[-1]
+    return name if name.strip(".") and len(name) <= 100 else None
 
 
 def with_digests(folder: Path | None, recipe: Recipe) -> Recipe:
@@ -124,5 +135,5 @@ def with_digests(folder: Path | None, recipe: Recipe) -> Recipe:
         return recipe
     found = digest_of(find_adapter(folder, recipe.adapter))
     if recipe.adapter_digest not in (None, found):
-        raise UserError(f"The adapter {recipe.adapter} differs from the one this recipe was made with: get that one.")
+        raise UserError(f"The adapter {recipe.adapter} has changed since this recipe was made.")
     return replace(recipe, adapter_digest=found)

@@ -6,7 +6,6 @@ Every file is untrusted and checked key by key before anything is built from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import types
 import typing
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amused.checkpoints.catalog import INDEX, TRAITS
+from amused.checkpoints.json_file import read_json
 from amused.errors import CheckpointError
 from amused.model.text import TextConfig
 from amused.model.transformer import UViTConfig
@@ -41,7 +41,6 @@ REQUIRED_FILES = (SCHEDULER, *CONFIGS.values(), TOKENIZER_CONFIG)
 CLASSES = {"transformer": "UVit2DModel", "vqvae": "VQModel"}
 SCHEDULES = ("cosine", "linear")
 
-MAX_CONFIG_BYTES = 1_000_000
 MAX_WIDTH = 65_536
 MAX_TOKENS_A_SIDE = 256
 MAX_OF = {  # where MAX_WIDTH would be absurd
@@ -80,6 +79,11 @@ class CheckpointConfig:
         """The native width and height of an image, in pixels."""
         return self.transformer.sample_size * self.vqgan.scale_factor
 
+    @property
+    def multiple(self) -> int:
+        """Width and height must be multiples of it: one token in pixels, or two where the U-ViT halves the grid."""
+        return self.vqgan.scale_factor * (2 if self.transformer.downsample else 1)
+
 
 def read_configs(folder: Path) -> CheckpointConfig:
     transformer = read_config(folder, "transformer", UViTConfig)
@@ -87,8 +91,7 @@ def read_configs(folder: Path) -> CheckpointConfig:
     text_encoder = read_config(folder, "text_encoder", TextConfig)
     if transformer.sample_size > MAX_TOKENS_A_SIDE:
         raise CheckpointError(
-            f"{CONFIGS['transformer']}: sample_size is {transformer.sample_size}, "
-            f"at most {MAX_TOKENS_A_SIDE} is possible."
+            f"{CONFIGS['transformer']}: sample_size is {transformer.sample_size}, must be at most {MAX_TOKENS_A_SIDE}."
         )
 
     scheduler = read_json(folder, SCHEDULER)
@@ -100,34 +103,18 @@ def read_configs(folder: Path) -> CheckpointConfig:
     if masking_schedule not in SCHEDULES:
         raise CheckpointError(f"{SCHEDULER}: masking_schedule is not one of {', '.join(SCHEDULES)}.")
 
-    for left, left_value, right, right_value in (
-        (
-            f"{CONFIGS['transformer']}: codebook_size",
-            transformer.codebook_size,
-            f"num_vq_embeddings of {CONFIGS['vqvae']}",
-            vqgan.num_vq_embeddings,
-        ),
-        (
-            f"{SCHEDULER}: mask_token_id",
-            mask_token_id,
-            f"the last of vocab_size of {CONFIGS['transformer']}",
-            transformer.vocab_size - 1,
-        ),
-        (
-            f"{CONFIGS['text_encoder']}: hidden_size",
-            text_encoder.hidden_size,
-            f"encoder_hidden_size of {CONFIGS['transformer']}",
-            transformer.encoder_hidden_size,
-        ),
-        (
-            f"{CONFIGS['text_encoder']}: projection_dim",
-            text_encoder.projection_dim,
-            f"cond_embed_dim of {CONFIGS['transformer']}",
-            transformer.cond_embed_dim,
-        ),
-    ):
-        if left_value != right_value:
-            raise CheckpointError(f"{left} is {shown(left_value)} but {right} is {shown(right_value)}.")
+    u_vit, text = CONFIGS["transformer"], CONFIGS["text_encoder"]
+    check_equal(
+        f"{u_vit}: codebook_size",
+        transformer.codebook_size,
+        f"num_vq_embeddings of {CONFIGS['vqvae']}",
+        vqgan.num_vq_embeddings,
+    )
+    last = transformer.vocab_size - 1
+    check_equal(f"{SCHEDULER}: mask_token_id", mask_token_id, f"the last of vocab_size of {u_vit}", last)
+    hidden, projected = transformer.encoder_hidden_size, transformer.cond_embed_dim
+    check_equal(f"{text}: hidden_size", text_encoder.hidden_size, f"encoder_hidden_size of {u_vit}", hidden)
+    check_equal(f"{text}: projection_dim", text_encoder.projection_dim, f"cond_embed_dim of {u_vit}", projected)
 
     tokenizer = read_json(folder, TOKENIZER_CONFIG)
     for key in FOREIGN_TOKENIZER_KEYS:
@@ -149,23 +136,9 @@ def read_configs(folder: Path) -> CheckpointConfig:
     )
 
 
-def read_json(folder: Path, file: str) -> dict[str, Any]:
-    path = folder / file
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB.")
-        data = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{file} is missing.") from error
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read.") from error
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of 5,000 digits
-        raise CheckpointError(f"{file} is not valid JSON.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is not a JSON object.")
-    return data
+def check_equal(name: str, value: int, other: str, expected: int) -> None:
+    if value != expected:
+        raise CheckpointError(f"{name} is {value} but {other} is {expected}.")
 
 
 def read_config(folder: Path, component: str, kind: type[Config]) -> Config:
@@ -207,11 +180,11 @@ def checked(file: str, key: str, value: Any, hint: Any) -> Any:
         least = 0 if key.endswith("_token_id") else 1
         most = MAX_OF.get(key, MAX_WIDTH)
         if not least <= value <= most:
-            raise CheckpointError(f"{file}: {key} is {shown(value)}, possible are {least} to {most}.")
+            raise CheckpointError(f"{file}: {key} is {shown(value)}, must be from {least} to {most}.")
         return value
     if hint is float and type(value) in (int, float):
         if not 0 <= value <= 1000:  # also refuses NaN
-            raise CheckpointError(f"{file}: {key} is {shown(value)}, possible are 0 to 1000.")
+            raise CheckpointError(f"{file}: {key} is {shown(value)}, must be from 0 to 1000.")
         return float(value)
     raise CheckpointError(f"{file}: {key} is {shown(value)}, which is not of the type {hint.__name__}.")
 
@@ -237,5 +210,6 @@ def read_traits(folder: Path) -> dict[str, Any] | None:
         else:
             valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not valid:
-            raise CheckpointError(f"{TRAITS}: {shown(key)} is not what a list of traits looks like.")
+            kind = "an object of colours" if key == "backgrounds" else "a list of strings"
+            raise CheckpointError(f"{TRAITS}: {shown(key)} must be {kind}.")
     return traits

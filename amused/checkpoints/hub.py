@@ -1,12 +1,13 @@
-"""Finds a checkpoint: bundled with this package, in a folder, or in a repository on the Hugging Face hub.
+"""Finds a checkpoint: bundled with this package, in a folder, or in a repository on the Hugging Face Hub.
 
-Handles the hub's client, its cache and failed downloads.
+Handles the Hub's client, its cache and failed downloads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from amused.checkpoints import catalog
 from amused.checkpoints.catalog import PUBLISHED, Published, bundled_names
 from amused.checkpoints.config import REQUIRED_FILES, SMALL_FILES
 from amused.checkpoints.weights import Checkpoint, read_checkpoint
-from amused.errors import CheckpointError, UserError
+from amused.errors import CheckpointError, UserError, chain
 
 LEFTOVER_SECONDS = 3600
 
@@ -26,13 +27,16 @@ DownloadProgress = Callable[[str, int, int], None]
 """Called during a download with a file's name inside the checkpoint, bytes so far and total bytes."""
 
 
-def locate(name_or_path: str | Path, progress: DownloadProgress | None = None) -> Checkpoint:
+def locate(
+    name_or_path: str | Path, progress: DownloadProgress | None = None, revision: str | None = None
+) -> Checkpoint:
     """Find a checkpoint and validate its configurations. Reads no weights.
 
     Args:
         name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
-            of a repository on the hub ("owner/name").
+            of a repository on the Hub ("owner/name").
         progress: called during downloads, from the downloading thread.
+        revision: branch, tag or commit of a repository, in place of its default.
     """
     if isinstance(name_or_path, Path):
         if not name_or_path.is_dir():
@@ -44,19 +48,13 @@ def locate(name_or_path: str | Path, progress: DownloadProgress | None = None) -
     if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (catalog.BUNDLED / name).is_dir():
         return read_checkpoint(catalog.BUNDLED / name, name)
     if name in PUBLISHED:
-        return fetch_checkpoint(name, PUBLISHED[name], progress)
-    if is_folder(name):
+        published = PUBLISHED[name]
+        return fetch_checkpoint(name, replace(published, revision=revision or published.revision), progress)
+    if name and os.path.isdir(name):
         return read_checkpoint(Path(name), Path(name).resolve().name)
     if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
-        return fetch_checkpoint(name, Published(repo=name, revision="main", download="1.6 GB"), progress)
+        return fetch_checkpoint(name, Published(name, revision=revision or "main"), progress)
     raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
-
-
-def is_folder(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).is_dir()
-    except (ValueError, OSError):  # NUL, surrogates, longer than a path may be
-        return False
 
 
 def fetch_checkpoint(name: str, source: Published, progress: DownloadProgress | None) -> Checkpoint:
@@ -64,7 +62,7 @@ def fetch_checkpoint(name: str, source: Published, progress: DownloadProgress | 
 
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(SMALL_FILES)))
-    except Exception as error:  # network, disk and hub errors of all kinds
+    except Exception as error:  # network, disk and Hub errors of all kinds
         raise explain_download(error, name, source.download) from error
     missing = [file for file in REQUIRED_FILES if not (folder / file).is_file()]
     if missing:
@@ -76,7 +74,7 @@ def fetch_checkpoint(name: str, source: Published, progress: DownloadProgress | 
 
 
 def clear_leftovers(blobs: Path) -> None:
-    """Remove what killed downloads left behind. The hub client never resumes it, and it can be gigabytes."""
+    """Remove what killed downloads left behind. The Hub client never resumes it, and it can be gigabytes."""
     for file in blobs.glob("*.incomplete"):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:  # nobody is still writing to it
@@ -99,7 +97,7 @@ def download_file(file: str, name: str, source: Published, progress: DownloadPro
 
 
 def progress_bar(file: str, progress: DownloadProgress) -> type:
-    """A tqdm class, the hub client's only way to report progress, that draws nothing and calls `progress`."""
+    """A tqdm class, the Hub client's only way to report progress, that draws nothing and calls `progress`."""
     from tqdm import tqdm
 
     class Nowhere:
@@ -134,19 +132,15 @@ def explain_download(error: BaseException, name: str, download: str | None) -> U
         RevisionNotFoundError,
     )
 
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    causes = chain(error)
     statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
     errnos = {cause.errno for cause in causes if isinstance(cause, OSError)}
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return UserError(f"The model {name} asks for its terms to be accepted on huggingface.co first.")
+        return UserError(f"Accept the terms of {name} on huggingface.co first.")
     if any(isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)) for cause in causes):
-        return UserError(f"The hub has no model {name}: check the spelling.")
+        return UserError(f"The Hub has no model {name}: check the spelling.")
     if 429 in statuses:
-        return UserError(f"The hub has had too many requests and refuses {name} for now: try again in a few minutes.")
+        return UserError("The Hub is refusing downloads for now: try again in a few minutes.")
     if errno.ENOSPC in errnos or errno.EDQUOT in errnos:
         space = f"about {download}" if download else "some space"
         return UserError(f"The disk is full: free {space} for the model {name} and try again.")
@@ -156,7 +150,7 @@ def explain_download(error: BaseException, name: str, download: str | None) -> U
         )
     if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
         return UserError(
-            f"The model {name} is not on this machine and the hub cannot be reached: "
+            f"The model {name} is not on this machine and the Hub cannot be reached: "
             f"check the connection and try again, or choose a model that comes with this program."
         )
-    return UserError(f"The download of {name} broke off: try again, the files that are complete are kept.")
+    return UserError(f"The download of {name} failed: try again. Finished files are kept.")

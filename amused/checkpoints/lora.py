@@ -24,9 +24,9 @@ from amused.checkpoints.adapters import (
     base_of,
     digest_of,
     find_adapter,
-    read_config,
 )
 from amused.checkpoints.config import shown
+from amused.checkpoints.json_file import read_json
 from amused.checkpoints.weights import check_header, is_finite
 from amused.errors import CheckpointError, UserError
 from amused.model.packed import packed, unpacked
@@ -78,21 +78,21 @@ def read_adapter(folder: Path | None, name: str) -> Adapter:
     parts = {TRANSFORMER: read_part(place)}
     if (place / TEXT_ENCODER / CONFIG).is_file():
         parts[TEXT_ENCODER] = read_part(place / TEXT_ENCODER)
-    return Adapter(name, digest_of(place), parts, base_of(read_config(place)))
+    return Adapter(name, digest_of(place), parts, base_of(read_json(place, CONFIG)))
 
 
 def read_part(place: Path) -> dict[str, LoraWeights]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_config(place)
+    config = read_json(place, CONFIG)
     alpha = read_alpha(config)
     path = place / WEIGHTS
     check_header(path, WEIGHTS)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{WEIGHTS} is not a complete safetensors file: copy it again.") from error
+        raise CheckpointError(f"{WEIGHTS} is not a complete safetensors file: download or copy it again.") from error
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
@@ -123,7 +123,7 @@ def read_alpha(config: dict[str, Any]) -> float:
             raise CheckpointError(f"{CONFIG}: {key} is {shown(config[key])}, which is not supported.")
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 100_000:
-        raise CheckpointError(f"{CONFIG}: lora_alpha is {shown(alpha)}, possible are 0 to 100000.")
+        raise CheckpointError(f"{CONFIG}: lora_alpha is {shown(alpha)}, must be from 0 to 100000.")
     return float(alpha)
 
 

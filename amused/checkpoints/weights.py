@@ -212,7 +212,7 @@ def read_weights(
                         raise CheckpointError(f"{file}: {key} holds a value that is not a finite number in {dtype}.")
                     del stored
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file, download or copy it again.") from error
+        raise CheckpointError(f"{file} is not a complete safetensors file: download or copy it again.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read.") from error
     return state

@@ -1,4 +1,4 @@
-"""The networks of a checkpoint: loaded on first use, packed, quantized, or with an adapter merged."""
+"""The parts of a checkpoint: loaded on first use, packed, quantized, or with an adapter merged."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ from amused.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 CACHED_ADAPTERS = 2  # merged networks share all weights that the adapter leaves alone
-
 
 Value = TypeVar("Value")
 
@@ -78,51 +76,31 @@ class Components:
     def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None) -> None:
         self._placement, self._adapters = placement, adapters
         device, dtype = placement.device, placement.dtype
-        self._tokenizer = Lazy(checkpoint.load_tokenizer)
-        self._text_encoder = Lazy(lambda: checkpoint.load_text_encoder(device, dtype))
-        self._transformer = Lazy(lambda: load_transformer(checkpoint, placement))
+        self.tokenizer = Lazy(checkpoint.load_tokenizer)
+        self.text_encoder = Lazy(lambda: checkpoint.load_text_encoder(device, dtype))
+        self.transformer = Lazy(lambda: load_transformer(checkpoint, placement))
         # The encoder runs in float32: a rounding error there is another token.
-        self._encoder = Lazy(lambda: checkpoint.load_vqgan(device, torch.float32, half="encoder"))
-        self._decoder = Lazy(lambda: load_decoder(checkpoint, placement))
+        self.encoder = Lazy(lambda: checkpoint.load_vqgan(device, torch.float32, half="encoder"))
+        self.decoder = Lazy(lambda: load_decoder(checkpoint, placement))
         self._adapted: LRUCache[AdapterKey, Networks] = LRUCache(CACHED_ADAPTERS)
-
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        return self._tokenizer.get()
-
-    @property
-    def text_encoder(self) -> CLIPTextModelWithProjection:
-        return self._text_encoder.get()
-
-    @property
-    def transformer(self) -> UViT:
-        return self._transformer.get()
-
-    @property
-    def encoder(self) -> VQGAN:
-        return self._encoder.get()
-
-    @property
-    def decoder(self) -> VQGAN:
-        return self._decoder.get()
 
     def load(self, with_encoder: bool = False) -> None:
         """Load what every image needs, or everything. Waits for it."""
         self.start_loading()
-        for part in (self._tokenizer, self._text_encoder, self._transformer, self._decoder):
+        for part in (self.tokenizer, self.text_encoder, self.transformer, self.decoder):
             part.get()
         if with_encoder:
-            self._encoder.get()
+            self.encoder.get()
 
     def start_loading(self) -> None:
         """Load the large components in the background, while the prompt is encoded."""
 
         def work() -> None:
-            for part in (self._text_encoder, self._transformer, self._decoder):
-                with contextlib.suppress(Exception):  # whoever needs the component gets the error
+            for part in (self.text_encoder, self.transformer, self.decoder):
+                with contextlib.suppress(Exception):  # the caller of `get` sees the error
                     part.get()
 
-        if not self._transformer.is_requested:
+        if not self.transformer.is_requested:
             threading.Thread(target=work, name="load components", daemon=True).start()
 
     @torch.inference_mode()
@@ -135,11 +113,9 @@ class Components:
         """
         if recipe.adapter is None or recipe.adapter_strength == 0:
             # The text encoder first: transformers is imported while another thread reads the transformer.
-            return Networks(text_encoder=self.text_encoder, transformer=self.transformer)
+            return Networks(text_encoder=self.text_encoder.get(), transformer=self.transformer.get())
         if self._placement.quantize:
-            raise UserError(
-                f"Adapters do not work with {self._placement.quantize} weights: start without quantize, or choose none."
-            )
+            raise UserError("Adapters do not work with --quantize: choose no adapter.")
         key = (with_digests(self._adapters, recipe).adapter_digest, recipe.adapter_strength)
         networks = self._adapted.get(key)
         if networks is None:
@@ -149,7 +125,7 @@ class Components:
 
     def _merge(self, name: str, strength: float, key: AdapterKey) -> Networks:
         adapter = read_adapter(self._adapters, name)
-        transformer, text_encoder = self.transformer, self.text_encoder
+        text_encoder, transformer = self.text_encoder.get(), self.transformer.get()
         pack_now(transformer)
         check_fits(adapter, TRANSFORMER, transformer)
         if TEXT_ENCODER in adapter.parts:

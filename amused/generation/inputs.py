@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from amused.errors import UserError
-from amused.generation.images import Source, check_digest, composite, fit, load_image
+from amused.generation.images import NO_IMAGE, Source, check_digest, composite, fit, load_image
 from amused.generation.pixel_masks import (
     EMPTY_MASK,
     Box,
@@ -115,8 +115,8 @@ class InputReader:
             self._check_size(width, height)
             return Inputs(width, height)
         if image is None:
-            raise UserError("Give an image to start from.")
-        image = load_image(image)
+            raise UserError(NO_IMAGE)
+        image = load_image(image, recipe.image)
         check_digest(image, recipe.image, "image")
         if recipe.task != INPAINT:
             return self._fit(recipe, image)
@@ -160,7 +160,7 @@ class InputReader:
             return None
         count = shape[0] * shape[1]
         if recipe.cells[-1] >= count:
-            raise UserError(f"The image has {count} cells: touch up some of these.")
+            raise UserError(f"The cells must be below {count}.")
         return cells_at(recipe.cells, shape)
 
     def _crop(self, recipe: Recipe, image: Image.Image, mask: Image.Image) -> Inputs:
@@ -183,7 +183,7 @@ class InputReader:
             return Inputs(width, height, image=image)
         mask = fit_mask(mask, width, height, mode)
         if mask.getbbox() is None:
-            raise UserError("The painted part is cut off: paint nearer to the middle, or fit the image by padding.")
+            raise UserError("The painted part is cropped away: paint closer to the middle.")
         return Inputs(
             width,
             height,
@@ -196,9 +196,7 @@ class InputReader:
         width = recipe.width or image.width // self.multiple * self.multiple
         height = recipe.height or image.height // self.multiple * self.multiple
         if width * height > MAX_PIXELS:
-            raise UserError(
-                f"The image is too large: give a width and a height that make at most {MAX_PIXELS} pixels together."
-            )
+            raise UserError(f"The image is too large: width times height must be at most {MAX_PIXELS}.")
         if not width or not height:
             raise UserError(f"The image is too small: it must be at least {self.multiple} pixels wide and high.")
         self._check_size(width, height)

@@ -25,7 +25,7 @@ from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
-from amused.generation.sampling import SamplingStep, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.generation.sampling import StepPlan, mask_at_random, mask_schedule, sampling_steps, unmask_step
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
@@ -37,7 +37,7 @@ CACHED_RESULTS = 1024  # 2 to 8 kB each
 
 @dataclass(frozen=True)
 class Step:
-    """One sampling step of one image is done.
+    """Emitted after each sampling step.
 
     Attributes:
         index: of the seed in the recipe, from 0.
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image is done. `tokens`: (h, w), on the CPU."""
+    """A finished image. `tokens`: (h, w), on the CPU."""
 
     index: int
     seed: int
@@ -72,6 +72,7 @@ class Amused:
         name: of the checkpoint.
         size: side in pixels of the images it was trained on.
         multiple: width and height must be multiples of it, in pixels.
+        pixels_per_token: side of a token's square in the image.
         traits: the words that the bundled checkpoint knows, or None.
         device, dtype, dtype_reason: where it runs, in which precision, and why.
         quantize: "int8" or None.
@@ -84,9 +85,9 @@ class Amused:
         self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None, batch_size: int = 1
     ) -> None:
         self.checkpoint = checkpoint
-        self.name = checkpoint.name
-        self.size = checkpoint.size
-        self.traits = checkpoint.traits
+        self.name, self.traits = checkpoint.name, checkpoint.traits
+        self.size, self.multiple = checkpoint.size, checkpoint.multiple
+        self.pixels_per_token = checkpoint.vqgan.scale_factor
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
@@ -99,15 +100,6 @@ class Amused:
     def read_weights(self, everything: bool = False) -> None:
         """Load the weights now instead of at the first image; `everything` includes those of image tasks only."""
         self.components.load(with_encoder=everything)
-
-    @property
-    def multiple(self) -> int:
-        """One token in pixels, or two where the U-ViT halves the grid."""
-        return self.pixels_per_token * (2 if self.checkpoint.transformer.downsample else 1)
-
-    @property
-    def pixels_per_token(self) -> int:
-        return self.checkpoint.vqgan.scale_factor
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +116,7 @@ class Amused:
 
     def prompt_is_cut(self, prompt: str) -> bool:
         """Whether a prompt is longer than the text encoder's context, so that its end is ignored."""
-        return is_truncated(self.components.tokenizer, prompt)
+        return is_truncated(self.components.tokenizer.get(), prompt)
 
     def step(self, recipe: Recipe) -> Callable[[], Tensor]:
         """One forward pass of a recipe's network on random tokens, without sampling, for benchmarks."""
@@ -150,7 +142,7 @@ class Amused:
             UserError: a value is out of range.
             CheckpointError: the weights are unusable.
         """
-        return self._images(self._recipe(TEXT_TO_IMAGE, prompt, seeds=seeds, **options))
+        return self._images(TEXT_TO_IMAGE, prompt, seeds=seeds, **options)
 
     def image_to_image(
         self, prompt: str, image: Source, *, strength: float = 0.5, seeds: Sequence[int] = (0,), **options: Any
@@ -161,8 +153,7 @@ class Amused:
         and `height` the image keeps its size, reduced to a multiple of `multiple`. Other arguments and errors as for
         `text_to_image`.
         """
-        recipe = self._recipe(IMAGE_TO_IMAGE, prompt, seeds=seeds, strength=strength, **options)
-        return self._images(recipe, image)
+        return self._images(IMAGE_TO_IMAGE, prompt, image, seeds=seeds, strength=strength, **options)
 
     def inpaint(
         self,
@@ -179,14 +170,10 @@ class Amused:
         Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
         unless `composite=False`. Other arguments and errors as for `image_to_image`.
         """
-        recipe = self._recipe(INPAINT, prompt, seeds=seeds, strength=strength, **options)
-        return self._images(recipe, image, mask)
+        return self._images(INPAINT, prompt, image, mask, seeds=seeds, strength=strength, **options)
 
-    def _recipe(self, task: str, prompt: str, **options: Any) -> Recipe:
-        return Recipe(task, prompt, model=self.name, **options)
-
-    def _images(self, recipe: Recipe, image: Source | None = None, mask: Source | None = None) -> list[Image.Image]:
-        events = self.generate(recipe, image, mask)
+    def _images(self, task: str, prompt: str, *inputs: Source, **options: Any) -> list[Image.Image]:
+        events = self.generate(Recipe(task, prompt, model=self.name, **options), *inputs)
         return [event.image for event in events if isinstance(event, Picture)]
 
     # Sampling
@@ -194,7 +181,7 @@ class Amused:
     def generate(
         self, recipe: Recipe, image: Source | None = None, mask: Source | None = None
     ) -> Generator[Step | Picture]:
-        """Sample a recipe. Of each batch of seeds: a `Step` per image after every step, then its `Picture`s in order.
+        """Sample a recipe. Yields, per batch of seeds, a `Step` per image and step, then the `Picture`s in order.
 
         The iterator can be closed between any two events; events stay valid.
 
@@ -203,7 +190,8 @@ class Amused:
             CheckpointError: the weights are unusable.
         """
         recipe = with_digests(self.adapters, recipe)
-        inputs = self._input_reader.read(recipe, image, mask)
+        reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
+        inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
@@ -236,7 +224,7 @@ class Amused:
         self, recipe: Recipe, inputs: Inputs, given: Tensor | None, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """(b, h, w), before the first step that runs. `given`: the tokens (h, w) of the image or the parent."""
-        mask_id, pixels = self.checkpoint.mask_token_id, self.checkpoint.vqgan.scale_factor
+        mask_id, pixels = self.checkpoint.mask_token_id, self.pixels_per_token
         if given is None:
             shape = (len(generators), inputs.height // pixels, inputs.width // pixels)
             return torch.full(shape, mask_id, device=self.device)
@@ -251,7 +239,7 @@ class Amused:
             return tokens
         return torch.where(torch.from_numpy(inputs.editable_mask).to(self.device), tokens, given)
 
-    def _steps_of(self, recipe: Recipe, tokens: Tensor) -> list[SamplingStep]:
+    def _steps_of(self, recipe: Recipe, tokens: Tensor) -> list[StepPlan]:
         # The reference inpaints with the linear schedule whatever the checkpoint says.
         schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
         return sampling_steps(
@@ -262,10 +250,6 @@ class Amused:
             start=recipe.start,
             scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
         )
-
-    @property
-    def _input_reader(self) -> InputReader:
-        return InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
         """The tokens (h, w) of an earlier result: cached, or sampled again."""
@@ -295,7 +279,7 @@ class Amused:
         key = (prompt, micro_conditions, networks.key)
         encoded = self._prompts.get(key)
         if encoded is None:
-            ids = tokenize(self.components.tokenizer, [prompt]).to(self.device)
+            ids = tokenize(self.components.tokenizer.get(), [prompt]).to(self.device)
             hidden, pooled = encode_text(networks.text_encoder, ids)
             micro = torch.tensor([micro_conditions], device=self.device, dtype=self.dtype)
             encoded = EncodedPrompt(networks.transformer.condition(hidden, pooled, micro))
@@ -308,7 +292,7 @@ class Amused:
         key = digest(image)
         tokens = self._encodings.get(key)
         if tokens is None:
-            tokens = self.components.encoder.encode(to_tensor(image).to(self.device))[0]
+            tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
             self._encodings.put(key, tokens)
         return tokens
 
@@ -316,7 +300,7 @@ class Amused:
     def decode(self, tokens: Tensor) -> Image.Image:
         """Tokens (h, w), integers in [0, codebook_size), to their image."""
         tokens = tokens.to(self.device)
-        pixels = self.components.decoder.decode(tokens[None])[0]
+        pixels = self.components.decoder.get().decode(tokens[None])[0]
         self._previewer.observe(tokens, pixels)
         return to_image(pixels)
 
@@ -327,4 +311,4 @@ class Amused:
 
     @functools.cached_property
     def _previewer(self) -> Previewer:
-        return Previewer(self.components.decoder, self.checkpoint.vqgan.scale_factor)
+        return Previewer(self.components.decoder.get(), self.pixels_per_token)

@@ -9,33 +9,64 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from amused.errors import UserError
 from amused.generation.images import Source, convert_mode, has_transparency, upright
 
-EMPTY_MASK = "The mask is empty: paint the part to repaint."
+EMPTY_MASK = "Paint over the part to change, or upload a mask."
+
+WHITE_RULE = "white is repainted"
+STROKES_RULE = "everything opaque is repainted, whatever its colour"
+STROKES_TRANSPARENT = 0.01  # of a file of strokes, at least
+STROKES_WHITE = 0.05  # of the transparent area, at most
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def load_mask(source: Source, size: tuple[int, int]) -> Image.Image:
-    """Read a mask and resize it to `size` (width, height).
+    """Read a mask and resize it to `size` (width, height). What it paints is told by `mask_rule`.
 
-    The opacity of an image that is transparent somewhere is its mask, as for the strokes of a drawing tool; otherwise
-    its brightness is. No stroke vanishes when the mask gets smaller, however thin.
+    No stroke vanishes when the mask gets smaller, however thin.
 
     Raises:
         UserError: the image cannot be read, or the mask is black all over.
     """
-    image = upright(source)
-    mask = convert_mode(image, "RGBA").getchannel("A") if has_transparency(image) else None
-    if mask is None or mask.getextrema() == (255, 255):  # opaque everywhere: a black and white image saved as RGBA
-        mask = convert_mode(convert_mode(image, "RGB"), "L")
+    colors, opacity = colors_and_opacity(source)
+    mask = opacity if is_strokes(colors, opacity) else ImageChops.multiply(colors.convert("L"), opacity)
     mask = resize_mask(mask, size)
     if mask.getbbox() is None:
         raise UserError(EMPTY_MASK)
     return mask
+
+
+def mask_rule(source: Source) -> str:
+    """How `load_mask` reads a file, in words for people.
+
+    White is repainted; black and transparent parts are kept. But a file of strokes (at least 1 % transparent, with
+    hardly any visible white) is read by its opacity, whatever the colour of the strokes.
+    """
+    return STROKES_RULE if is_strokes(*colors_and_opacity(source)) else WHITE_RULE
+
+
+def colors_and_opacity(source: Source) -> tuple[Image.Image, Image.Image]:
+    """The colours (RGB) and the opacity (L) of a mask file."""
+    image = upright(source)
+    if not has_transparency(image):
+        return convert_mode(image, "RGB"), Image.new("L", image.size, 255)
+    image = convert_mode(image, "RGBA")
+    return image.convert("RGB"), image.getchannel("A")
+
+
+def is_strokes(colors: Image.Image, opacity: Image.Image) -> bool:
+    if opacity.getextrema() == (255, 255):
+        return False
+    visible = np.asarray(opacity) >= 128
+    darkest, brightest = np.asarray(colors).min(axis=-1), np.asarray(colors).max(axis=-1)
+    white = visible & (brightest >= 128) & (brightest - darkest <= 64)
+    transparent = visible.size - int(visible.sum())
+    # Counted, so that a few pixels do not turn the meaning of a file round.
+    return transparent >= STROKES_TRANSPARENT * visible.size and int(white.sum()) < STROKES_WHITE * transparent
 
 
 def resize_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -78,8 +109,7 @@ def touched_cells(mask: Image.Image, pixels_per_token: int) -> np.ndarray:
     rows, columns = (-(-side // pixels_per_token) for side in touched.shape)
     whole = np.zeros((rows * pixels_per_token, columns * pixels_per_token), dtype=bool)
     whole[: touched.shape[0], : touched.shape[1]] = touched
-    cells: np.ndarray = whole.reshape(rows, pixels_per_token, columns, pixels_per_token).max(axis=(1, 3))
-    return cells
+    return whole.reshape(rows, pixels_per_token, columns, pixels_per_token).max(axis=(1, 3))
 
 
 def token_indices(cells: np.ndarray) -> tuple[int, ...]:

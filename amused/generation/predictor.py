@@ -1,4 +1,4 @@
-"""Logits of the masked tokens of a batch, computed no more often and at no more positions than needed."""
+"""Logits of the masked tokens, with classifier-free guidance. Cached where images share them, only where needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amused.generation.sampling import SamplingStep, apply_cfg
+from amused.generation.sampling import StepPlan, apply_cfg
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
 
@@ -64,7 +64,7 @@ class Predictor:
         most = int(masked.sum(dim=1).max())
         return (~masked).byte().argsort(dim=1, stable=True)[:, :most].sort(dim=1).values
 
-    def __call__(self, tokens: Tensor, step: SamplingStep, masked_idx: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, step: StepPlan, masked_idx: Tensor | None) -> Tensor:
         """Logits of tokens (b, h, w): (b, n, codebook), or (b, k, codebook) at the positions of `masked_idx`."""
         if step.number > 1 or not self.starts_alike:
             return self._logits(self._features(tokens), masked_idx)
@@ -95,7 +95,7 @@ class Predictor:
         if masked_idx is not None:
             index = masked_idx.repeat(len(self.prompts), 1)  # p*b k
             features = features[torch.arange(len(index))[:, None], index]
-        logits: Tensor = self.network.mlm_layer(features)
+        logits = self.network.mlm_layer(features)
         if len(self.prompts) == 1:
             return logits
         unconditional, conditional = logits.chunk(2)

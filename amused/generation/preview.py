@@ -69,5 +69,4 @@ def fit_code_colors(codes: Tensor, tokens: Tensor, pixels: Tensor, pixels_per_to
     colors = torch.nn.functional.avg_pool2d(pixels.float()[None], pixels_per_token)[0].flatten(1).mT
     ridge = 1e-3 * torch.eye(codes.shape[1], device=codes.device)
     fitted = codes @ torch.linalg.solve(seen.mT @ seen + ridge, seen.mT @ colors)
-    code_colors: np.ndarray = (fitted.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return code_colors
+    return (fitted.clamp(0, 1) * 255).round().byte().cpu().numpy()

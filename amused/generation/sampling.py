@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEDULES = ("cosine", "linear")
 ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class SamplingStep:
-    """What one step does.
+class StepPlan:
+    """What a step does.
 
     Attributes:
         number: counts the steps that run, from 1.
@@ -44,12 +43,12 @@ def sampling_steps(
     *,
     start: int = 0,
     scale_by_mask: bool = False,
-) -> list[SamplingStep]:
+) -> list[StepPlan]:
     """The steps from `start` on.
 
     Args:
         schedule: "cosine" or "linear".
-        temperature: of the first and of the last step.
+        temperature: at the first and the last step; linear in between.
         masked: (b, n) bool, the masked tokens before the first step that runs.
         start: the number of steps to skip.
         scale_by_mask: scale the schedule by the masked share of each image (inpainting, tasks on tokens).
@@ -58,11 +57,11 @@ def sampling_steps(
     initial = masked.sum(dim=1)
     mask_ratio = initial / masked.shape[1] if scale_by_mask else torch.ones(len(masked), device=masked.device)
     counts = num_masked(ratios, masked.shape[1], initial, mask_ratio)
-    temperatures = temperature_schedule(*temperature, steps, masked.device)[start:]
+    temperatures = torch.linspace(*temperature, steps, device=masked.device)[start:]
     last = len(counts) + 1
     return [
-        *(SamplingStep(i, count, temperatures[i - 1]) for i, count in enumerate(counts, start=1)),
-        SamplingStep(last, None, temperatures[last - 1]),
+        *(StepPlan(i, count, temperatures[i - 1]) for i, count in enumerate(counts, start=1)),
+        StepPlan(last, None, temperatures[last - 1]),
     ]
 
 
@@ -80,7 +79,7 @@ def mask_schedule(schedule: str, steps: int, device: torch.device | str) -> Tens
         return torch.cos(ratio * math.pi / 2)
     if schedule == "linear":
         return 1 - ratio
-    raise ValueError(f"schedule is {schedule!r}, must be one of {SCHEDULES}")
+    raise ValueError(f'schedule is {schedule!r}, must be "cosine" or "linear"')
 
 
 def num_masked(ratios: Tensor, length: int, initial: Tensor, mask_ratio: Tensor) -> Tensor:
@@ -102,11 +101,6 @@ def num_masked(ratios: Tensor, length: int, initial: Tensor, mask_ratio: Tensor)
     return torch.tensor(counts, dtype=torch.int64).view(len(wanted), len(left)).to(ratios.device)
 
 
-def temperature_schedule(first: float, last: float, steps: int, device: torch.device | str) -> Tensor:
-    """Temperature of each step: (steps,) float32, linear from `first` to `last`."""
-    return torch.linspace(first, last, steps, device=device)
-
-
 def apply_cfg(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance on logits (arXiv 2207.12598)."""
     return unconditional + scale * (conditional - unconditional)
@@ -124,7 +118,7 @@ def unmask_step(
     logits: Tensor,
     tokens: Tensor,
     mask_token_id: int,
-    step: SamplingStep,
+    step: StepPlan,
     generators: Sequence[torch.Generator],
     masked_idx: Tensor | None = None,
 ) -> Tensor:

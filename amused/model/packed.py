@@ -27,8 +27,7 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight  # read once: another thread may replace it
         if weight.is_mkldnn:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
-            return y
+            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         self.uses += 1
         if self.uses >= USES:
             self.pack()
@@ -53,8 +52,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN has bf16 kernels for this device and type."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return False
-    built_in: bool = torch.backends.mkldnn.is_available()
-    return built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.no_grad()

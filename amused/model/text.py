@@ -117,8 +117,7 @@ def num_ids(tokenizer: CLIPTokenizer) -> int:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Ids of texts, (batch, model_max_length), truncated or padded."""
-    ids: Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return ids
+    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def is_truncated(tokenizer: CLIPTokenizer, text: str) -> bool:

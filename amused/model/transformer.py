@@ -124,8 +124,7 @@ class Attention(nn.Module):
         return self.merge(attend(self.split(self.to_q(x)), keys, values))
 
     def merge(self, x: Tensor) -> Tensor:
-        x = self.to_out(x.transpose(1, 2).flatten(-2))
-        return x
+        return self.to_out(x.transpose(1, 2).flatten(-2))
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -288,8 +287,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(dim, inner, bias), nn.Identity(), nn.Linear(inner, dim, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.net(x)
-        return x
+        return self.net(x)
 
 
 class TransformerLayer(nn.Module):
@@ -357,8 +355,7 @@ class ConditionEmbedding(nn.Module):
         self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size, config.use_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.linear_2(F.silu(self.linear_1(x)))
-        return x
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class UViT(nn.Module):
@@ -367,12 +364,7 @@ class UViT(nn.Module):
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
         self.config = config
-        width, hidden, eps, bias = (
-            config.block_out_channels,
-            config.hidden_size,
-            config.layer_norm_eps,
-            config.use_bias,
-        )
+        width, hidden, eps, bias = config.block_out_channels, config.hidden_size, config.layer_norm_eps, config.use_bias
         self.encoder_proj = nn.Linear(config.encoder_hidden_size, hidden, bias)
         self.encoder_proj_layer_norm = nn.RMSNorm(hidden, eps)
         self.embed = TokenEmbedding(config)
@@ -412,7 +404,7 @@ class UViT(nn.Module):
         then shared.
         """
         ends = self.config.num_res_blocks
-        x: Tensor = self.embed(tokens)  # b h w c
+        x = self.embed(tokens)  # b h w c
         x = self.down_block(x, conditioning[:ends])  # b h' w' c
         h = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(1, 2)))  # b l hidden
         for layer, stage in zip(self.transformer_layers, conditioning[ends:-ends], strict=True):
@@ -431,5 +423,4 @@ class UViT(nn.Module):
         Returns:
             (batch, height * width, codebook_size)
         """
-        logits: Tensor = self.mlm_layer(self.features(tokens, conditioning))
-        return logits
+        return self.mlm_layer(self.features(tokens, conditioning))

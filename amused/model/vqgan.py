@@ -80,7 +80,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv1(activate(self.norm1(x)))
+        h = self.conv1(activate(self.norm1(x)))
         h = self.conv2(activate(self.norm2(h)))
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -91,8 +91,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return x
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -114,8 +113,7 @@ class Upsample(nn.Module):
         del self.conv
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.fused is None else self.fused(x)
-        return x
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.fused is None else self.fused(x)
 
 
 class Level(nn.Module):
@@ -171,8 +169,7 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             x = level(x)
         x = self.mid_block(x)
-        x = self.conv_out(activate(self.conv_norm_out(x)))
-        return x
+        return self.conv_out(activate(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -192,8 +189,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        x = self.conv_out(activate(self.conv_norm_out(x)))
-        return x
+        return self.conv_out(activate(self.conv_norm_out(x)))
 
 
 class VectorQuantizer(nn.Module):
@@ -238,11 +234,9 @@ class VQGAN(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (batch, 3, height, width), to tokens (batch, height / f, width / f), f = scale_factor."""
-        tokens: Tensor = self.quantize(self.quant_conv(self.encoder(pixels)))
-        return tokens
+        return self.quantize(self.quant_conv(self.encoder(pixels)))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), about in [0, 1], not clipped."""
         latents = self.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
-        pixels: Tensor = self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
-        return pixels
+        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))

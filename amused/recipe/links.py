@@ -17,42 +17,21 @@ from amused.recipe.recipe import INPAINT, Recipe
 from amused.recipe.seeds import format_ranges, parse_cells, parse_seeds
 
 VERSION = 2
-"""In version 1 a varied or touched up image does not keep what its inpainted parent kept; version 2 states it."""
+"""Version 1: a variation of an inpainted image ignored its mask."""
 MAX_QUERY = 20_000
 DAMAGED = "The link is damaged: please copy it again."
 
-NAMES = {
-    "task": "task",
-    "prompt": "prompt",
+RENAMED = {
     "negative_prompt": "negative",
-    "seeds": "seeds",
-    "model": "model",
-    "steps": "steps",
     "guidance_scale": "guidance",
-    "temperature": "temperature",
-    "strength": "strength",
     "aesthetic_score": "aesthetic",
-    "crop": "crop",
-    "width": "width",
-    "height": "height",
-    "fit": "fit",
-    "composite": "composite",
-    "feather": "feather",
-    "only_masked": "only_masked",
-    "image": "image",
-    "mask": "mask",
-    "share": "share",
-    "cells": "cells",
-    "adapter": "adapter",
-    "adapter_digest": "adapter_digest",
-    "adapter_strength": "adapter_strength",
     "parent": "from",
 }
-"""The fields of a recipe and their names in a link."""
+FIELDS = [field.name for field in dataclasses.fields(Recipe) if field.name != "parent"]
+NAMES = {name: RENAMED.get(name, name) for name in ("task", "prompt", "negative_prompt", *FIELDS, "parent")}
+"""The fields of a recipe and their names in a link, in the order of a link: it identifies a recipe that is kept."""
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
-
-
 ESSENTIAL = ("task", "prompt", "seeds", "parent", "share", "cells")
 
 
@@ -105,7 +84,7 @@ def from_query(query: str) -> Shared | None:
         UserError: the link is of a later version, too long, or lacks a valid task or prompt.
     """
     if len(query) > MAX_QUERY:
-        raise UserError("The link is too long to be one of ours: open the page without it.")
+        raise UserError("The link is too long: copy it again.")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100, errors="strict")
     except (ValueError, UnicodeError) as error:
@@ -177,7 +156,7 @@ def assemble(
         except UserError:
             del values[field]
             ignored.append(field)
-    # The digest is not that of what is left of the recipe, unless all that was ignored is of no meaning here.
+    # Keep the digest only if no known field was ignored.
     is_changed = any(name in NAMES or name in NAMES.values() for name in ignored)
     recipe = Recipe(**values)  # type: ignore[arg-type]
     if version == 1 and recipe.parent is not None and recipe.first.task == INPAINT:
@@ -191,7 +170,7 @@ def assemble(
 
 
 def essential(values: Mapping[str, object]) -> dict[str, object]:
-    """The least that makes a recipe of this task valid, to try one other field on."""
+    """The minimal valid recipe of the task, for testing one field at a time."""
     least = {key: values[key] for key in ESSENTIAL if key in values}
     if isinstance(parent := least.get("parent"), Recipe):
         least["model"] = parent.model
@@ -199,9 +178,11 @@ def essential(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_version(version: object) -> int:
-    """Raises UserError: the version is not known here."""
+    """Raises UserError: there is no version, or not one that is known here."""
+    if version is None:
+        raise UserError(f'The recipe has no version: add "version": {VERSION}.')
     if str(version) not in {str(known) for known in range(1, VERSION + 1)}:
-        raise UserError("The recipe was made by another version of this program: update it and try again.")
+        raise UserError("This recipe needs a newer version of aMUSEd.")
     return int(str(version))
 
 

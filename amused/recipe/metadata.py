@@ -23,8 +23,8 @@ MAX_CHUNKS = 1000
 MAX_NESTING = MAX_DEPTH + 8
 
 DAMAGED = "The recipe is damaged."
-TOO_LONG = "The recipe is too long to be one of ours."
-DAMAGED_FILE = "The file is damaged: choose one that was downloaded from here."
+TOO_LONG = "The recipe is too long."
+DAMAGED_FILE = "This PNG file cannot be read: choose one downloaded from this page."
 
 
 def to_json(recipe: Recipe) -> dict[str, object]:
@@ -44,7 +44,7 @@ def from_json(data: object) -> Shared:
         UserError: it is no recipe, or one of a later version.
     """
     if not isinstance(data, Mapping):
-        raise UserError("There is no recipe of aMUSEd in this.")
+        raise UserError("This is not an aMUSEd recipe.")
     version = check_version(data.get("version"))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in NAMES}
     ignored = [str(key)[:40] for key in data if key not in NAMES and key not in ("version", "digest", "made")]
@@ -106,7 +106,7 @@ def from_png_file(data: bytes) -> Shared | None:
         UserError: it is no PNG file, or its recipe is damaged.
     """
     if not data.startswith(SIGNATURE):
-        raise UserError("Only PNG files carry recipes: choose one that was downloaded from here.")
+        raise UserError("Only PNG files carry recipes: choose one downloaded from this page.")
     file = io.BytesIO(data)
     file.seek(len(SIGNATURE))
     # Chunk by chunk, as `Image.open` decompresses whatever text and colour profile it meets.
@@ -124,4 +124,4 @@ def from_png_file(data: bytes) -> Shared | None:
             except (OSError, SyntaxError, struct.error) as error:
                 raise UserError(DAMAGED_FILE) from error
             file.seek(position + length + 4)
-    raise UserError("The file contains more than an image: choose one that was downloaded from here.")
+    raise UserError(DAMAGED_FILE)

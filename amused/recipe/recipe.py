@@ -42,7 +42,7 @@ MAX_FEATHER = 64
 MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
 MAX_ADAPTER_STRENGTH = 2.0
-ADAPTER_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
+ADAPTER_NAME = re.compile(r"[\w(][\w .+()-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UserError(f"The task must be one of {', '.join(TASKS)}.")
-        set_ = object.__setattr__  # the dataclass is frozen; values are stored in their one canonical type
+        set_ = object.__setattr__  # the dataclass is frozen; values are stored in one canonical type
         set_(self, "prompt", text("prompt", self.prompt))
         set_(self, "negative_prompt", text("negative prompt", self.negative_prompt))
         listed = isinstance(self.seeds, Iterable) and not isinstance(self.seeds, (str, bytes))
@@ -126,13 +126,14 @@ class Recipe:
         set_(self, "aesthetic_score", number("aesthetic score", self.aesthetic_score, 0, MAX_AESTHETIC_SCORE))
         set_(self, "crop", tuple(whole("crop", c, 0, MAX_CROP) for c in pair("crop", self.crop)))
         for side in ("width", "height"):
-            value = getattr(self, side)
-            if value is not None and whole(side, value, SIDE_MULTIPLE, MAX_SIDE) % SIDE_MULTIPLE:
-                raise UserError(f"The {side} must be a multiple of {SIDE_MULTIPLE} pixels.")
+            if (value := getattr(self, side)) is not None:
+                set_(self, side, whole(side, value, SIDE_MULTIPLE, MAX_SIDE))
+                if getattr(self, side) % SIDE_MULTIPLE:
+                    raise UserError(f"The {side} must be a multiple of {SIDE_MULTIPLE} pixels.")
         if self.width and self.height and self.width * self.height > MAX_PIXELS:
             raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
         if self.fit not in FITS:
-            raise UserError(f"An image can be fitted by one of {', '.join(FITS)}.")
+            raise UserError("Fit must be crop, pad or stretch.")
         for name in ("composite", "only_masked"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false.")
@@ -140,9 +141,11 @@ class Recipe:
         if self.task != INPAINT and (
             self.feather or self.only_masked or not (self.composite or self.task in ON_TOKENS)
         ):
-            raise UserError("Only inpainting has a mask to feather or to restrict the work to.")
-        if self.only_masked and (not self.composite or self.width or self.height):
-            raise UserError("Only masked keeps the image's size: give no width and height.")
+            raise UserError('Feather, "only masked" and "composite" apply to inpainting only.')
+        if self.only_masked and (self.width or self.height):
+            raise UserError('"Only masked" keeps the image\'s size: leave out width and height.')
+        if self.only_masked and not self.composite:
+            raise UserError('"Only masked" needs "composite": it pastes the result back into the image.')
         self._check_adapter()
         for name in ("image", "mask", "adapter_digest"):
             value = getattr(self, name)
@@ -156,7 +159,7 @@ class Recipe:
         strength = number("adapter's strength", self.adapter_strength, 0, MAX_ADAPTER_STRENGTH)
         name = text("adapter", self.adapter) if self.adapter is not None else ""
         if name and not ADAPTER_NAME.fullmatch(name):
-            raise UserError("There is no adapter of that name here: choose one that is listed.")
+            raise UserError(no_adapter(name[:64]))
         object.__setattr__(self, "adapter", name or None)
         object.__setattr__(self, "adapter_strength", strength if name else 1.0)
         if not name:
@@ -167,20 +170,20 @@ class Recipe:
         wanted = {VARY: ("parent", "share"), TOUCH_UP: ("parent", "cells")}.get(self.task, ())
         for name in ("parent", "share", "cells"):
             if (getattr(self, name) is not None) != (name in wanted):
-                needs = "needs" if name in wanted else "has no"
+                needs = "needs" if name in wanted else "takes no"
                 raise UserError(f"The task {self.task} {needs} {name}.")
         if self.parent is None:
             return
         if not isinstance(self.parent, Recipe) or len(self.parent.seeds) != 1:
-            raise UserError("An image can be varied or touched up if its own recipe has one seed.")
+            raise UserError("Only a recipe with a single seed can be varied or touched up.")
         if self.width or self.height:
-            raise UserError("A varied image keeps the size of the first.")
+            raise UserError("A varied image keeps its size: leave out width and height.")
         if self.parent.model != self.model:
-            raise UserError(f"Choose the model {self.parent.model}: the first image's tokens belong to it.")
+            raise UserError(f"This image can only be varied with the model {self.parent.model}.")
         if self.depth > MAX_DEPTH:
-            raise UserError(f"An image can be varied {MAX_DEPTH} times in a row: start from a new one.")
-        if self.share is not None and number("share", self.share, 0, 1) == 0:
-            raise UserError("The share must be above 0.")
+            raise UserError(f"An image can be varied at most {MAX_DEPTH} times in a row: start from a new one.")
+        if self.share is not None:
+            object.__setattr__(self, "share", above_0("share", self.share))
         if self.cells is not None:
             if not isinstance(self.cells, Iterable):
                 raise UserError("Give the cells as numbers of the token grid, counted row by row.")
@@ -202,12 +205,9 @@ class Recipe:
     def _strength(self) -> float | None:
         if self.task not in STRENGTHS:
             if self.strength is not None:
-                raise UserError("Text to image has no strength.")
+                raise UserError(f"The task {self.task} has no strength.")
             return None
-        strength = STRENGTHS[self.task] if self.strength is None else self.strength
-        if number("strength", strength, 0, 1) == 0:
-            raise UserError("The strength must be above 0.")
-        return float(strength)
+        return STRENGTHS[self.task] if self.strength is None else above_0("strength", self.strength)
 
     @property
     def start(self) -> int:
@@ -218,6 +218,10 @@ class Recipe:
 
     def with_seeds(self, seeds: Sequence[int]) -> Recipe:
         return replace(self, seeds=tuple(seeds))
+
+
+def no_adapter(name: str) -> str:
+    return f"There is no adapter {name} here: choose one from the list."
 
 
 def text(name: str, value: object) -> str:
@@ -240,6 +244,13 @@ def number(name: str, value: object, low: float, high: float) -> float:
     if not low <= converted <= high:
         raise UserError(f"The {name} must be from {low:g} to {high:g}.")
     return converted
+
+
+def above_0(name: str, value: object) -> float:
+    share = number(name, value, 0, 1)
+    if share == 0:
+        raise UserError(f"The {name} must be above 0.")
+    return share
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:

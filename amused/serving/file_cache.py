@@ -26,7 +26,7 @@ YOUNG_SECONDS = 300  # younger files may be in use: even a full cache keeps them
 
 
 def choose_folder() -> None:
-    """Use a folder of our own unless the owner names one: other programs' images are not ours to sweep."""
+    """Use a folder of our own unless the owner names one, so that `sweep` deletes only our files."""
     if not os.environ.get(FOLDER_VARIABLE):
         user = os.getuid() if hasattr(os, "getuid") else "page"  # by number: it need not have a name
         folder = Path(tempfile.gettempdir()).resolve() / f"amused-{user}"
@@ -34,7 +34,7 @@ def choose_folder() -> None:
             folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != getattr(os, "getuid", lambda: found.st_uid)():
-            folder = Path(tempfile.mkdtemp(prefix="amused-"))  # somebody else made that one
+            folder = Path(tempfile.mkdtemp(prefix="amused-"))  # another user owns it
         os.environ[FOLDER_VARIABLE] = str(folder)
 
 
@@ -80,12 +80,13 @@ def sweep_while(in_use: Callable[[], Collection[str] | None]) -> None:
 def sweep(folder: Path, keep: Collection[str], seconds: float, size: int, now: float | None = None) -> int:
     """Remove files older than `seconds`, then the oldest until the rest fits `size` bytes. Returns how many."""
     now = time.time() if now is None else now
+    kept = {Path(file).resolve() for file in keep}
     found: list[tuple[float, int, Path]] = []
     for path in folder.rglob("*"):
-        if path.is_symlink() or not path.is_file() or str(path) in keep:
-            continue
-        details = path.stat()
-        found.append((details.st_mtime, details.st_size, path))
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            details = path.lstat()
+            if stat.S_ISREG(details.st_mode) and path.resolve() not in kept:
+                found.append((details.st_mtime, details.st_size, path))
     found.sort()
     total, removed = sum(bytes_ for _, bytes_, _ in found), 0
     for changed, bytes_, path in found:
@@ -95,6 +96,7 @@ def sweep(folder: Path, keep: Collection[str], seconds: float, size: int, now: f
         path.unlink(missing_ok=True)
         total -= bytes_
         removed += 1
-        if path.parent != folder and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if path.parent != folder:
+            with contextlib.suppress(OSError):  # not empty
+                path.parent.rmdir()
     return removed

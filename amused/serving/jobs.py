@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Started:
-    """The run has a place and its request is read; it has yet to wait for its turn and its model."""
+    """The run is admitted and its request is read; it has yet to wait for its turn and its model."""
 
     request: Request
     num_images: int
@@ -50,7 +50,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """One sampling step is done.
+    """Emitted after each sampling step.
 
     Attributes:
         index: of the image within the run.
@@ -72,7 +72,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """One image is finished.
+    """A finished image.
 
     Attributes:
         index: of the image within the run.
@@ -93,7 +93,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The recipe cannot be made of its inputs. An event, as errors lose their sentence between processes."""
+    """The recipe cannot be made. An event, because ZeroGPU's process drops the message of an exception."""
 
     sentence: str
 
@@ -117,17 +117,17 @@ class Job:
     """One run; `run` yields its events, once.
 
     Args:
-        read_request: called once the run has a place, as what it reads may be large; raises UserError to refuse.
-        owner: runs of one owner go one after the other, and `Runtime.stop` ends them all; None for nobody.
-        should_stop: asked after each event, for a stop that `Runtime.stop` could not yet tell this run.
+        read_request: called once the run is admitted, as what it reads may be large; raises UserError to refuse.
+        session: runs of one session go one after the other, and `Runtime.stop` ends them all; None for no session.
+        should_stop: checked after each event: covers a Stop pressed before the run was queued.
     """
 
     def __init__(
-        self, runtime: Runtime, read_request: ReadRequest, owner: Hashable, should_stop: Callable[[], bool]
+        self, runtime: Runtime, read_request: ReadRequest, session: Hashable, should_stop: Callable[[], bool]
     ) -> None:
         self._runtime = runtime
         self._read_request = read_request
-        self._owner = owner
+        self._session = session
         self._should_stop = should_stop
         self._slot: Slot
         self._lock = threading.Lock()
@@ -145,7 +145,7 @@ class Job:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
         on_preempt = (lambda: None) if ON_ZERO_GPU else self._drop_sampling
         try:
-            self._slot = self._runtime.queue.enter(self._owner, on_preempt)
+            self._slot = self._runtime.queue.enter(self._session, on_preempt)
         except UserError as error:
             self._runtime.metrics.add(None, REFUSED, why=str(error))
             raise
@@ -163,7 +163,7 @@ class Job:
                     outcome = STOPPED
                 self._drop_sampling()
                 self._slot.release()
-                # Still in its place: what the caller does with the summary comes before the owner's next run.
+                # The slot is still held, so the caller handles the summary before the session's next run.
                 seconds = time.monotonic() - self._started
                 yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._cut)
             except UserError as error:
@@ -201,7 +201,6 @@ class Job:
 
     def _acquire(self, name: str) -> Generator[Status]:
         yield from self._slot.acquire(name)
-        self._runtime.note_size(name, self._slot.model)
         self._has_model = True
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
             self._slot.release()

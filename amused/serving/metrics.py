@@ -1,6 +1,6 @@
-"""What the owner of a page sees: a log line for each request, and `/metrics` in the text format of Prometheus.
+"""What the owner of a page sees: a log line for each run, and `/metrics` in the text format of Prometheus.
 
-No prompt is logged unless `AMUSED_LOG_PROMPTS` is set: a request is known by the digest of its recipe. There is no
+No prompt is logged unless `AMUSED_LOG_PROMPTS` is set: a run is known by the digest of its recipe. There is no
 `/metrics` unless the owner sets `AMUSED_OWNER_TOKEN`, the password that a browser then asks for.
 """
 
@@ -34,10 +34,11 @@ from amused.recipe.recipe import Recipe
 log = logging.getLogger(__name__)
 
 DONE, STOPPED, LEFT, REFUSED, FAILED = OUTCOMES = ("done", "stopped", "left", "refused", "failed")
-"""How a request ends: complete; by Stop; the visitor left or cancelled; by a rule; by an error."""
+"""How a run ends: complete; by Stop; the visitor left or cancelled; by a rule; by an error."""
 
 TOKEN_VARIABLE = "AMUSED_OWNER_TOKEN"
 MIN_TOKEN_LENGTH = 16
+CHALLENGE = {"www-authenticate": 'Basic realm="aMUSEd metrics"'}
 
 prometheus_client.disable_created_metrics()
 
@@ -76,7 +77,7 @@ class Metrics:
         worked: float = 0.0,
         why: str | None = None,
     ) -> None:
-        """Count and log a request that has ended.
+        """Count a run that has ended, and log it in one line without line breaks, whatever was sent.
 
         Args:
             recipe: the first one, None where there was no valid one.
@@ -88,7 +89,15 @@ class Metrics:
         self._images.inc(num_done)
         self._waited.inc(max(0.0, waited))
         self._worked.inc(worked)
-        log.info(describe(recipe, outcome, num_done, num_images, waited, worked, why))
+        parts = [f"run outcome={outcome} images={num_done}/{num_images} waited={waited:.1f}s worked={worked:.1f}s"]
+        if recipe is not None:
+            digest = hashlib.sha256(to_query(recipe).encode()).hexdigest()[:16]
+            parts.append(f"recipe={digest} model={recipe.model!r} task={recipe.task} steps={recipe.steps}")
+        if why is not None:
+            parts.append(f"why={why!r}")
+        if recipe is not None and switched_on("AMUSED_LOG_PROMPTS"):
+            parts.append(f"prompt={recipe.prompt!r}")
+        log.info(" ".join(parts))
 
     def text(self) -> str:
         """All metrics in the text format of Prometheus."""
@@ -96,44 +105,20 @@ class Metrics:
 
 
 class MemoryCollector(Collector):
+    """Bytes in use; unknown ones are left out."""
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        for name, value in memory().items():
-            yield GaugeMetricFamily(name, MEMORY[name], value)
-
-
-def describe(
-    recipe: Recipe | None, outcome: str, num_done: int, num_images: int, waited: float, worked: float, why: str | None
-) -> str:
-    """One line about a request, without line breaks whatever was sent."""
-    parts = [f"request outcome={outcome} pictures={num_done}/{num_images} waited={waited:.1f}s worked={worked:.1f}s"]
-    if recipe is not None:
-        digest = hashlib.sha256(to_query(recipe).encode()).hexdigest()[:16]
-        parts.append(f"recipe={digest} model={recipe.model!r} task={recipe.task} steps={recipe.steps}")
-    if why is not None:
-        parts.append(f"why={why!r}")
-    if recipe is not None and switched_on("AMUSED_LOG_PROMPTS"):
-        parts.append(f"prompt={recipe.prompt!r}")
-    return " ".join(parts)
-
-
-MEMORY = {
-    "amused_memory_bytes": "Resident memory in bytes",
-    "amused_memory_peak_bytes": "The most resident memory so far in bytes",
-    "amused_gpu_memory_bytes": "Allocated GPU memory in bytes",
-}
-
-
-def memory() -> dict[str, float]:
-    """Bytes in use: resident, peak resident, and on the GPU; unknown ones are left out."""
-    found: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError):  # Linux alone has this file
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
-        for name, key in (("amused_memory_bytes", "VmRSS"), ("amused_memory_peak_bytes", "VmHWM")):
-            found[name] = 1024 * int(status[key].split()[0])
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        found["amused_gpu_memory_bytes"] = torch.cuda.memory_allocated()
-    return found
+        with contextlib.suppress(OSError, ValueError):  # Linux alone has this file
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+            for name, about, key in (
+                ("amused_memory_bytes", "Resident memory in bytes", "VmRSS"),
+                ("amused_memory_peak_bytes", "The most resident memory so far in bytes", "VmHWM"),
+            ):
+                yield GaugeMetricFamily(name, about, 1024 * int(status[key].split()[0]))
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            about = "Allocated GPU memory in bytes"
+            yield GaugeMetricFamily("amused_gpu_memory_bytes", about, torch.cuda.memory_allocated())
 
 
 def routes(metrics: Metrics) -> list[Route]:
@@ -150,7 +135,7 @@ def routes(metrics: Metrics) -> list[Route]:
 
     async def show(request: Request) -> Response:
         if not hmac.compare_digest(password(request.headers.get("authorization", "")), token.encode()):
-            return PlainTextResponse("The owner's token is needed.\n", 401, {"www-authenticate": "Basic"})
+            return PlainTextResponse("The owner token is required.\n", 401, CHALLENGE)
         headers = {"cache-control": "no-store", "content-type": CONTENT_TYPE_LATEST}
         return PlainTextResponse(metrics.text(), headers=headers)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SamplingStep(Protocol):
-    """One sampling step is done; `step` counts from 1 to `steps`. Tokens are (height, width); masked ones are open."""
+    """A sampling step; `step` counts from 1 to `steps`. Tokens are (height, width); masked ones are open."""
 
     @property
     def index(self) -> int: ...
@@ -35,7 +35,7 @@ class SamplingStep(Protocol):
 
 @runtime_checkable
 class FinishedImage(Protocol):
-    """One image is finished. Tokens are (height, width) and convert to a NumPy array."""
+    """A finished image. Tokens are (height, width) and convert to a NumPy array."""
 
     @property
     def index(self) -> int: ...

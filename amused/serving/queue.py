@@ -1,11 +1,11 @@
 """One loaded model, many runs: who samples next, which model is in memory, and one load for all who wait for it.
 
-Runs take turns image by image, in the order in which they queue, so that a sweep of many seeds does not hold up a
-single image. Runs of one owner, such as a browser tab, go one after the other. At most one model is in memory: runs
-that need another one get it when no run uses the present one, or after `SWITCH_TIMEOUT` seconds. Knows threads and
-names of models; nothing of recipes, images or pages.
+Every run has a slot in the queue. The first `at_once` of them are admitted and take turns with the model, image by
+image, so that a sweep of many seeds does not hold up a single image; runs of one session, such as a browser tab, are
+admitted one after the other. At most one model is in memory: runs that need another one get it when no run uses the
+present one, or after `SWITCH_TIMEOUT` seconds. Knows threads and names of models; nothing of recipes, images or pages.
 
-    with queue.enter(owner=tab) as slot:
+    with queue.enter(session=tab) as slot:
         for status in slot.acquire("nouns"):
             ...  # show it; closing the generator at any point frees the slot
         sample(slot.model)
@@ -22,24 +22,24 @@ import traceback
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 
-from amused.errors import UserError
+from amused.errors import UserError, chain
 from amused.serving.model import Model
 
 log = logging.getLogger(__name__)
 
 STATUS_SECONDS = 1.0  # a waiting run yields at least this often, so that it can be closed
 SWITCH_TIMEOUT = 30.0  # seconds that a model stays in use while runs of another one wait
-MAX_WAITING_RUNS = 4  # of one owner, behind the one that runs
+MAX_WAITING_RUNS = 4  # of one session, behind the one that runs
 
 BUSY = "Too many people are waiting at the moment: try again in a minute."
-TOO_MANY_OF_OWNER = f"{MAX_WAITING_RUNS} of your runs are waiting already: let one finish first."
+TOO_MANY_OF_SESSION = f"{MAX_WAITING_RUNS} of your runs are waiting already: let one finish first."
 
 ReportProgress = Callable[[float | None, str], None]
 """Called during a load: the fraction done, where known, and what is being done."""
 
 
 class StoppedError(Exception):
-    """The run was stopped by its owner, or its slot was left."""
+    """The run was stopped, or its slot was left."""
 
 
 class LoadCancelledError(Exception):
@@ -52,12 +52,12 @@ class Status:
 
     Attributes:
         share: the fraction of a load that is done, where known.
-        behind_owner: an earlier run of the same owner is still going on.
+        behind_own: an earlier run of the same session is still going on.
     """
 
     text: str
     share: float | None = None
-    behind_owner: bool = False
+    behind_own: bool = False
 
 
 class PendingLoad:
@@ -70,19 +70,20 @@ class PendingLoad:
 
 
 class Slot:
-    """One run's place in the queue, made by `RunQueue.enter`. Leaves it at the end of the context.
+    """A run in the queue, made by `RunQueue.enter`. Leaves it at the end of the context.
 
     Attributes:
-        stopped: the owner stopped this run, or it has left; `admit` and `acquire` then raise StoppedError.
+        stopped: the run was stopped, or it has left; `admit` and `acquire` then raise StoppedError.
+        model_name: of the model it waits for or uses, "" before `acquire`.
     """
 
-    def __init__(self, queue: RunQueue, owner: Hashable, on_preempt: Callable[[], None]) -> None:
+    def __init__(self, queue: RunQueue, session: Hashable, on_preempt: Callable[[], None]) -> None:
         self._queue = queue
         self._changed = queue._changed
-        self.owner = owner
+        self.session = session
         self.on_preempt = on_preempt
         self.stopped = False
-        self.model_name: str | None = None
+        self.model_name = ""
         self.since = 0.0
         self.failure: Exception | None = None
 
@@ -104,7 +105,7 @@ class Slot:
         return self._queue._holder is self
 
     def admit(self) -> Generator[Status]:
-        """Wait for earlier runs of the same owner and for one of the places. Call before loading anything large."""
+        """Wait until the run is one of `at_once` and the first of its session. Call before loading anything large."""
         yield from self._wait_until(lambda: self._queue._is_admitted(self))
 
     def acquire(self, name: str) -> Generator[Status]:
@@ -117,22 +118,22 @@ class Slot:
         self.failure = None
         yield from self.admit()
         try:
-            self._queue._queue_up(self, name)
+            self._queue._wait_for_turn(self, name)
             yield from self._wait_until(lambda: self.holds_model)
         except BaseException:
             self.release()
             raise
 
     def yield_turn(self) -> bool:
-        """Release the model if another run waits for a turn; whether so."""
+        """Release the model if another run waits. Returns whether it did."""
         with self._changed:
-            if not self._queue._line:
+            if not self._queue._waiting:
                 return False
             self.release()
             return True
 
     def release(self) -> None:
-        """Give the model back, or stop waiting for it; the slot keeps its place among the runs."""
+        """Give the model back, or stop waiting for it; the run stays admitted."""
         with self._changed:
             self._queue._drop_turn(self)
             self._queue._advance()
@@ -145,7 +146,7 @@ class Slot:
                 self._queue._slots.remove(self)
             self._queue._drop_turn(self)
             self._queue._advance()
-            self._changed.notify_all()  # for those that wait to be admitted
+            self._changed.notify_all()  # for runs that wait to be admitted
 
     def _wait_until(self, reached: Callable[[], bool]) -> Generator[Status]:
         def is_decided() -> bool:
@@ -174,7 +175,7 @@ class RunQueue:
             `ReportProgress`, which raises when no run waits for that model any more.
         read: brings such a model into memory. The former model has been dropped when it is called.
         at_once: how many runs take turns.
-        length: how many more may wait; others are refused.
+        length: how many more may queue; others are refused.
     """
 
     def __init__(
@@ -188,37 +189,37 @@ class RunQueue:
         self._at_once, self._length = at_once, length
         self._changed = threading.Condition()
         self._slots: list[Slot] = []  # by arrival
-        self._line: list[Slot] = []  # runs waiting for the model, in order
+        self._waiting: list[Slot] = []  # runs waiting for the model, in order
         self._holder: Slot | None = None
         self._loads: dict[str, PendingLoad] = {}
         self._reading: PendingLoad | None = None
         self._switched = 0.0
         self.model: Model | None = None
-        self.model_name: str | None = None
+        self.model_name = ""
 
-    def enter(self, owner: Hashable = None, on_preempt: Callable[[], None] = lambda: None) -> Slot:
+    def enter(self, session: Hashable = None, on_preempt: Callable[[], None] = lambda: None) -> Slot:
         """A slot for a run.
 
         Args:
-            owner: runs of the same owner are served one after the other; None: no owner.
+            session: runs of the same session are served one after the other; None: no session.
             on_preempt: called from any thread when the model is dropped while this run is between two turns.
 
         Raises:
-            UserError: too many runs wait, of all or of this owner.
+            UserError: too many runs wait, of all or of this session.
         """
-        slot = Slot(self, owner, on_preempt)
+        slot = Slot(self, session, on_preempt)
         with self._changed:
             if len(self._slots) >= self._at_once + self._length:
                 raise UserError(BUSY)
-            if len(self._of(owner)) > MAX_WAITING_RUNS:
-                raise UserError(TOO_MANY_OF_OWNER)
+            if len(self._of(session)) > MAX_WAITING_RUNS:
+                raise UserError(TOO_MANY_OF_SESSION)
             self._slots.append(slot)
         return slot
 
-    def stop(self, owner: Hashable) -> int:
-        """Stop the runs of this owner. Returns how many there were."""
+    def stop(self, session: Hashable) -> int:
+        """Stop the runs of this session. Returns how many there were."""
         with self._changed:
-            slots = self._of(owner)
+            slots = self._of(session)
             for slot in slots:
                 slot.stopped = True
             self._changed.notify_all()
@@ -231,43 +232,43 @@ class RunQueue:
 
     # What follows is called with the lock held.
 
-    def _of(self, owner: Hashable) -> list[Slot]:
-        return [] if owner is None else [slot for slot in self._slots if slot.owner == owner]
+    def _of(self, session: Hashable) -> list[Slot]:
+        return [] if session is None else [slot for slot in self._slots if slot.session == session]
 
-    def _earlier_of_owner(self, slot: Slot) -> list[Slot]:
-        own = self._of(slot.owner)
+    def _earlier_of_session(self, slot: Slot) -> list[Slot]:
+        own = self._of(slot.session)
         return own[: own.index(slot)] if slot in own else []
 
     def _is_admitted(self, slot: Slot) -> bool:
-        """Whether it is the first of its owner, and one of the first `at_once` of those."""
-        if self._earlier_of_owner(slot):
+        """Whether it is the first of its session, and one of the first `at_once` of those."""
+        if self._earlier_of_session(slot):
             return False
         before = self._slots[: self._slots.index(slot)]
-        return sum(not self._earlier_of_owner(other) for other in before) < self._at_once
+        return sum(not self._earlier_of_session(other) for other in before) < self._at_once
 
     def _status(self, slot: Slot) -> Status:
-        own = len(self._earlier_of_owner(slot))
+        own = len(self._earlier_of_session(slot))
         if own:
-            return Status(f"Queued: {own} ahead of you", behind_owner=True)
-        load = self._loads.get(slot.model_name or "")
+            return Status(f"Queued: {own} ahead of you", behind_own=True)
+        load = self._loads.get(slot.model_name)
         if load is not None and (load is self._reading or not load.fetched):
             return load.status
-        in_line = slot in self._line
-        ahead = self._line.index(slot) + (self._holder is not None) if in_line else self._slots.index(slot)
+        is_admitted = slot in self._waiting
+        ahead = self._waiting.index(slot) + (self._holder is not None) if is_admitted else self._slots.index(slot)
         return Status(f"Queued: {ahead} ahead of you" if ahead else "Waiting for the model")
 
-    def _queue_up(self, slot: Slot, name: str) -> None:
+    def _wait_for_turn(self, slot: Slot, name: str) -> None:
         with self._changed:
             if self._holder is slot and self.model_name == name:
                 return
             self._drop_turn(slot)
             slot.model_name, slot.since = name, time.monotonic()
-            self._line.append(slot)
+            self._waiting.append(slot)
             self._advance()
 
     def _drop_turn(self, slot: Slot) -> None:
-        if slot in self._line:
-            self._line.remove(slot)
+        if slot in self._waiting:
+            self._waiting.remove(slot)
         if self._holder is slot:
             self._holder = None
 
@@ -277,13 +278,11 @@ class RunQueue:
         """Give the model to the next run, or start to load the model that the next run needs."""
         if self._holder is not None or self._reading is not None:
             return
-        for slot in self._line:
+        for slot in self._waiting:
             if slot.model_name != self.model_name and slot.model_name not in self._loads:
-                self._start_load(slot.model_name or "")
+                self._start_load(slot.model_name)
         ready = [
-            slot
-            for slot in self._line
-            if slot.model_name == self.model_name or self._loads[slot.model_name or ""].fetched
+            slot for slot in self._waiting if slot.model_name == self.model_name or self._loads[slot.model_name].fetched
         ]
         if not ready:
             return
@@ -296,14 +295,14 @@ class RunQueue:
                 if following.model_name != self.model_name:
                     return
         if following.model_name == self.model_name:
-            self._line.remove(following)
+            self._waiting.remove(following)
             self._holder = following
         else:
             for slot in self._slots:
                 if self.model is not None and slot.model_name == self.model_name:
                     slot.on_preempt()
-            self.model, self.model_name = None, None
-            self._reading = self._loads[following.model_name or ""]
+            self.model, self.model_name = None, ""
+            self._reading = self._loads[following.model_name]
         self._changed.notify_all()
 
     # Loads, each in a thread of its own.
@@ -335,9 +334,9 @@ class RunQueue:
                 if model is not None:
                     self.model, self.model_name, self._switched = model, load.name, time.monotonic()
             if failure is not None:
-                for slot in [slot for slot in self._line if slot.model_name == load.name]:
+                for slot in [slot for slot in self._waiting if slot.model_name == load.name]:
                     slot.failure = failure
-                    self._line.remove(slot)
+                    self._waiting.remove(slot)
             self._advance()
             self._changed.notify_all()
 
@@ -355,15 +354,11 @@ class RunQueue:
                 self._changed.wait(STATUS_SECONDS)
 
     def _check_wanted(self, load: PendingLoad) -> None:
-        if not any(slot.model_name == load.name for slot in self._line):
+        if not any(slot.model_name == load.name for slot in self._waiting):
             raise LoadCancelledError
 
 
 def forget_frames(error: BaseException) -> None:
     """Clear the frames of an error: tensors of gigabytes would live as long as the error."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
+    for cause in chain(error):
         traceback.clear_frames(cause.__traceback__)
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Collection, Generator, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from amused.checkpoints.adapters import list_adapters, with_digests
+from amused.checkpoints.adapters import list_adapters, log_once, with_digests
 from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names
 from amused.errors import UserError
 from amused.generation.images import digest
@@ -30,7 +31,7 @@ from amused.serving.zero_gpu import ON_ZERO_GPU, gpu_seconds, has_cuda, on_gpu
 
 log = logging.getLogger(__name__)
 
-SIZES = {"amused-256": (256, 16), "amused-512": (512, 32)}  # known before the download: size and multiple
+HUB_DOWNLOAD = "files from the Hub"  # of unknown size
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Choice:
     """A model that can be chosen.
 
     Attributes:
-        download: how much choosing it downloads, None for nothing.
+        download: what choosing it downloads, for people; None if nothing.
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
+        source: what to load if not the name: a folder, whose path stays on this machine.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Choice:
     traits: dict[str, Any] | None = None
     size: int = 256
     multiple: int = 32
+    source: str = ""
 
 
 def choices() -> list[Choice]:
@@ -56,12 +59,23 @@ def choices() -> list[Choice]:
     for name in bundled_names():
         file = BUNDLED / name / TRAITS
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
-        found.append(Choice(name, "small and quick, comes with this page", traits=traits))
+        found.append(Choice(name, "small and fast, included", traits=traits))
     for name, published in PUBLISHED.items():
-        size, multiple = SIZES[name]
         about = f"any subject, {published.download} download"
-        found.append(Choice(name, about, published.download, size=size, multiple=multiple))
+        found.append(Choice(name, about, published.download, size=published.size, multiple=published.multiple))
     return found
+
+
+def choice_of(name_or_path: str, others: Collection[str]) -> Choice:
+    """The owner's `--model`: a folder under its own name, numbered if one of `others` has it, or "owner/name"."""
+    about = "set by --model"
+    if not os.path.isdir(name_or_path):
+        return Choice(name_or_path, about, HUB_DOWNLOAD)
+    name = unique = Path(name_or_path).resolve().name or "model"
+    number = 2
+    while unique in others:
+        unique, number = f"{name}-{number}", number + 1
+    return Choice(unique, about, source=name_or_path)
 
 
 def load_model(name: str, report: ReportProgress, quantize: str | None = None, adapters: Path | None = None) -> Model:
@@ -80,7 +94,7 @@ def load_model(name: str, report: ReportProgress, quantize: str | None = None, a
 def read_model(model: Model) -> None:
     """Load a model's weights, after freeing the memory of the previous model."""
     free_memory()
-    # A forked process would load the rest for itself alone, and the next one again.
+    # Otherwise each forked ZeroGPU process would load the rest again.
     model.read_weights(everything=ON_ZERO_GPU)
 
 
@@ -103,7 +117,8 @@ class Runtime:
     """Holds at most one model and the queue of runs that use it.
 
     Args:
-        load: returns a model by its name, its files in place; `read_weights` then loads its weights.
+        load: returns a model by its name or folder, its files in place; `read_weights` then loads its weights.
+        default: the name of a model, a folder, or "owner/name" on the Hub.
         adapters: the owner's folder of adapters, or None.
     """
 
@@ -118,15 +133,17 @@ class Runtime:
     ) -> None:
         self.models = choices() if models is None else models
         self.adapters = adapters
-        self.queue = RunQueue(load, read_model, at_once, queue)
+        self.queue = RunQueue(self._load_choice, read_model, at_once, queue)
         self.metrics = Metrics(self.queue.counts)
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self._pixels_per_token: dict[str, int] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
-        if self.default not in {choice.name for choice in self.models}:
-            self.models = [*self.models, Choice(self.default, "chosen at the start")]
+        names = {choice.name for choice in self.models}
+        if self.default not in names:
+            self.models = [*self.models, choice_of(self.default, names)]
+            self.default = self.models[-1].name
         self.sample = on_gpu(self._sample, gpu_seconds)
 
     # Choices
@@ -138,8 +155,17 @@ class Runtime:
         raise UserError(f"There is no model of that name here; choose one of {', '.join(c.name for c in self.models)}.")
 
     def adapters_for(self, model: str) -> list[str]:
-        """The names of the adapters that can be chosen with a model."""
-        return [adapter.name for adapter in list_adapters(self.adapters) if adapter.fits(model)]
+        """The names of the adapters that can be chosen with a model: trained on it, or they do not say on which."""
+        names = {None, model.rpartition("/")[2]}
+        if source := self.choice(model).source:  # by the folder's name, and by that of a link to it
+            names |= {Path(source).resolve().name, os.path.basename(os.path.abspath(source))}
+        offered = []
+        for adapter in list_adapters(self.adapters):
+            if adapter.base in names:
+                offered.append(adapter.name)
+            else:
+                log_once(f"The adapter {adapter.name!r} is not offered with {model}: it was trained on {adapter.base}.")
+        return offered
 
     def is_loaded(self, name: str) -> bool:
         return self.queue.model_name == name
@@ -159,10 +185,6 @@ class Runtime:
 
     # Recipes
 
-    def resolve_adapters(self, recipe: Recipe) -> Recipe:
-        """The recipe with the digests of its adapters; raises UserError if one is missing or differs."""
-        return with_digests(self.adapters, recipe)
-
     def with_default_size(self, recipe: Recipe, image: Image.Image | None) -> Recipe:
         """The recipe with a size for its input image: of the same shape, the longer side as the model's own."""
         keeps_its_size = recipe.only_masked or recipe.parent is not None
@@ -174,7 +196,7 @@ class Runtime:
 
     def freeze_recipe(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Recipe:
         """The recipe with everything a replay needs: its size, and the digests of its adapter, image and mask."""
-        recipe = self.resolve_adapters(recipe)
+        recipe = with_digests(self.adapters, recipe)
         if recipe.parent is not None or image is None:
             return recipe
         recipe = self.with_default_size(recipe, image)
@@ -186,24 +208,24 @@ class Runtime:
     def run(
         self,
         read_request: ReadRequest,
-        owner: Hashable = None,
+        session: Hashable = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Generator[Event]:
         """The whole life of a run, as events: see `amused.serving.jobs`. Close the iterator to cancel the run.
 
         Args:
-            read_request: called once the run has a place; raises UserError to refuse.
-            owner: runs of one owner, such as a browser tab, go one after the other; `stop` ends them all.
-            should_stop: asked after each event; for a stop from before the run was in the queue.
+            read_request: called once the run is admitted; raises UserError to refuse.
+            session: runs of one session, such as a browser tab, go one after the other; `stop` ends them all.
+            should_stop: checked after each event: covers a Stop pressed before the run was queued.
 
         Raises:
             UserError: the run is refused, cannot be made, or has taken all the time it gets.
         """
-        return Job(self, read_request, owner, should_stop).run()
+        return Job(self, read_request, session, should_stop).run()
 
-    def stop(self, owner: Hashable) -> int:
-        """Stop the runs of this owner. Returns how many there were."""
-        return self.queue.stop(owner)
+    def stop(self, session: Hashable) -> int:
+        """Stop the runs of this session. Returns how many there were."""
+        return self.queue.stop(session)
 
     def warm_up(self) -> threading.Thread:
         """Load the default model in the background, so that the first visitor waits less."""
@@ -222,11 +244,13 @@ class Runtime:
         thread.start()
         return thread
 
-    # For jobs
+    # Loading and sampling
 
-    def note_size(self, name: str, model: Model) -> None:
+    def _load_choice(self, name: str, report: ReportProgress) -> Model:
+        model = self._load(self.choice(name).source or name, report)
         self._sizes[name] = model.size, model.multiple
         self._pixels_per_token[name] = model.pixels_per_token
+        return model
 
     def note_pace(self, name: str, seconds_per_step: float) -> None:
         self._seconds_per_step[name] = seconds_per_step
@@ -238,7 +262,7 @@ class Runtime:
         if queue.model is None or queue.model_name != recipe.model:
             # Only in the forked process of a shared GPU, which can hold an older model than was asked for.
             queue.model = None
-            model = self._load(recipe.model, lambda share, text: None)
+            model = self._load_choice(recipe.model, lambda share, text: None)
             read_model(model)
             queue.model, queue.model_name = model, recipe.model
         yield from jobs.sample(queue.model, recipe, image, mask)

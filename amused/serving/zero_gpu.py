@@ -31,7 +31,7 @@ def has_cuda() -> bool:
 
 
 def gpu_seconds(recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
-    """Seconds of GPU time to request: what the recipe needs and no more, as visitors have a few minutes a day."""
+    """Seconds of GPU time to request: what the recipe needs and no more: visitors have a daily quota."""
     return min(MAX_SECONDS, 15 + round(0.1 * recipe.steps * len(recipe.seeds)))
 
 
@@ -41,5 +41,4 @@ def on_gpu(task: Callable[Arguments, Returned], duration: Callable[Arguments, in
         return task
     import spaces
 
-    on_gpu_task: Callable[Arguments, Returned] = spaces.GPU(task, duration=duration)
-    return on_gpu_task
+    return spaces.GPU(task, duration=duration)

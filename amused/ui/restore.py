@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
+from amused.checkpoints.adapters import with_digests
 from amused.errors import UserError
 from amused.recipe.links import Shared, from_query
 from amused.recipe.recipe import INPAINT, STRENGTHS
@@ -138,7 +139,7 @@ class PageFiller:
             if shared is None:
                 return {}
             self.runtime.choice(shared.recipe.model)
-            self.runtime.resolve_adapters(shared.recipe)
+            with_digests(self.runtime.adapters, shared.recipe)
         except Exception as error:
             return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
         recipe = shared.recipe

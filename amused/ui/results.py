@@ -48,7 +48,7 @@ class Requested(NamedTuple):
 
 @dataclass(eq=False)
 class TabState:
-    """What the events of one tab in one browser share. It is the owner of the tab's runs.
+    """What the events of one tab in one browser share. It is the session of the tab's runs.
 
     Attributes:
         images: what the gallery shows.
@@ -222,7 +222,7 @@ class ShownRun:
     def show(self, event: Event) -> Iterator[Updates]:
         updates: Updates = {}
         if isinstance(event, Status):
-            if not event.behind_owner:  # otherwise the status is that of the earlier run
+            if not event.behind_own:  # otherwise the status is that of the earlier run
                 updates = {self.view.status: busy_line(event.text, event.share)}
         elif isinstance(event, Started):
             yield self.start(event)

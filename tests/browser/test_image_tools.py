@@ -261,7 +261,7 @@ def test_masks_of_every_kind() -> None:
     ]
     with pytest.raises(UserError, match="Paint over the part to change"):
         mask_tools.build_mask(size, nothing, None, NO_BOX, True)
-    with pytest.raises(UserError, match="mask is empty"):
+    with pytest.raises(UserError, match="upload a mask"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
     with pytest.raises(UserError, match="whole image is painted"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)

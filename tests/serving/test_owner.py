@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from amused.errors import UserError
-from amused.limits import LIMITS
+from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving import metrics
 from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
@@ -36,23 +37,41 @@ TOKEN = "a-token-of-the-owner"
 # Limits
 
 
+ROWS = re.findall(
+    r"^\| `(AMUSED_\w+)` \| .* \| ([\d,]+) \| ([\d,]+) to ([\d,]+) \|$",
+    (ROOT / "amused" / "serving" / "README.md").read_text("utf-8"),
+    re.M,
+)
+LIMITS = {name: tuple(int(number.replace(",", "")) for number in numbers) for name, *numbers in ROWS}
+"""By variable, as the documentation has it: default, lowest and highest value."""
+
+
+def read_limits(**environment: str) -> dict[str, int]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in LIMITS:
+            patch.setenv(name, environment.get(name, " "))
+        values = runpy.run_path(str(ROOT / "amused" / "limits.py"))
+    return {name: value for name, value in values.items() if name.isupper()}
+
+
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("value", ["-1", "many", "1e3", "NaN", "9" * 40, "1.5", "٣", "0x10"])
 def test_a_limit_that_is_none_is_refused_in_a_sentence(name: str, value: str) -> None:
-    with pytest.raises(UserError, match=rf"^{name} must be a whole number from \d+ to \d+\.$"):
-        LIMITS[name].read({name: value})
+    with pytest.raises(SystemExit, match=rf"^{name} must be a whole number from \d+ to \d+\.$"):
+        read_limits(**{name: value})
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_limits_have_defaults_within_their_range_and_stand_in_the_readme(name: str) -> None:
-    limit = LIMITS[name]
-    assert limit.read({}) == limit.read({name: " "}) == limit.value
-    assert limit.read({name: str(limit.least)}) == limit.least <= limit.value <= limit.most
-    readme = (ROOT / "amused" / "serving" / "README.md").read_text("utf-8")
-    (row,) = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \| (.*) \|$", readme, re.M)
-    about, *numbers = row
-    assert about == limit.about
-    assert numbers == [f"{limit.value:,}", f"{limit.least:,} to {limit.most:,}"]
+def test_limits_are_as_the_readme_says(name: str) -> None:
+    default, low, high = LIMITS[name]
+    assert read_limits(**{name: str(default)}) == read_limits()
+    assert low == default or read_limits(**{name: str(low)}) != read_limits()
+    with pytest.raises(SystemExit, match=rf"from {low} to {high}\."):
+        read_limits(**{name: str(high + 1)})
+
+
+def test_every_limit_stands_in_the_readme() -> None:
+    assert list(LIMITS) == re.findall(r'limit\("(\w+)"', (ROOT / "amused" / "limits.py").read_text("utf-8"))
 
 
 def test_limits_are_obeyed_and_a_bad_one_ends_the_program() -> None:
@@ -104,6 +123,17 @@ def test_the_cache_forgets_what_is_old_and_then_what_is_oldest(tmp_path: Path) -
     assert sweep(tmp_path, {str(kept)}, 3600, 100, now=1_000_000) == 1  # what is in use stays however full it is
     assert young.exists() and not newer.exists()
     assert sweep(tmp_path / "nowhere", set(), 3600, 100) == 0
+
+
+def test_a_sweep_survives_files_that_go_and_knows_kept_ones_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "real"
+    kept, old = (old_file(folder / name / "1.png", 10, 5000) for name in ("a", "b"))
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter([folder / "gone.png", kept, old]))
+    assert sweep(folder, {str(tmp_path / "link" / "a" / "1.png")}, 3600, 5700, now=1_000_000) == 1
+    assert kept.exists() and not old.exists()
 
 
 def test_the_cache_is_a_folder_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +219,7 @@ def test_counters_are_shown_to_the_owner(address: str, runtime: Runtime) -> None
 def test_nobody_else_sees_them(address: str, header: str | None) -> None:
     answer = httpx.get(f"{address}metrics", headers={} if header is None else {"authorization": header})
     assert answer.status_code == 401 and "amused_" not in answer.text
+    assert "realm=" in answer.headers["www-authenticate"]
     assert httpx.get(f"{address}metrics?token={TOKEN}").status_code == 401
 
 
@@ -213,8 +244,8 @@ def test_the_launch_serves_this_machine_alone_and_nothing_but_the_page(monkeypat
     options = launch_options()
     assert options["allowed_paths"] == [] and options["show_error"] is False and options["run_history"] is False
     assert options["enable_monitoring"] is False and options["state_session_capacity"] == 1000
-    assert options["max_file_size"] == LIMITS["AMUSED_MAX_PICTURE_BYTES"].value
+    assert options["max_file_size"] == MAX_PICTURE_BYTES
     assert not {"share", "auth", "server_name", "debug", "strict_cors"} & set(options)
     page = build_page(fake_runtime())
     assert page.analytics_enabled is False
-    assert page._queue.max_size == LIMITS["AMUSED_QUEUE"].value + LIMITS["AMUSED_RUNS_AT_ONCE"].value
+    assert page._queue.max_size == QUEUE_LENGTH + RUNS_AT_ONCE

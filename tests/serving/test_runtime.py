@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -354,8 +355,37 @@ def test_only_listed_models_are_loaded() -> None:
 
 def test_a_model_named_at_the_start_is_a_choice() -> None:
     runtime = Runtime(CHOICES, lambda name, progress: FakeModel(name), default="owner/other")
+    (choice,) = [choice for choice in runtime.models if choice.name == "owner/other"]
+    assert choice.download  # the page must not call it ready
     runtime.warm_up().join(60)
     assert runtime.is_loaded("owner/other")
+
+
+def test_the_size_of_a_model_is_known_once_it_is_loaded() -> None:
+    runtime = Runtime([], lambda name, progress: FakeModel(name, size=64), default="owner/other")
+    runtime.warm_up().join(60)
+    assert runtime.native_size("owner/other") == (64, 32)
+
+
+def test_a_model_folder_is_known_by_its_name_and_its_path_stays_here(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("mine", "nouns")]
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    asked = []
+
+    def load(name: str, progress: object) -> FakeModel:
+        asked.append(name)
+        return FakeModel(name)
+
+    for given, name in ((folders[0], "mine"), (tmp_path / "link", "mine"), (folders[1], "nouns-2")):
+        runtime = Runtime(CHOICES, load, default=str(given))
+        assert runtime.default == runtime.models[-1].name == name
+        (result,) = [event for event in start(runtime, recipe(model=name)) if isinstance(event, Result)]
+        assert result.recipe.model == name and asked[-1] == str(given)
+        with pytest.raises(UserError) as refused:
+            runtime.choice(str(given))
+        assert str(tmp_path) not in str(refused.value)
 
 
 def test_previews_come_during_a_picture_and_do_not_dominate() -> None:
@@ -383,16 +413,16 @@ def test_each_request_has_a_line_in_the_log_and_no_prompt(
     make(runtime, recipe("a secret\nfox", seeds=2))
     with pytest.raises(UserError):
         next(start(runtime, recipe(model="nowhere")))
-    stopped = start(runtime, recipe(seeds=2), owner="a tab")
+    stopped = start(runtime, recipe(seeds=2), session="a tab")
     next(stopped)
     assert runtime.stop("a tab") == 1
     assert [(event.stopped, event.num_done) for event in stopped if isinstance(event, Summary)] == [(True, 0)]
     monkeypatch.setenv("AMUSED_LOG_PROMPTS", "1")
     make(runtime, recipe("a secret\nfox"))
     done, refused, stopped_line, told = caplog.messages
-    assert "outcome=done pictures=2/2" in done and "model='nouns' task=text_to_image steps=3" in done
+    assert "outcome=done images=2/2" in done and "model='nouns' task=text_to_image steps=3" in done
     assert "secret" not in done and "prompt='a secret\\nfox'" in told
-    assert "outcome=refused" in refused and "outcome=stopped pictures=0/2" in stopped_line
+    assert "outcome=refused" in refused and "outcome=stopped images=0/2" in stopped_line
     counted = numbers(runtime)
     assert counted['amused_requests_total{outcome="done"}'] == 2 and counted["amused_pictures_total"] == 3
     assert counted["amused_memory_bytes"] > 10_000_000
@@ -441,8 +471,8 @@ def test_a_result_says_all_that_replays_it() -> None:
 # Owners
 
 
-def owned(runtime: Runtime, prompt: str, owner: str = "a tab", seeds: int = 2) -> Generator[Event]:
-    return start(runtime, recipe(prompt, seeds=seeds, steps=2), owner=owner)
+def owned(runtime: Runtime, prompt: str, session: str = "a tab", seeds: int = 2) -> Generator[Event]:
+    return start(runtime, recipe(prompt, seeds=seeds, steps=2), session=session)
 
 
 def last(events: Generator[Event]) -> tuple[bool, int]:
@@ -452,48 +482,48 @@ def last(events: Generator[Event]) -> tuple[bool, int]:
     return summary.stopped, summary.num_done
 
 
-def test_runs_of_one_owner_go_one_after_the_other_in_the_order_they_came() -> None:
+def test_runs_of_one_session_go_one_after_the_other_in_the_order_they_came() -> None:
     order = Order()
     runtime = runtime_of(order.load)
     runs = [owned(runtime, f"run {number}") for number in range(3)]
     statuses = [next(run) for run in runs]
     assert isinstance(statuses[0], Started)
-    assert statuses[1:] == [Status(f"Queued: {ahead} ahead of you", behind_owner=True) for ahead in (1, 2)]
+    assert statuses[1:] == [Status(f"Queued: {ahead} ahead of you", behind_own=True) for ahead in (1, 2)]
     together(*(lambda run=run: list(run) for run in reversed(runs)))
     assert order.steps == [f"run {number}" for number in range(3) for _ in range(6)]
 
 
-def test_a_waiting_run_of_an_owner_takes_nobody_s_place() -> None:
+def test_a_waiting_run_of_a_session_takes_nobody_s_place() -> None:
     runtime = fake_runtime(at_once=2)
     mine = [owned(runtime, "mine") for _ in range(3)]
     for run in mine:
         next(run)
-    other = owned(runtime, "other", owner="another tab")
+    other = owned(runtime, "other", session="another tab")
     assert isinstance(next(other), Started)
     for run in (*mine, other):
         run.close()
 
 
-def test_an_owner_s_runs_that_wait_are_limited() -> None:
+def test_a_session_s_runs_that_wait_are_limited() -> None:
     runtime = fake_runtime()
     runs = [owned(runtime, "mine") for _ in range(queue.MAX_WAITING_RUNS + 1)]
     for run in runs:
         next(run)
     with pytest.raises(UserError, match="of your runs are waiting already"):
         next(owned(runtime, "one too many"))
-    assert isinstance(next(owned(runtime, "other", owner="another tab")), Started)
+    assert isinstance(next(owned(runtime, "other", session="another tab")), Started)
     runs[2].close()
-    assert next(owned(runtime, "once more")) == Status("Queued: 4 ahead of you", behind_owner=True)
+    assert next(owned(runtime, "once more")) == Status("Queued: 4 ahead of you", behind_own=True)
 
 
 @pytest.mark.parametrize("when", ["started", "sampling", "loading"])
-def test_stop_ends_the_owner_s_run_and_those_behind_it(when: str) -> None:
+def test_stop_ends_the_session_s_run_and_those_behind_it(when: str) -> None:
     runtime = fake_runtime(load_seconds=0.2 if when == "loading" else 0)
     first, second = owned(runtime, "first", seeds=64), owned(runtime, "second")
     while not isinstance(next(first), {"started": Started, "sampling": Result, "loading": Status}[when]):
         pass
     next(second)
-    other = owned(runtime, "other", owner="another tab")
+    other = owned(runtime, "other", session="another tab")
     next(other)
     assert runtime.stop("a tab") == 2
     for run, num_images in ((first, 64), (second, 0)):
@@ -506,7 +536,7 @@ def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, not when they next say how things stand."""
     monkeypatch.setattr(queue, "STATUS_SECONDS", 1000.0)
     runtime = fake_runtime()
-    held = owned(runtime, "held", owner="another tab")
+    held = owned(runtime, "held", session="another tab")
     while not isinstance(next(held), Progress):
         pass
     waiting = owned(runtime, "waiting")
@@ -535,7 +565,7 @@ def test_stop_wakes_runs_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stop_from_before_the_run_came_counts() -> None:
     runtime = fake_runtime()
-    (summary,) = start(runtime, recipe(), owner="a tab", should_stop=lambda: True)
+    (summary,) = start(runtime, recipe(), session="a tab", should_stop=lambda: True)
     assert isinstance(summary, Summary) and summary.stopped and summary.num_images == 0
 
 

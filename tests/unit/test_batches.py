@@ -15,7 +15,7 @@ import amused
 from amused.generation import sampling
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.sampling import (
-    SamplingStep,
+    StepPlan,
     mask_at_random,
     num_masked,
     sampling_steps,
@@ -89,7 +89,7 @@ def test_a_step_on_all_positions_and_on_the_masked_ones_is_the_same() -> None:
     masked_idx = (tokens != 99).byte().argsort(dim=1, stable=True)[:, :38].sort(dim=1).values
     some = logits.gather(1, masked_idx[..., None].expand(-1, -1, 16))
     for left in (torch.tensor([1, 7, 20]), None):
-        step = SamplingStep(1, left, torch.tensor(2.0))
+        step = StepPlan(1, left, torch.tensor(2.0))
         everywhere = unmask_step(logits, tokens, 99, step, generators(1, 2, 3))
         assert torch.equal(everywhere, unmask_step(some, tokens, 99, step, generators(1, 2, 3), masked_idx))
         assert (everywhere == 99).sum(dim=1).tolist() == ([0, 0, 0] if left is None else left.tolist())
@@ -142,7 +142,7 @@ def test_the_loop_needs_no_value_from_the_device(task, monkeypatch) -> None:
         predict = Predictor(network, prompts, recipe, 3, mask_id)
         tokens = torch.full((3, 4, 4), mask_id)
         counts = torch.ones(3, dtype=torch.int64)
-        for step in (SamplingStep(1, counts, torch.rand(())), SamplingStep(2, None, torch.rand(()))):
+        for step in (StepPlan(1, counts, torch.rand(())), StepPlan(2, None, torch.rand(()))):
             logits = predict(tokens, step, None)
             assert logits.shape == (3, 16, 64)
             tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))

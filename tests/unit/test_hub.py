@@ -222,7 +222,7 @@ def test_says_what_to_do_about_the_disk(hub: Hub, monkeypatch: pytest.MonkeyPatc
         patch.setattr("huggingface_hub.hf_hub_download", fail)
         with pytest.raises(UserError, match=words) as caught:
             checkpoint.load_transformer(CPU, FLOAT)
-    assert "someone" not in str(caught.value)
+    assert "someone" not in str(caught.value) and "GB" not in str(caught.value)  # the size is not known
     checkpoint.load_transformer(CPU, FLOAT)
 
 
@@ -246,7 +246,7 @@ def test_a_download_that_breaks_off_leaves_nothing_half_and_works_the_next_time(
     checkpoint = locate("owner/name")
     checkpoint.load_vqgan(CPU, FLOAT)
     hub.share, hub.breaks = share, 100
-    with pytest.raises(UserError, match="the files that are complete are kept"):
+    with pytest.raises(UserError, match="Finished files are kept"):
         checkpoint.fetch_weights()
     assert not (checkpoint.folder / TRANSFORMER).exists()
     hub.breaks = 0

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -232,3 +233,31 @@ def test_refuses_broken_metadata(text: str) -> None:
     image.info["amused"] = text
     with pytest.raises(UserError):
         from_png(image)
+
+
+def test_sizes_and_shares_are_stored_in_one_type() -> None:
+    recipe = Recipe("text_to_image", "a", (1,), width=256.0, height=numpy.int64(512))
+    assert (type(recipe.width), type(recipe.height)) == (int, int)
+    varied = Recipe("vary", "a", (1,), parent=PLAIN, share=Fraction(1, 2))
+    assert type(varied.share) is float
+    assert json.dumps(to_json(varied)) and from_query(to_query(recipe)).recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task": "vary", "parent": PLAIN, "share": 0.5, "strength": 0.5}, "The task vary has no strength."),
+        ({"task": "inpaint", "only_masked": True, "composite": False}, '"Only masked" needs "composite"'),
+        ({"task": "inpaint", "only_masked": True, "width": 256}, "leave out width and height"),
+    ],
+)
+def test_a_refusal_names_what_is_wrong(changes: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        replace(PLAIN, **changes)
+
+
+def test_json_without_a_version_is_not_told_to_update() -> None:
+    with pytest.raises(UserError, match="has no version"):
+        from_json({"task": "text_to_image", "prompt": "a"})
+    with pytest.raises(UserError, match="newer version"):
+        from_json({"version": 99, "task": "text_to_image", "prompt": "a"})

@@ -77,11 +77,11 @@ def test_a_chain_from_a_picture_asks_for_that_picture(model) -> None:
     (first,) = run(model, child, image, mask)
     (again,) = run(model, child, image, mask)  # the parent's tokens are remembered
     assert digest(first.image) == digest(again.image)
-    with pytest.raises(amused.UserError, match="Give an image"):
+    with pytest.raises(amused.UserError, match="Upload an image"):
         run(model, child)
-    with pytest.raises(amused.UserError, match="not the image"):
+    with pytest.raises(amused.UserError, match="another image"):
         run(model, parent, picture(64, 2), mask)
-    with pytest.raises(amused.UserError, match="not the mask"):
+    with pytest.raises(amused.UserError, match="another mask"):
         run(model, parent, image, grid_mask(64, (0, 0, 16, 32)))
 
 
@@ -163,10 +163,10 @@ def test_says_when_the_mask_is_cut_off(model) -> None:
     image, mask = picture(64, 1, height=200), Image.new("L", (64, 200))
     mask.paste(255, (0, 0, 9, 9))
     recipe = amused.Recipe("inpaint", "a cat", (5,), model="tokens", width=64, height=64)
-    with pytest.raises(amused.UserError, match="cut off"):
+    with pytest.raises(amused.UserError, match="cropped away"):
         run(model, recipe, image, mask)
 
 
 def test_refuses_cells_outside_the_picture(model) -> None:
-    with pytest.raises(amused.UserError, match="32 cells"):
+    with pytest.raises(amused.UserError, match="below 32"):
         run(model, amused.Recipe("touch_up", "a", (1,), model="tokens", parent=PARENT, cells=(32,)))

@@ -195,8 +195,7 @@ def weighted_kmeans(
         total = torch.zeros_like(centres).index_add_(0, nearest, x * w[:, None])
         worst = torch.topk(distance * w, count).indices
         centres = torch.where(mass[:, None] > 0, total / mass.clamp(min=1e-9)[:, None], x[worst])
-    found: NDArray[np.float32] = centres.numpy()
-    return found
+    return centres.numpy()
 
 
 def sample_art(nouns: Nouns, vocabulary: Vocabulary, rng: random.Random, count: int, accessories: float) -> Tensor:
