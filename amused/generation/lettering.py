@@ -18,10 +18,11 @@ from pathlib import Path
 from PIL import ImageDraw, ImageFont, features
 
 Font = ImageFont.FreeTypeFont
+Ink = tuple[int, int, int]
 
 SIZE = 15
 SPACING = 4  # pixels between lines
-MAX_LENGTH = 1000  # characters of a text; longer ones end in an ellipsis
+MAX_LENGTH = 300  # characters of a text; longer ones end in an ellipsis
 MAX_SEARCHES = 30  # characters that may be looked for in all fonts without success, per object
 NOT_A_CHARACTER = "\U0010ffff"  # every font draws its box, or nothing, for this
 NOT_REGULAR = re.compile(
@@ -63,7 +64,7 @@ class Lettering:
         """An upper estimate: kerning and joined letters make it shorter."""
         return sum(self._width(char) for char in text)
 
-    def draw(self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: object) -> None:
+    def draw(self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: Ink) -> None:
         left, top = corner
         baseline = top + self.default.getmetrics()[0]
         for number, line in enumerate(lines):
@@ -75,12 +76,11 @@ class Lettering:
     def spell(self, text: str) -> str:
         """The text with characters that no font has replaced, and cut to `MAX_LENGTH`."""
         text = unicodedata.normalize("NFC", text[: 2 * MAX_LENGTH])
-        if len(text) > MAX_LENGTH:
-            text = text[: MAX_LENGTH - 1] + "…"
-        before = " ", *text
-        return "".join(
-            char if self._is_drawable(char, base) else self._replacement(char) for base, char in zip(before, text)
+        spelled = "".join(
+            char if self._is_drawable(char, base) else self._replacement(char)
+            for base, char in zip((" ", *text), text[: MAX_LENGTH + 1])
         )
+        return spelled if len(spelled) <= MAX_LENGTH else spelled[: MAX_LENGTH - 1] + "…"
 
     def _is_drawable(self, char: str, base: str) -> bool:
         """Not so: control and format characters, which may turn the text around, and marks that `base` cannot take."""

@@ -109,7 +109,7 @@ def build(runtime: Runtime) -> None:
         results = gr.JSON(label="results")
 
     def connect(name: str, function: Callable[..., Iterator[Any]], outputs: list[Component]) -> None:
-        offered = {**components, "strength": strengths.get(name)}
+        offered = {**components, "strength": strengths[name]} if name in strengths else components
         inputs = [offered[parameter] for parameter in inspect.signature(function).parameters]
         trigger.click(function, inputs, outputs, api_name=name, **SAMPLING)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gradio as gr
 
 from amused.serving import file_cache
@@ -13,26 +15,27 @@ from amused.ui.tab import Tab
 
 def connect(tab: Tab) -> None:
     settings, dataset = tab.settings, tab.controls.prompt_help.examples
-
-    def fill(values: Values) -> Updates:
-        model = values[settings.model]
-        examples, index = prompts.examples(tab.task, model, tab.runtime.choice(model).traits), values[dataset]
-        if type(index) is not int or not 0 <= index < len(examples):  # selected while the model was changing
-            return NO_CHANGE
-        example = examples[index]
-        updates: Updates = {
-            settings.prompt: example.prompt,
-            settings.seeds: gr.Textbox(value=example.seeds, interactive=True),
-            settings.count: 1,
-            settings.random_seeds: False,
-            **tab.use_files(publish(example.image), publish(example.mask)),
-        }
-        if example.strength is not None:
-            updates[settings.strength] = slider_at(example.strength, MIN_SLIDER_STRENGTH, 1.0)
-        return updates
-
     filled = [settings.prompt, settings.seeds, settings.count, settings.random_seeds, settings.strength]
-    dataset.click(fill, {dataset, settings.model}, [*filled, *tab.file_inputs, *tab.own_controls], **UI_ONLY)
+    outputs = [*filled, *tab.file_inputs, *tab.own_controls]
+    dataset.click(partial(fill, tab), {dataset, settings.model}, outputs, **UI_ONLY)
+
+
+def fill(tab: Tab, values: Values) -> Updates:
+    settings, model, index = tab.settings, values[tab.settings.model], values[tab.controls.prompt_help.examples]
+    offered = prompts.examples(tab.task, model, tab.runtime.choice(model).traits)
+    if type(index) is not int or not 0 <= index < len(offered):  # clicked while the model was changing
+        return NO_CHANGE
+    example = offered[index]
+    updates: Updates = {
+        settings.prompt: example.prompt,
+        settings.seeds: gr.Textbox(value=example.seeds, interactive=True),
+        settings.count: 1,
+        settings.random_seeds: False,
+        **tab.use_files(publish(example.image), publish(example.mask)),
+    }
+    if example.strength is not None:
+        updates[settings.strength] = slider_at(example.strength, MIN_SLIDER_STRENGTH, 1.0)
+    return updates
 
 
 def publish(name: str | None) -> str | None:

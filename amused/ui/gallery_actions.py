@@ -6,8 +6,8 @@ The selected image of a gallery is shown below it, with its actions.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,13 @@ from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TOUCH_UP, VARY, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
-from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
+from amused.ui.drawing import Drawing, DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import RunAction, TabState, connect, image_at
 from amused.ui.settings import RANDOM_SEEDS
-from amused.ui.sharing import CopyLink, build_copy_link
+from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
@@ -38,38 +38,69 @@ OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
 
 
-@dataclass(frozen=True)
 class VaryForm:
-    place: gr.Column
-    mask_ratio: gr.Slider
-    count: gr.Slider
-    run: gr.Button
+    def __init__(self, task: str) -> None:
+        with gr.Column(visible=False, elem_id=f"{task}-varying") as self.place:
+            with gr.Row():
+                self.mask_ratio = gr.Slider(
+                    0.05,
+                    1.0,
+                    value=0.4,
+                    step=0.05,
+                    label="How different",
+                    info="Share of the image's tokens to resample",
+                    min_width=160,
+                    elem_id=f"{task}-share",
+                )
+                self.count = count_slider(f"{task}-variants")
+            self.run = gr.Button("Generate variations", elem_id=f"{task}-vary")
 
 
-@dataclass(frozen=True)
 class TouchUpForm:
-    place: gr.Column
-    drawing: DrawingInput
-    mirror: DrawingMirror
-    prompt: gr.Textbox
-    count: gr.Slider
-    run: gr.Button
+    def __init__(self, task: str) -> None:
+        with gr.Column(visible=False, elem_id=f"{task}-touching") as self.place:
+            self.drawing = build_drawing("Paint over what should be repainted", 440, f"{task}-strokes", upload=False)
+            self.mirror = DrawingMirror.of(self.drawing)
+            with gr.Row():
+                self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
+                self.count = count_slider(f"{task}-attempts")
+            self.run = gr.Button("Repaint this area", elem_id=f"{task}-retouch")
 
 
-@dataclass(frozen=True)
 class DetailsView:
     """The selected image of a tab, and its actions; `selected` is the State of a GeneratedImage or None."""
 
-    place: gr.Column
-    selected: gr.State
-    image: gr.Image
-    facts: gr.HTML
-    note: gr.HTML
-    vary: VaryForm
-    touch_up: TouchUpForm
-    copy_link: CopyLink
-    mask: gr.DownloadButton
-    buttons: Mapping[str, gr.Button]
+    def __init__(self, tab: Tab) -> None:
+        task = tab.task
+        self.buttons: dict[str, gr.Button] = {}
+        with tab.result.details as self.place:
+            self.selected = gr.State(None)
+            self.image = gr.Image(
+                label="Selected image",
+                format="png",
+                interactive=False,
+                height=420,
+                buttons=["download", "fullscreen"],
+                elem_id=f"{task}-picked-image",
+            )
+            self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
+            with gr.Row(elem_classes="button-row"):
+                self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
+                self.buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
+                self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+            self.vary = VaryForm(task)
+            self.touch_up = TouchUpForm(task)
+            with gr.Row(elem_classes="button-row"):
+                self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
+                self.copy_link = CopyLink(task)
+                self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
+                self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
+                # Whoever opens the link of an inpainted image needs its mask, which may have been drawn by hand.
+                self.mask = gr.DownloadButton(
+                    "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
+                )
+                self.buttons["close"] = small_button("Close", 70, f"{task}-close")
+            self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
 
     @property
     def outputs(self) -> list[Block]:
@@ -95,7 +126,7 @@ class DetailsView:
 
 def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView) -> None:
     """Build the details in every tab, and connect them with the other tabs and the tray."""
-    views = {tab.task: build_details(tab) for tab in tabs}
+    views = {tab.task: DetailsView(tab) for tab in tabs}
     for tab in tabs:
         view = views[tab.task]
         connect_details(tab, view)
@@ -114,72 +145,8 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     tray.reopen.click(reopen, tray.state, outputs, **UI_ONLY)
 
 
-# Components
-
-
-def build_details(tab: Tab) -> DetailsView:
-    task = tab.task
-    buttons: dict[str, gr.Button] = {}
-    with tab.result.details as place:
-        selected = gr.State(None)
-        image = gr.Image(
-            label="Selected image",
-            format="png",
-            interactive=False,
-            height=420,
-            buttons=["download", "fullscreen"],
-            elem_id=f"{task}-picked-image",
-        )
-        facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
-        with gr.Row(elem_classes="button-row"):
-            buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
-            buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
-            buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
-        vary = build_vary_form(task)
-        touch_up = build_touch_up_form(task)
-        with gr.Row(elem_classes="button-row"):
-            buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
-            copy_link = build_copy_link(task)
-            buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
-            buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
-            # Whoever opens the link of an inpainted image needs its mask, which may have been drawn by hand.
-            mask = gr.DownloadButton("Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file")
-            buttons["close"] = small_button("Close", 70, f"{task}-close")
-        answer = gr.HTML(padding=False, elem_id=f"{task}-note")
-    return DetailsView(place, selected, image, facts, answer, vary, touch_up, copy_link, mask, buttons)
-
-
 def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=min_width, elem_id=elem_id)
-
-
-def build_vary_form(task: str) -> VaryForm:
-    with gr.Column(visible=False, elem_id=f"{task}-varying") as place:
-        with gr.Row():
-            mask_ratio = gr.Slider(
-                0.05,
-                1.0,
-                value=0.4,
-                step=0.05,
-                label="How different",
-                info="Share of the image's tokens to resample",
-                min_width=160,
-                elem_id=f"{task}-share",
-            )
-            count = count_slider(f"{task}-variants")
-        run = gr.Button("Generate variations", elem_id=f"{task}-vary")
-    return VaryForm(place, mask_ratio, count, run)
-
-
-def build_touch_up_form(task: str) -> TouchUpForm:
-    with gr.Column(visible=False, elem_id=f"{task}-touching") as place:
-        drawing = build_drawing("Paint over what should be repainted", 440, f"{task}-strokes", upload=False)
-        mirror = DrawingMirror.of(drawing)
-        with gr.Row():
-            prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
-            count = count_slider(f"{task}-attempts")
-        run = gr.Button("Repaint this area", elem_id=f"{task}-retouch")
-    return TouchUpForm(place, drawing, mirror, prompt, count, run)
 
 
 def count_slider(elem_id: str) -> gr.Slider:
@@ -214,7 +181,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
 def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
     def keep(values: Values) -> Updates:
         kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to kept images")}
+        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to Kept images")}
 
     view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)
 

@@ -42,27 +42,43 @@ MAX_LINE = 300
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
-@dataclass(frozen=True)
-class Axis:
-    name: gr.Dropdown
-    values: gr.Textbox
-
-
 @dataclass(frozen=True, kw_only=True)
 class GridRequest(Request):
     grid: Grid
 
 
-@dataclass(frozen=True)
-class GridSection:
-    """The components and their event handlers."""
+class Axis:
+    def __init__(self, elem_id: str, label: str, names: list[str], name: str, values: str) -> None:
+        with gr.Row():
+            self.name = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=elem_id)
+            self.values = gr.Textbox(
+                value=values,
+                label=f"Values {label.lower()}",
+                placeholder=PLACEHOLDERS[name],
+                max_lines=1,
+                min_width=160,
+                elem_id=f"{elem_id}-values",
+            )
+        self.name.input(None, self.name, self.values, js=offer_values(self.name), **UI_ONLY)
 
-    tab: Tab
-    across: Axis
-    down: Axis
-    estimate: gr.HTML
-    make: gr.Button
-    sheet: gr.Image
+
+class GridSection:
+    """The section of a tab, closed; its results go to `sheet`."""
+
+    def __init__(self, tab: Tab, sheet: gr.Image) -> None:
+        self.tab, self.sheet, task = tab, sheet, tab.task
+        names = [name for name in AXES if name != "strength" or task in STRENGTHS]
+        with gr.Accordion("Grid", open=False, elem_id=f"{task}-grid"):
+            gr.Markdown("One image per pair of values, on a labelled sheet.")
+            self.across = Axis(f"{task}-across", "Across", names, *ACROSS)
+            self.down = Axis(f"{task}-down", "Down", names, *DOWN)
+            self.estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-told", elem_classes="status-box")
+            make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+        inputs = self.estimate_inputs
+        self.estimate.value = self.describe_estimate({part: part.value for part in inputs})[self.estimate]
+        sync([*inputs, tab.result.ended], self.describe_estimate, {*inputs}, [self.estimate])
+        action = RunAction(read=self.read, inputs={*self.axes, *tab.inputs}, finish=self.show_sheet, outputs=(sheet,))
+        connect(tab.runtime, tab, [make.click], action, tab.before_read)
 
     @property
     def axes(self) -> list[Component]:
@@ -120,48 +136,6 @@ def build_sheet(task: str) -> gr.Image:
         buttons=["download", "fullscreen"],
         elem_id=f"{task}-sheet",
     )
-
-
-def build(tab: Tab, sheet: gr.Image) -> GridSection:
-    """The section, closed; its results go to `sheet`."""
-    task = tab.task
-    names = [name for name in AXES if name != "strength" or task in STRENGTHS]
-    with gr.Accordion("Grid", open=False, elem_id=f"{task}-grid"):
-        gr.Markdown("One image per pair of values, on a labelled sheet.")
-        across = build_axis(f"{task}-across", "Across", names, *ACROSS)
-        down = build_axis(f"{task}-down", "Down", names, *DOWN)
-        estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-told", elem_classes="status-box")
-        make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
-    section = GridSection(tab, across, down, estimate, make, sheet)
-
-    inputs = section.estimate_inputs
-    estimate.value = section.describe_estimate({component: component.value for component in inputs})[estimate]
-    sync(
-        [*section.estimate_inputs, tab.result.ended],
-        section.describe_estimate,
-        set(section.estimate_inputs),
-        [estimate],
-    )
-    action = RunAction(
-        read=section.read, inputs={*section.axes, *tab.inputs}, finish=section.show_sheet, outputs=(sheet,)
-    )
-    connect(tab.runtime, tab, [make.click], action, tab.before_read)
-    return section
-
-
-def build_axis(elem_id: str, label: str, names: list[str], name: str, values: str) -> Axis:
-    with gr.Row():
-        axis = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=elem_id)
-        listed = gr.Textbox(
-            value=values,
-            label=f"Values {label.lower()}",
-            placeholder=PLACEHOLDERS[name],
-            max_lines=1,
-            min_width=160,
-            elem_id=f"{elem_id}-values",
-        )
-    axis.input(None, axis, listed, js=offer_values(axis), **UI_ONLY)
-    return Axis(axis, listed)
 
 
 def describe_axes(grid: Grid) -> list[str]:

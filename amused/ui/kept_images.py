@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
@@ -21,6 +22,8 @@ from amused.ui.results import image_at
 from amused.ui.tab import Tab
 
 NOTHING_KEPT = "No images kept yet: select one and press Keep."
+MAX_KEPT = 100
+SHEET_SIDE = 512  # of an image on the contact sheet, in pixels at most
 
 # Gradio's DownloadButton needs an existing file; this one is written on click.
 DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray-file')?.click()); }"
@@ -38,6 +41,8 @@ class KeptImages:
     def keep(self, image: GeneratedImage) -> KeptImages:
         if image in self.images:
             return self.select(self.images.index(image))
+        if len(self.images) >= MAX_KEPT:
+            raise UserError(f"At most {MAX_KEPT} images can be kept: discard one first.")
         return replace(self, images=(*self.images, image)).select(len(self.images))
 
     def select(self, index: Any) -> KeptImages:
@@ -52,7 +57,7 @@ class KeptImages:
         index = self.selected[-1]
         rest = (*self.images[:index], *self.images[index + 1 :])
         selected = tuple(other - (other > index) for other in self.selected if other != index)
-        discarded = (*self.discarded, (index, self.images[index]))
+        discarded = (*self.discarded, (index, self.images[index]))[-MAX_KEPT:]
         return KeptImages(rest, selected or tuple(range(len(rest)))[-1:], discarded)
 
     def undo(self) -> KeptImages:
@@ -81,25 +86,51 @@ class KeptImages:
         return self.required_images()[self.selected[-1]]
 
 
-@dataclass(frozen=True)
 class KeptImagesView:
     """`state` is a KeptImages; `file` is hidden by the style sheet, a click on it downloads its value."""
 
-    state: gr.State
-    place: gr.Accordion
-    gallery: gr.Gallery
-    note: gr.HTML
-    reopen: gr.Button
-    compare: gr.Button
-    discard: gr.Button
-    undo: gr.Button
-    slider: gr.ImageSlider
-    downloads: gr.Group
-    single: gr.Button
-    bundle: gr.Button
-    sheet: gr.Button
-    write_metadata: gr.Checkbox
-    file: gr.DownloadButton
+    def __init__(self) -> None:
+        self.state = gr.State(KeptImages())
+        with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as self.place:
+            self.gallery = gr.Gallery(
+                label="Kept images",
+                show_label=False,
+                format="png",
+                columns=6,
+                fit_columns=False,
+                object_fit="contain",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+                elem_id="tray-gallery",
+                elem_classes="images",
+            )
+            self.note = gr.HTML(padding=False, elem_id="tray-note")
+            with gr.Row(elem_classes="button-row"):
+                self.reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
+                self.compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
+                self.discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
+                self.undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
+            self.slider = gr.ImageSlider(
+                label="Comparison",
+                visible=False,
+                interactive=False,
+                format="png",
+                buttons=["fullscreen"],
+                elem_id="tray-slider",
+            )
+            with gr.Group() as self.downloads:
+                with gr.Row(elem_classes="button-row"):
+                    self.single = gr.Button("Download this one", size="sm", min_width=130, elem_id="tray-single")
+                    self.bundle = gr.Button("Download all (ZIP)", size="sm", min_width=130, elem_id="tray-zip")
+                    self.sheet = gr.Button("Download a contact sheet", size="sm", min_width=150, elem_id="tray-sheet")
+                self.write_metadata = gr.Checkbox(
+                    value=True,
+                    label="Save settings in image files",
+                    info="In new images and in these downloads",
+                    elem_id="tray-tagged",
+                )
+        self.file = gr.DownloadButton("File", elem_id="tray-file")
 
     @property
     def outputs(self) -> list[Block]:
@@ -144,53 +175,6 @@ def describe_selection(tray: KeptImages) -> str:
     text = f"Selected: seed {tray.selected_image().seed}"
     pair = tray.pair()
     return f"{text} (compare with seed {pair[0].seed})" if pair else text
-
-
-def build_kept_images() -> KeptImagesView:
-    with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as place:
-        gallery = gr.Gallery(
-            label="Kept images",
-            show_label=False,
-            format="png",
-            columns=6,
-            fit_columns=False,
-            object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="tray-gallery",
-            elem_classes="images",
-        )
-        answer = gr.HTML(padding=False, elem_id="tray-note")
-        with gr.Row(elem_classes="button-row"):
-            reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
-            compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
-            discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
-            undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
-        slider = gr.ImageSlider(
-            label="Comparison",
-            visible=False,
-            interactive=False,
-            format="png",
-            buttons=["fullscreen"],
-            elem_id="tray-slider",
-        )
-        with gr.Group() as downloads:
-            with gr.Row(elem_classes="button-row"):
-                single = gr.Button("Download this one", size="sm", min_width=130, elem_id="tray-single")
-                everything = gr.Button("Download all (ZIP)", size="sm", min_width=130, elem_id="tray-zip")
-                contact_sheet = gr.Button("Download a contact sheet", size="sm", min_width=150, elem_id="tray-sheet")
-            write_metadata = gr.Checkbox(
-                value=True,
-                label="Save settings in image files",
-                info="In new images and in these downloads",
-                elem_id="tray-tagged",
-            )
-    file = gr.DownloadButton("File", elem_id="tray-file")
-    return KeptImagesView(
-        gr.State(KeptImages()), place, gallery, answer, reopen, compare, discard, undo, slider, downloads, single,
-        everything, contact_sheet, write_metadata, file,
-    )  # fmt: skip
 
 
 def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
@@ -242,8 +226,14 @@ def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
 def write_sheet(tray: KeptImages, write_metadata: bool) -> str:
     images = tray.required_images()
     labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
-    page = sheet([open_image(one.path) for one in images], labels, math.ceil(math.sqrt(len(images))))
+    page = sheet([thumbnail(one) for one in images], labels, math.ceil(math.sqrt(len(images))))
     return file_cache.save(png_bytes(page), "amused-sheet.png")
+
+
+def thumbnail(image: GeneratedImage) -> Image.Image:
+    shown = open_image(image.path)
+    shown.thumbnail((SHEET_SIDE, SHEET_SIDE))  # larger ones only
+    return shown
 
 
 def file_content(image: GeneratedImage, write_metadata: bool) -> bytes:

@@ -40,16 +40,16 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
     with page:
         gr.Markdown(HEADING, elem_classes="heading")
-        card = restore.build_card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
+        card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
         with gr.Tabs() as tab_bar:
             tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
         connect_models(runtime, tabs)
         connect_adapters(runtime, tabs, page)
-        tray_view = kept_images.build_kept_images()
+        tray_view = kept_images.KeptImagesView()
         kept_images.connect_kept_images(tray_view, tabs)
         gallery_actions.connect_actions(tabs, tab_bar, tray_view)
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
-        restore.connect_restore(page, filler, restore.build_restore(), tray_view)
+        restore.connect_restore(page, filler, restore.RestoreSection(), tray_view)
         api.build(runtime)
     hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))

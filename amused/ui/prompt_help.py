@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -13,46 +12,38 @@ from amused.ui import prompts
 from amused.ui.events import UI_ONLY, Updates, Values
 
 
-@dataclass(frozen=True)
 class PromptHelp:
     """Components that depend on the model; `parts` are the dropdowns of words, by the part of a character."""
 
-    surprise: gr.Button
-    examples: gr.Dataset
-    words: gr.Accordion
-    parts: dict[str, gr.Dropdown]
+    def __init__(self, task: str, runtime: Runtime) -> None:
+        traits = runtime.choice(runtime.default).traits
+        samples = prompts.examples(task, runtime.default, traits)
+        with gr.Row(elem_classes="ideas"):
+            self.surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
+            self.examples = gr.Dataset(
+                components=["textbox"],
+                samples=[[example.prompt] for example in samples],
+                sample_labels=[example.label for example in samples],
+                type="index",
+                show_label=False,
+                container=False,
+                scale=1,
+                elem_id=f"{task}-examples",
+            )
+        with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as self.words, gr.Row():
+            self.parts = {
+                part: gr.Dropdown(
+                    choices=word_choices(part, traits),
+                    value="",
+                    label=part.capitalize(),
+                    min_width=130,
+                    elem_id=f"{task}-{part}",
+                )
+                for part in prompts.PARTS
+            }
 
     def outputs(self) -> list[Any]:
         return [self.examples, self.words, *self.parts.values()]
-
-
-def build_prompt_help(task: str, runtime: Runtime) -> PromptHelp:
-    traits = runtime.choice(runtime.default).traits
-    samples = prompts.examples(task, runtime.default, traits)
-    with gr.Row(elem_classes="ideas"):
-        surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
-        examples = gr.Dataset(
-            components=["textbox"],
-            samples=[[example.prompt] for example in samples],
-            sample_labels=[example.label for example in samples],
-            type="index",
-            show_label=False,
-            container=False,
-            scale=1,
-            elem_id=f"{task}-examples",
-        )
-    with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as words, gr.Row():
-        parts = {
-            part: gr.Dropdown(
-                choices=word_choices(part, traits),
-                value="",
-                label=part.capitalize(),
-                min_width=130,
-                elem_id=f"{task}-{part}",
-            )
-            for part in prompts.PARTS
-        }
-    return PromptHelp(surprise, examples, words, parts)
 
 
 def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Textbox, model: gr.Dropdown) -> None:

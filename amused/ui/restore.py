@@ -19,7 +19,7 @@ from amused.recipe.links import Shared, from_query
 from amused.recipe.recipe import INPAINT, STRENGTHS
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.browser_storage import BrowserStorage, build_browser_storage, connect_browser_storage, restore_settings
+from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, restore_settings
 from amused.ui.describe import TITLES
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
@@ -34,17 +34,23 @@ from amused.ui.tab import Tab
 RESTORED_JS = "() => { window.amusedRestored = true; }"
 
 
-@dataclass(frozen=True)
 class Card:
     """Above the tabs: a description of a recipe from outside, and a Replay button per task.
 
     `shared` is the State of a Shared or None.
     """
 
-    place: gr.Column
-    text: gr.HTML
-    replay: dict[str, gr.Button]
-    shared: gr.State
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.shared = gr.State(None)
+        with gr.Column(visible=False, elem_classes="card", elem_id="shared") as self.place:
+            self.text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="status-box")
+            with gr.Row(elem_classes="card-buttons"):
+                self.replay = {
+                    task: gr.Button("Replay", size="sm", scale=0, min_width=120, elem_id=f"{task}-replay")
+                    for task in tasks
+                }
+                close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="shared-close")
+        close.click(lambda: gr.Column(visible=False), None, self.place, **UI_ONLY)
 
     @property
     def outputs(self) -> list[Block]:
@@ -58,18 +64,6 @@ class Card:
             self.shared: shared,
             **{button: gr.Button(visible=name == task) for name, button in self.replay.items()},
         }
-
-
-def build_card(tasks: Sequence[str]) -> Card:
-    with gr.Column(visible=False, elem_classes="card", elem_id="shared") as place:
-        text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="status-box")
-        with gr.Row(elem_classes="card-buttons"):
-            replay = {
-                task: gr.Button("Replay", size="sm", scale=0, min_width=120, elem_id=f"{task}-replay") for task in tasks
-            }
-            close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="shared-close")
-    close.click(lambda: gr.Column(visible=False), None, place, **UI_ONLY)
-    return Card(place, text, replay, gr.State(None))
 
 
 def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
@@ -95,34 +89,27 @@ def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
     return sentences
 
 
-@dataclass(frozen=True)
 class RestoreSection:
     """Below the tabs: remembered recipes, and inputs for a file or a link."""
 
-    storage: BrowserStorage
-    file: gr.File
-    text: gr.Textbox
-    button: gr.Button
-
-
-def build_restore() -> RestoreSection:
-    with gr.Accordion("Recent recipes, or restore from an image or link", open=False, elem_id="restore"):
-        picker = gr.Dropdown(
-            [],
-            value=None,
-            label="Recent and kept recipes",
-            info="Remembered by this browser",
-            filterable=False,
-            elem_id="restore-recent",
-        )
-        with gr.Row():
-            file = gr.File(label="A PNG file made here", height=140, elem_id="restore-file")
-            with gr.Column():
-                text = gr.Textbox(
-                    label="A link or recipe", placeholder="Paste it here", max_lines=3, elem_id="restore-link"
-                )
-                button = gr.Button("Restore", size="sm", elem_id="restore-open")
-    return RestoreSection(build_browser_storage(picker), file, text, button)
+    def __init__(self) -> None:
+        with gr.Accordion("Recent recipes, or restore from an image or link", open=False, elem_id="restore"):
+            picker = gr.Dropdown(
+                [],
+                value=None,
+                label="Recent and kept recipes",
+                info="Remembered by this browser",
+                filterable=False,
+                elem_id="restore-recent",
+            )
+            with gr.Row():
+                self.file = gr.File(label="A PNG file made here", height=140, elem_id="restore-file")
+                with gr.Column():
+                    self.text = gr.Textbox(
+                        label="A link or recipe", placeholder="Paste it here", max_lines=3, elem_id="restore-link"
+                    )
+                    self.button = gr.Button("Restore", size="sm", elem_id="restore-open")
+        self.storage = build_browser_storage(picker)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ class TabState:
 # Components
 
 
-@dataclass(frozen=True)
 class ResultView:
     """The components that runs of a tab fill.
 
@@ -97,32 +96,24 @@ class ResultView:
             with `queue=False` triggers nothing (Gradio 6.31).
     """
 
-    status: gr.HTML
-    gallery: gr.Gallery
-    details: gr.Column
-    stop: gr.Button
-    state: gr.State
-    write_metadata: gr.State
-    ended: gr.Number
-
-
-def build_result(task: str, hint: str, stop: gr.Button) -> ResultView:
-    status = gr.HTML(value=status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
-    gallery = gr.Gallery(
-        label="Images",
-        show_label=False,
-        format="png",
-        columns=2,
-        object_fit="contain",
-        allow_preview=False,  # the selected image is shown below, with its actions
-        interactive=False,
-        buttons=["download_all", "fullscreen"],
-        elem_id=f"{task}-gallery",
-        elem_classes="images",
-    )
-    details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
-    ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
-    return ResultView(status, gallery, details, stop, gr.State(TabState()), gr.State(True), ended)
+    def __init__(self, task: str, hint: str, stop: gr.Button) -> None:
+        self.stop = stop
+        self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
+        self.gallery = gr.Gallery(
+            label="Images",
+            show_label=False,
+            format="png",
+            columns=2,
+            object_fit="contain",
+            allow_preview=False,  # the selected image is shown below, with its actions
+            interactive=False,
+            buttons=["download_all", "fullscreen"],
+            elem_id=f"{task}-gallery",
+            elem_classes="images",
+        )
+        self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
+        self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
+        self.state, self.write_metadata = gr.State(TabState()), gr.State(True)
 
 
 # Events

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -20,6 +20,8 @@ from amused.ui.files import GeneratedImage
 NO_RECIPE = "There is no recipe in this text: paste a link copied from this page."
 NO_RECIPE_IN_FILE = "There is no recipe in this file: choose a PNG downloaded from this page."
 
+PASTED_AROUND = " \t\r\n\ufeff\u200b\u00a0<>()[]\"'`"  # by messages and editors; a query that we write has none of it
+
 COPY_LINK = "Copy link"
 COPY_JS = "(query) => window.amusedCopyLink(query)"
 
@@ -27,15 +29,18 @@ COPY_JS = "(query) => window.amusedCopyLink(query)"
 # Out
 
 
-@dataclass(frozen=True)
 class CopyLink:
     """A button that copies `query` behind the page's address, which only the browser knows.
 
     Where the browser forbids copying, `query` is shown with the whole link, to be copied by hand.
     """
 
-    query: gr.Textbox
-    button: gr.Button
+    def __init__(self, elem_id: str) -> None:
+        self.button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id=f"{elem_id}-copy-link")
+        self.query = gr.Textbox(
+            label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link"
+        )
+        self.button.click(None, self.query, [self.button, self.query], js=COPY_JS, **UI_ONLY)
 
     @property
     def outputs(self) -> list[Component]:
@@ -43,13 +48,6 @@ class CopyLink:
 
     def show(self, image: GeneratedImage) -> Updates:
         return {self.query: gr.Textbox(value=f"?{image.query}", visible=False), self.button: gr.Button(COPY_LINK)}
-
-
-def build_copy_link(elem_id: str) -> CopyLink:
-    button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id=f"{elem_id}-copy-link")
-    query = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link")
-    button.click(None, query, [button, query], js=COPY_JS, **UI_ONLY)
-    return CopyLink(query, button)
 
 
 # In
@@ -61,16 +59,29 @@ def from_request(request: gr.Request) -> Shared | None:
 
 
 def from_text(text: str) -> Shared:
-    """The recipe in pasted text: a link, its query, or JSON; raises UserError."""
-    text = text.strip() if isinstance(text, str) else ""
+    """The recipe in pasted text: a link, alone or within a message, its query, or JSON."""
+    if not isinstance(text, str):
+        raise UserError(NO_RECIPE)
+    text = text.strip(PASTED_AROUND)
     if text.startswith("{"):
         return parse_json(text)
-    address, _, query = text.partition("?")
     # One character over the limit is enough to be refused.
-    shared = from_query(without_gradio_parameters((query or address).partition("#")[0][: MAX_QUERY + 1]))
+    address, _, query = find_link(text).partition("?")
+    query = (query or address).partition("#")[0].rstrip(PASTED_AROUND)[: MAX_QUERY + 1]
+    shared = from_query(without_gradio_parameters(query.replace("&amp;", "&")))
     if shared is None:
         raise UserError(NO_RECIPE)
     return shared
+
+
+def find_link(text: str) -> str:
+    """The link in a message. A link or query that begins the text is all of it: its values may have spaces."""
+    text = text.partition("](http")[0]  # of a Markdown link
+    first, *words = text[: 2 * MAX_QUERY].split() or [""]
+    if "=" in first:
+        return text
+    link = next((word for word in words if "://" in word and "?" in word), text)
+    return re.split(r"[<>()\[\]\"]", link.lstrip(PASTED_AROUND))[0] if link != text else text
 
 
 def from_file(path: str) -> Shared:

@@ -16,7 +16,7 @@ from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.prompt_help import PromptHelp, build_prompt_help, connect_prompt_help
+from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.results import ResultView, RunAction, connect, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
@@ -108,7 +108,7 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
-    prompt_help = build_prompt_help(task, runtime)
+    prompt_help = PromptHelp(task, runtime)
     prompt.value = prompt_help.examples.samples[0][0]
     basic = build_basic_settings(task)
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):

@@ -348,7 +348,7 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
         select(page, TEXT, index)
         keep(page, TEXT, index + 1)
     part(page, TEXT, "keep").click()
-    expect(part(page, TEXT, "note")).to_contain_text("Kept")
+    expect(part(page, TEXT, "note")).to_contain_text("Added to Kept images")
     expect(kept(page)).to_have_count(3)
 
     kept(page).nth(1).click()

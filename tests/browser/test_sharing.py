@@ -94,6 +94,51 @@ def test_a_hostile_link_is_refused_in_a_sentence(query: str) -> None:
     assert str(refusal.value).endswith(".") and len(str(refusal.value)) < 200
 
 
+QUERY = "v=2&task=text_to_image&prompt=a+fox&seeds=8&steps=7"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{query}",
+        "https://example.org/?{query}",
+        "\ufeffhttps://example.org/?{query}\u00a0",
+        "<https://example.org/?{query}>",
+        "[https://example.org/?{query}](https://example.org/?{query})",
+        '"https://example.org/?{query}"',
+        "Look at this:\n(https://example.org/a/b?{query}), it is a fox.",
+        "Is this (http://127.0.0.1:7860/?{query}) yours?",
+        "https://example.org/?{html}&amp;__theme=dark",
+        "https://example.org/?task=text_to_image&prompt=a fox&seeds=8&steps=7",
+        '\ufeff{{"version": 2, "task": "text_to_image", "prompt": "a fox", "seeds": [8], "steps": 7}}\n',
+    ],
+)
+def test_a_recipe_is_found_in_what_a_message_makes_of_it(text: str) -> None:
+    shared = from_text(text.format(query=QUERY, html=QUERY.replace("&", "&amp;")))
+    assert shared.recipe == Recipe("text_to_image", "a fox", (8,), steps=7) and not shared.ignored
+
+
+@pytest.mark.parametrize("text", [None, 5, [], "", "\ufeff", "a fox", "Is it? https://example.org/"])
+def test_what_has_no_recipe_is_refused_in_a_sentence(text: Any) -> None:
+    with pytest.raises(UserError, match="There is no recipe in this text"):
+        from_text(text)
+
+
+def test_a_long_message_is_searched_in_linear_time() -> None:
+    began = time.monotonic()
+    for text in (
+        "(x " * 500_000,
+        " http://" * 200_000,
+        "http://?" * 200_000,
+        "a?" * 500_000,
+        "x http://?" + "?" * 10**6,
+        " " * 10**6 + "?",
+    ):
+        with pytest.raises(UserError):
+            from_text(text)
+    assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -16,7 +16,7 @@ from amused.recipe.recipe import INPAINT, TOUCH_UP, VARY, Recipe
 from amused.ui import api
 from amused.ui.describe import LABELS, describe_recipe
 from amused.ui.gallery_actions import OF_AN_INPUT, derive_recipe
-from amused.ui.grid import build as build_grid
+from amused.ui.grid import GridSection
 from amused.ui.settings import Settings
 from amused.ui.tabs import text as text_tab
 from amused.ui.tabs.image import ImageTab
@@ -95,7 +95,7 @@ def test_a_setting_is_on_the_page_and_in_the_api(name: str) -> None:
 def test_a_grid_says_before_the_run_what_it_will_make() -> None:
     tab = build_tab(text_tab.build, fake_runtime())
     with gr.Blocks():
-        section = build_grid(tab, gr.Image())
+        section = GridSection(tab, gr.Image())
     values = values_of(tab, prompt="a foxboy and a fox")
     across, down = section.across, section.down
     values = values | {across.name: "guidance", across.values: "0,3; 0,5", down.name: "prompt wording"}

@@ -186,7 +186,7 @@ def test_lines_fit_and_long_labels_are_quick(text: str) -> None:
     letters, began = Lettering(), time.monotonic()
     lines = [letters.wrap(text, 256) for _ in range(64)][-1]
     assert time.monotonic() - began < 5
-    assert sum(len(line) for line in lines) <= 7000 and all(letters.width(line) <= 256 for line in lines)
+    assert sum(len(line) for line in lines) <= 300 and all(letters.width(line) <= 256 for line in lines)
 
 
 def test_wrapping_takes_time_in_proportion_to_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

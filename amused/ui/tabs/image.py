@@ -19,7 +19,7 @@ from amused.ui import examples, grid
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
-from amused.ui.results import TabState, build_result, image_at
+from amused.ui.results import ResultView, TabState, image_at
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 OWN_SHAPE = "Original"
@@ -114,7 +114,7 @@ def build(runtime: Runtime) -> ImageTab:
             controls = build_controls(IMAGE_TO_IMAGE, runtime)
             below = gr.Column(elem_classes="more")
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls.stop)
+            result = ResultView(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls.stop)
             sheet = grid.build_sheet(IMAGE_TO_IMAGE)
             with gr.Accordion("Before and after", open=False, visible=False) as comparison:
                 slider = gr.ImageSlider(
@@ -128,7 +128,7 @@ def build(runtime: Runtime) -> ImageTab:
     with below:
         connect_tab(tab)
         examples.connect(tab)
-        grid.build(tab, sheet)
+        grid.GridSection(tab, sheet)
         changing = [*tab.sources, tab.settings.model]
         sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
     connect_comparison(tab)

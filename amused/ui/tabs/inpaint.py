@@ -24,7 +24,7 @@ from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import png_bytes
 from amused.ui.inputs import ImageInput
 from amused.ui.latest import sync
-from amused.ui.results import build_result
+from amused.ui.results import ResultView
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 MAX_EDITOR_SIDE = 768  # pixels; the editor gets a reduced copy of larger images
@@ -150,7 +150,7 @@ def build(runtime: Runtime) -> InpaintTab:
             inputs = build_inputs()
             controls = build_controls(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(INPAINT, "Upload an image and paint over what should change", controls.stop)
+            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls.stop)
             mirror = DrawingMirror.of(inputs["drawing"])
         tab = InpaintTab(runtime, controls, result, mirror=mirror, original=gr.State(None), **inputs)
     with column:

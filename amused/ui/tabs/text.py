@@ -9,7 +9,7 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
 from amused.ui.events import Values
-from amused.ui.results import build_result
+from amused.ui.results import ResultView
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 
@@ -24,11 +24,11 @@ def build(runtime: Runtime) -> TextTab:
             controls = build_controls(TEXT_TO_IMAGE, runtime)
             below = gr.Column()
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = build_result(TEXT_TO_IMAGE, "Images appear here, one by one", controls.stop)
+            result = ResultView(TEXT_TO_IMAGE, "Images appear here, one by one", controls.stop)
             sheet = grid.build_sheet(TEXT_TO_IMAGE)
     tab = TextTab(runtime, controls, result)
     with below:
         connect_tab(tab)
-        grid.build(tab, sheet)
+        grid.GridSection(tab, sheet)
         examples.connect(tab)
     return tab

@@ -1,0 +1,94 @@
+"""Handlers of the tabs with values that a page does not send, and with models of other sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake import FakeModel, fake_runtime
+from helpers.images import png
+from helpers.tabs import build_tab, values_of
+from PIL import Image
+
+from amused.errors import UserError
+from amused.generation.images import digest
+from amused.recipe.recipe import Recipe
+from amused.ui import examples
+from amused.ui.drawing import Drawing
+from amused.ui.events import NO_CHANGE
+from amused.ui.files import GeneratedImage
+from amused.ui.gallery_actions import painted_cells
+from amused.ui.kept_images import KeptImages, write_sheet
+from amused.ui.results import TabState
+from amused.ui.tabs import image as image_tab
+from amused.ui.tabs import inpaint as inpaint_tab
+from amused.ui.tabs import text as text_tab
+
+TEAL = Image.new("RGB", (256, 256), "teal")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("index", "is_compared"),
+    [(0, True), (1, False), (-1, False), (True, False), (0.0, False), ("0", False), ([0], False), (None, False)],
+)
+def test_a_result_is_compared_by_its_index_only(index: Any, is_compared: bool, tmp_path: Path) -> None:
+    tab = build_tab(image_tab.build, fake_runtime())
+    recipe = Recipe("image_to_image", "", (1,), width=256, height=256, image=digest(TEAL))
+    state = TabState(images=(GeneratedImage(str(tmp_path / "1.png"), 1, recipe, "0" * 16, (256, 256)),))
+    shown = tab.compare(values_of(tab, state, image=png(TEAL)), index)
+    assert shown[tab.comparison].visible is is_compared
+
+
+@pytest.mark.parametrize(("index", "fills"), [(0, True), (99, False), (-1, False), ("0", False), (None, False)])
+def test_an_example_that_the_model_does_not_have_changes_nothing(index: Any, fills: bool) -> None:
+    """As when it was clicked while the model changed."""
+    tab = build_tab(text_tab.build, fake_runtime())
+    dataset = tab.controls.prompt_help.examples
+    values = {**values_of(tab), dataset: index}
+    updates = examples.fill(tab, values)
+    assert (updates is not NO_CHANGE and bool(updates[tab.settings.prompt])) == fills
+
+
+@pytest.mark.parametrize(("pixels_per_token", "cell"), [(16, 16 * 1 + 2), (8, 32 * 2 + 5)])
+def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path: Path) -> None:
+    runtime, model = fake_runtime(), FakeModel("nouns")
+    model.pixels_per_token = pixels_per_token
+    runtime.note_size("nouns", model)
+    stroke = Image.new("RGBA", (256, 256))
+    stroke.putpixel((41, 20), (255, 0, 0, 255))
+    drawing = Drawing(png(TEAL), (png(stroke),))
+    image = GeneratedImage("", 1, Recipe("text_to_image", "", (1,)), "0" * 16, (256, 256))
+    assert painted_cells(runtime, drawing, image) == (cell,)
+    tab = build_tab(inpaint_tab.build, runtime)
+    shown = tab.show_cells(values_of(tab, mirror=drawing))[tab.cells]
+    assert shown.label == f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells"
+
+
+def kept(number: int, path: Path, size: int = 64) -> GeneratedImage:
+    Image.new("RGB", (size, size), "teal").save(path)
+    return GeneratedImage(str(path), number, Recipe("text_to_image", "", (number,)), "0" * 16, (size, size))
+
+
+def test_no_more_than_a_hundred_images_are_kept(tmp_path: Path) -> None:
+    """A contact sheet of all of them is made in memory."""
+    tray = KeptImages()
+    for number in range(100):
+        tray = tray.keep(kept(number, tmp_path / "image.png"))
+    with pytest.raises(UserError, match="At most 100 images can be kept: discard one first"):
+        tray.keep(kept(100, tmp_path / "image.png"))
+    assert tray.keep(tray.images[3]).selected_image() == tray.images[3]
+    tray = tray.discard()
+    assert len(tray.keep(kept(100, tmp_path / "image.png")).images) == 100
+
+
+def test_a_contact_sheet_shows_large_images_reduced(tmp_path: Path) -> None:
+    """A run at full resolution keeps the size of an upload, up to 40 megapixels."""
+    tray = KeptImages().keep(kept(1, tmp_path / "1.png", 3000)).keep(kept(2, tmp_path / "2.png", 100))
+    with Image.open(write_sheet(tray, True)) as sheet:
+        assert 2 * 512 < sheet.width < 2 * 512 + 100
