@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amused.atomic import atomic_dir, atomic_file, write_json
-from amused.checkpoints.config import read_json
+from amused.checkpoints.json_file import read_json
 from amused.errors import UserError
 from amused.training.finetune.model import EMA, TrainingModel, check_finite
 

@@ -28,8 +28,8 @@ from transformers import get_scheduler
 
 from amused.atomic import sweep
 from amused.checkpoints.adapters import FINISHED
-from amused.checkpoints.config import read_json
 from amused.checkpoints.hub import locate
+from amused.checkpoints.json_file import read_json
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.placement import place
