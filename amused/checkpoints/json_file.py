@@ -17,7 +17,7 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{file} is larger than {MAX_BYTES // 1_000_000} MB.")
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{file} is missing.") from error
     except OSError as error:

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from helpers.profiles import matrix_profile
 from helpers.tiny import tiny_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ import amused
 from amused.checkpoints.hub import locate
 from amused.checkpoints.lora import merged, read_adapter
 from amused.errors import UserError
+from amused.generation.images import load_image
 from amused.model.text import tokenize
 from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
@@ -39,7 +41,7 @@ from amused.training.finetune import model as finetune_model
 from amused.training.finetune import state as finetune_state
 from amused.training.finetune import train as finetune
 from amused.training.finetune.data import Batches, EncodedImages, crops_of
-from amused.training.finetune.examples import read_dataset, read_folder
+from amused.training.finetune.examples import Example, read_dataset, read_folder
 from amused.training.finetune.model import EMA, HalfLinear, TrainingModel, keep_half
 from amused.training.finetune.options import parse_options
 
@@ -596,6 +598,20 @@ def test_captions(pictures) -> None:
     (pictures / "metadata.jsonl").write_text('{"file_name": "hat.png"}', "utf-8")
     with pytest.raises(UserError, match=r"Line 1 of metadata\.jsonl"):
         read_folder(pictures)
+
+
+def test_colour_profiles_are_honoured(model, tmp_path) -> None:
+    """In files, and in a dataset, which decodes images itself."""
+    folder, pixels = tmp_path / "wide", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "1.png", icc_profile=matrix_profile())
+    load_image(folder / "1.png").save(folder / "2.png")
+    Image.fromarray(pixels).save(folder / "3.png")
+    encoded = encode(model, folder, tmp_path)
+    assert torch.equal(encoded.tokens[0], encoded.tokens[1]) and not torch.equal(encoded.tokens[0], encoded.tokens[2])
+    dataset = [Example("row 0", "", lambda: Image.open(folder / "1.png"), "0")]
+    again = finetune_data.encode_images(locate(model), dataset, 64, tmp_path / "c", torch.device("cpu"), 4)
+    assert torch.equal(encoded.tokens[0], again.tokens[0])
 
 
 def test_a_very_long_picture_is_cropped_not_scaled_whole(model, tmp_path) -> None:

@@ -34,6 +34,13 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "copy"))
 
 
+def test_configurations_saved_with_a_byte_order_mark_are_read(folder: Path) -> None:
+    """As Windows editors save them."""
+    for file in ("transformer/config.json", "scheduler/scheduler_config.json", "traits.json"):
+        (folder / file).write_text((folder / file).read_text("utf-8"), "utf-8-sig")
+    assert locate(folder).traits == {"backgrounds": {"warm": "#e1d7d5"}}
+
+
 def edit(folder: Path, file: str, **changes: object) -> None:
     data = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**data, **changes}))
