@@ -46,7 +46,9 @@ def main() -> None:
     from amused.generation.placement import place
 
     options.work.mkdir(parents=True, exist_ok=True)
-    results = options.results or options.work / "results.json"
+    results: Path = options.results or options.work / "results.json"
+    for file in filter(None, (results, options.chart)):
+        file.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
     measurements = json.loads(results.read_text("utf-8")) if results.is_file() else {}
     placement = place()
     device, dtype = placement.device.type, str(placement.dtype).removeprefix("torch.")

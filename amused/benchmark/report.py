@@ -43,7 +43,8 @@ def chart(measurements: Measurements, machine: str) -> Figure:
     """A bar per row: how many times as fast as diffusers."""
     from matplotlib.figure import Figure
 
-    shown = [(row, measurements[name]["ratio"]) for name, row in ROWS.items() if has_ratio(measurements, name)]
+    ratios = {name: measured["ratio"] for name, measured in measurements.items() if "ratio" in measured}
+    shown = [(row, ratios[name]) for name, row in ROWS.items() if row.size is not None and name in ratios]
     figure = Figure(figsize=(10, 1.2 + 0.38 * len(shown)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh([row.label.replace("`", "") for row, _ in shown], [ratio for _, ratio in shown], color=BAR_COLOR)
@@ -54,7 +55,3 @@ def chart(measurements: Measurements, machine: str) -> Figure:
     axes.tick_params(left=False)
     axes.set_title(f"Times as fast as diffusers · {machine}", loc="left", fontsize="medium")
     return figure
-
-
-def has_ratio(measurements: Measurements, name: str) -> bool:
-    return ROWS[name].size is not None and "ratio" in measurements.get(name, {})

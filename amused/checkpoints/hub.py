@@ -27,13 +27,16 @@ DownloadProgress = Callable[[str, int, int], None]
 """Called during a download with a file's name inside the checkpoint, bytes so far and total bytes."""
 
 
-def locate(name_or_path: str | Path, progress: DownloadProgress | None = None) -> Checkpoint:
+def locate(
+    name_or_path: str | Path, progress: DownloadProgress | None = None, revision: str | None = None
+) -> Checkpoint:
     """Find a checkpoint and validate its configurations. Reads no weights.
 
     Args:
         name_or_path: the name of a bundled ("nouns") or published ("amused-256") checkpoint, a folder, or the name
             of a repository on the Hub ("owner/name").
         progress: called during downloads, from the downloading thread.
+        revision: branch, tag or commit of a repository, in place of its default.
     """
     if isinstance(name_or_path, Path):
         if not name_or_path.is_dir():
@@ -45,11 +48,12 @@ def locate(name_or_path: str | Path, progress: DownloadProgress | None = None) -
     if re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) and (catalog.BUNDLED / name).is_dir():
         return read_checkpoint(catalog.BUNDLED / name, name)
     if name in PUBLISHED:
-        return fetch_checkpoint(name, PUBLISHED[name], progress)
+        published = PUBLISHED[name]
+        return fetch_checkpoint(name, replace(published, revision=revision or published.revision), progress)
     if name and os.path.isdir(name):
         return read_checkpoint(Path(name), Path(name).resolve().name)
     if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII):
-        return fetch_checkpoint(name, Published(name), progress)
+        return fetch_checkpoint(name, Published(name, revision=revision or "main"), progress)
     raise UserError(f"There is no such model, choose one of: {', '.join([*bundled_names(), *PUBLISHED])}.")
 
 

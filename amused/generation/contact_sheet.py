@@ -8,81 +8,60 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from amused.generation.lettering import Lettering
 
 MARGIN = 12
-FONT_SIZE = 15
 INK, PAPER = (30, 30, 36), (250, 250, 252)
 
 
 def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, header: str = "") -> Image.Image:
     """Images in rows of `columns`, each above its label."""
-    font = load_font()
-    width, height = max(one.width for one in images), max(one.height for one in images)
-    wrapped = [wrap(label, font, width) for label in labels]
-    caption = max(lines_height(text, font) for text in wrapped) + MARGIN // 2
-    rows = -(-len(images) // columns)
-    title = wrap(header, font, columns * (width + MARGIN) - MARGIN)
-    top = MARGIN + (lines_height(title, font) + MARGIN if header else 0)
-    page = Image.new("RGB", (MARGIN + columns * (width + MARGIN), top + rows * (height + caption + MARGIN)), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.multiline_text((MARGIN, MARGIN), title, INK, font)
-    for i, (image, text) in enumerate(zip(images, wrapped)):
-        x, y = MARGIN + i % columns * (width + MARGIN), top + i // columns * (height + caption + MARGIN)
+    letters = Lettering()
+    width, height = largest(images)
+    captions = [letters.wrap(label, width) for label in labels]
+    title = letters.wrap(header, columns * (width + MARGIN) - MARGIN)
+    top = MARGIN + (letters.height(title) + MARGIN if title else 0)
+    row_height = height + max(letters.height(lines) for lines in captions) + MARGIN // 2 + MARGIN
+    page, draw = blank(MARGIN + columns * (width + MARGIN), top + -(-len(images) // columns) * row_height)
+    letters.draw(draw, (MARGIN, MARGIN), title, INK)
+    for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        x, y = MARGIN + i % columns * (width + MARGIN), top + i // columns * row_height
         page.paste(image, (x + (width - image.width) // 2, y))
-        draw.multiline_text((x, y + height + MARGIN // 4), text, INK, font)
+        letters.draw(draw, (x, y + height + MARGIN // 4), lines, INK)
     return page
 
 
 def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[str], header: str = "") -> Image.Image:
     """Images row by row, with a label above each column and to the left of each row."""
-    font = load_font()
-    width, height = max(one.width for one in images), max(one.height for one in images)
-    tops, sides = [wrap(label, font, width) for label in across], [wrap(label, font, width // 2) for label in down]
-    title = wrap(header, font, len(across) * width + width // 2)
-    left = (
-        MARGIN + max((round(font.getlength(line)) for side in sides for line in side.split("\n")), default=0) + MARGIN
-    )
-    title_height = lines_height(title, font) + MARGIN if header else 0
-    top = MARGIN + title_height + max(lines_height(text, font) for text in tops) + MARGIN
-    page = Image.new("RGB", (left + len(across) * (width + MARGIN), top + len(down) * (height + MARGIN)), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.multiline_text((MARGIN, MARGIN), title, INK, font)
-    for column, text in enumerate(tops):
-        draw.multiline_text((left + column * (width + MARGIN), MARGIN + title_height), text, INK, font)
-    for row, text in enumerate(sides):
-        draw.multiline_text((MARGIN, top + row * (height + MARGIN)), text, INK, font)
+    letters = Lettering()
+    width, height = largest(images)
+    tops, sides = [letters.wrap(label, width) for label in across], [letters.wrap(label, width // 2) for label in down]
+    title = letters.wrap(header, len(across) * width + width // 2)
+    left = 2 * MARGIN + max((round(letters.width(line)) for lines in sides for line in lines), default=0)
+    above = MARGIN + (letters.height(title) + MARGIN if title else 0)
+    top = above + max(letters.height(lines) for lines in tops) + MARGIN
+    row_height = max([height, *(letters.height(lines) for lines in sides)]) + MARGIN
+    page, draw = blank(left + len(across) * (width + MARGIN), top + len(down) * row_height)
+    letters.draw(draw, (MARGIN, MARGIN), title, INK)
+    for column, lines in enumerate(tops):
+        letters.draw(draw, (left + column * (width + MARGIN), above), lines, INK)
+    for row, lines in enumerate(sides):
+        letters.draw(draw, (MARGIN, top + row * row_height), lines, INK)
     for i, image in enumerate(images):
         row, column = divmod(i, len(across))
-        page.paste(image, (left + column * (width + MARGIN), top + row * (height + MARGIN)))
+        page.paste(image, (left + column * (width + MARGIN), top + row * row_height))
     return page
 
 
-def load_font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(FONT_SIZE)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # given a size, Pillow uses FreeType or raises
-    return font
+def largest(images: Sequence[Image.Image]) -> tuple[int, int]:
+    return max(image.width for image in images), max(image.height for image in images)
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Break a text into lines of at most `width` pixels, at spaces where possible."""
-    lines, line = [], ""
-    for word in text.split():
-        while font.getlength(word) > width and len(word) > 1:
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-            lines += [line, word[:cut]] if line else [word[:cut]]
-            line, word = "", word[cut:]
-        longer = f"{line} {word}".strip()
-        if font.getlength(longer) <= width or not line:
-            line = longer
-        else:
-            lines.append(line)
-            line = word
-    return "\n".join([*lines, line]) if line or lines else ""
-
-
-def lines_height(text: str, font: ImageFont.FreeTypeFont) -> int:
-    return (text.count("\n") + 1) * (sum(font.getmetrics()) + 4) if text else 0
+def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    page = Image.new("RGB", (width, height), PAPER)
+    return page, ImageDraw.Draw(page)
 
 
 def bundle(files: Sequence[tuple[str, bytes]], manifest: Sequence[dict[str, Any]]) -> bytes:

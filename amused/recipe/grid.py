@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -13,6 +14,9 @@ from amused.recipe.recipe import STRENGTHS, Recipe, text
 from amused.recipe.seeds import parse_seeds
 
 NONE = "nothing"
+SEPARATORS = str.maketrans("，、،；؛", ",,,;;")  # of Chinese, Japanese and Arabic keyboards
+LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff]"
+"""A letter or digit of a script that puts spaces between words, unlike Thai, Chinese or Japanese."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,27 @@ def seeds(text: str) -> list[Point]:
 
 def numbers(name: str, change: Change) -> Callable[[str], list[Point]]:
     def parse(text: str) -> list[Point]:
-        points = []
-        for part in text.replace(";", " ").replace(",", " ").split():
-            try:
-                value = float(part)
-            except ValueError:
-                raise UserError(f'Give the values of {name} as numbers, for example "2, 5, 10".') from None
-            points.append(point(f"{name} {part}", change, value))
-        return points
+        try:
+            values = [float(part) for part in split_numbers(text)]
+        except ValueError:
+            raise UserError(f'Give the values of {name} as numbers, for example "2, 5, 10" or "0.3; 0.5".') from None
+        return [point(f"{name} {value:g}", change, value) for value in values]
 
     return parse
+
+
+def split_numbers(text: str) -> list[str]:
+    """The numbers of a list. Between semicolons a comma is a decimal one; elsewhere it separates.
+
+    Raises:
+        ValueError: a comma may be either, as in "0,3 0,5".
+    """
+    if ";" in text:
+        return [part.strip().replace(",", ".") for part in text.split(";") if part.strip()]
+    parts = text.split()
+    if len(parts) > 1 and any("," in part.strip(",") for part in parts):
+        raise ValueError
+    return text.replace(",", " ").split()
 
 
 def wordings(text: str) -> list[Point]:
@@ -64,9 +79,13 @@ def wordings(text: str) -> list[Point]:
 
 
 def reword(recipe: Recipe, old: str, new: str) -> Recipe:
-    if old not in recipe.prompt:
-        raise UserError(f'The prompt does not contain "{old[:60]}": start the list with the part to replace.')
-    return replace(recipe, prompt=recipe.prompt.replace(old, new))
+    """The recipe with `old` replaced where it stands as a word of its own: "fox" is none in "foxboy"."""
+    start = rf"(?<!{LETTER})" if re.match(LETTER, old) else ""
+    end = rf"(?!{LETTER})" if re.match(LETTER, old[-1]) else ""
+    prompt, count = re.subn(f"{start}{re.escape(old)}{end}", lambda _: new, recipe.prompt)
+    if not count:
+        raise UserError(f'The prompt does not contain "{old[:60]}": start the list with words of the prompt.')
+    return replace(recipe, prompt=prompt)
 
 
 AXES: Mapping[str, Callable[[str], list[Point]]] = MappingProxyType(
@@ -85,21 +104,24 @@ AXES: Mapping[str, Callable[[str], list[Point]]] = MappingProxyType(
 """What an axis can vary, by its name on the page."""
 
 
+def parse(axis: str, values: str) -> list[Point]:
+    return AXES[axis](text(f"list of {axis}", values).translate(SEPARATORS))
+
+
 def expand(recipe: Recipe, across: str, across_values: str, down: str, down_values: str) -> Grid:
     """The recipes of a grid: `recipe`, with its first seed, at every pair of values.
 
     Raises:
         UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 images.
     """
-    given = ((across, across_values), (down, down_values))
-    for axis, _ in given:
+    for axis in (across, down):
         if not isinstance(axis, str) or axis not in AXES:
             raise UserError(f"Choose an axis: {', '.join(AXES)}.")
         if axis == "strength" and recipe.task not in STRENGTHS:
             raise UserError("Text to image has no strength: choose another axis.")
     if across == down != NONE:
         raise UserError("Choose two different axes.")
-    columns, rows = (AXES[axis](text(f"list of {axis}", values)) for axis, values in given)
+    columns, rows = parse(across, across_values), parse(down, down_values)
     for axis, points in ((across, columns), (down, rows)):
         if not points:
             raise UserError(f"Give the values of {axis}.")

@@ -48,10 +48,11 @@ def save(content: bytes, name: str) -> str:
     folder = upload_folder()
     path = folder / hashlib.sha256(content).hexdigest() / name
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as part:
-        part.write(content)
-    os.chmod(part.name, 0o644)
+    part = tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False)  # noqa: SIM115
     try:
+        with part:
+            part.write(content)
+        os.chmod(part.name, 0o644)
         for _ in range(3):  # a sweep may remove the folder meanwhile
             path.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):

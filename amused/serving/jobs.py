@@ -79,7 +79,7 @@ class Result:
         recipe: replays exactly this image: of its seed alone, with the digests of its inputs and its size.
         tokens: an array (height, width).
         fingerprint: what every bit of the image depends on besides the recipe (`Model.fingerprint`).
-        prompt_is_cut: a prompt is longer than the model reads.
+        cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
     """
 
     index: int
@@ -88,7 +88,7 @@ class Result:
     image: Image.Image
     tokens: np.ndarray
     fingerprint: str
-    prompt_is_cut: bool
+    cut: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Summary:
     num_done: int
     num_images: int
     seconds: float
-    prompt_is_cut: bool
+    cut: tuple[str, ...] = ()
 
 
 Event = Status | Started | Progress | Result | Summary
@@ -139,7 +139,7 @@ class Job:
         self._began: float | None = None  # when the first step began
         self._worked = 0.0
         self._has_model = False
-        self._prompt_is_cut = False
+        self._cut: tuple[str, ...] = ()
 
     def run(self) -> Generator[Event]:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
@@ -165,7 +165,7 @@ class Job:
                 self._slot.release()
                 # The slot is still held, so the caller handles the summary before the session's next run.
                 seconds = time.monotonic() - self._started
-                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._prompt_is_cut)
+                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._cut)
             except UserError as error:
                 outcome, why = REFUSED, str(error)
                 raise
@@ -222,7 +222,7 @@ class Job:
                 continue
             done += 1
             self._num_done += 1
-            self._prompt_is_cut |= event.prompt_is_cut
+            self._cut = tuple(dict.fromkeys((*self._cut, *event.cut)))
             steps = (recipe.steps - recipe.start) * (done - first)
             self._runtime.note_pace(recipe.model, (self._worked - worked) / steps)
             if done == len(recipe.seeds):
@@ -268,14 +268,17 @@ def sample(
 ) -> Generator[Progress | Result | Rejected]:
     """Sample a recipe with previews. On ZeroGPU in a process of its own: every event can be pickled."""
     budget = PreviewBudget()
-    prompt_is_cut = any(model.prompt_is_cut(prompt) for prompt in (recipe.prompt, recipe.negative_prompt))
+    texts = {"prompt": recipe.prompt}
+    if recipe.guidance_scale > 1:  # otherwise the negative prompt is unused
+        texts["negative prompt"] = recipe.negative_prompt
+    cut = tuple(name for name, text in texts.items() if model.prompt_is_cut(text))
     events = model.generate(recipe, image, mask)
     try:
         for event in events:
             if isinstance(event, FinishedImage):
                 seed, tokens = event.seed, np.asarray(event.tokens)
                 alone = recipe.with_seeds([seed])
-                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, prompt_is_cut)
+                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, cut)
                 continue
             preview = None
             if event.step < event.steps and budget.allows_one():

@@ -1,8 +1,7 @@
 """Score a Nouns checkpoint on held-out characters: `python -m amused.training.score_nouns`.
 
-A score is the share of images whose trait is the one asked for: of all renderings that differ from the asked character
-in that trait alone, the asked one has the smallest mean squared error at art resolution. The characters have pairs of
-head and glasses that training never shows.
+A score is the share of images whose trait is the one asked for, as `nouns/scores.py` defines it. The characters have
+pairs of head and glasses that training never shows.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import amused
+from amused.errors import UserError
 from amused.generation.contact_sheet import sheet
+from amused.training.finetune.options import positive_int
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.nouns.scores import trait_scores
 
@@ -29,10 +31,17 @@ TASKS = ("text_to_image", "image_to_image", "inpaint")
 
 
 def main() -> None:
+    try:
+        score(parse_options())
+    except UserError as error:
+        sys.exit(f"{error}")
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nouns", help="name or folder of a checkpoint")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "amused", help="for the trait images")
-    parser.add_argument("--count", type=int, default=256, help="characters per task")
+    parser.add_argument("--count", type=positive_int, default=256, help="characters per task")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance-scale", type=float, default=10.0)
@@ -41,12 +50,16 @@ def main() -> None:
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--quantize")
     parser.add_argument("--sheet", type=Path, help="save a contact sheet of the first images of each task")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def score(options: argparse.Namespace) -> None:
     model = amused.load(options.model, dtype=options.dtype, quantize=options.quantize)
     if model.traits is None:
-        parser.error("this checkpoint has no traits.json to score")
+        raise UserError("This checkpoint has no traits.json to score.")
     nouns = Nouns(fetch_assets(options.cache))
+    if options.sheet:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary(**model.traits)
     asked = vocabulary.evaluation(options.count)
     sampling = {"steps": options.steps, "guidance_scale": options.guidance_scale, "temperature": options.temperature}

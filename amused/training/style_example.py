@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import amused
+from amused.errors import UserError
 from amused.generation.contact_sheet import grid
 from amused.training.finetune import train as finetune
-from amused.training.finetune.options import parse_options
+from amused.training.finetune.options import parse_options as finetune_options
+from amused.training.finetune.options import positive_int
 from amused.training.nouns.data import Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.nouns.scores import trait_scores
 from amused.training.score_nouns import to_art, upscale
@@ -49,15 +53,26 @@ SHOWN_SIZE = (128, 128)
 
 
 def main() -> None:
+    try:
+        run(parse_options())
+    except UserError as error:
+        sys.exit(f"{error}")
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("style"), help="folder for the images and the adapters")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "amused", help="for the trait images")
     parser.add_argument("--recipes", nargs="+", choices=TRAINING, default=list(TRAINING))
-    parser.add_argument("--count", type=int, default=32, help="characters to score")
+    parser.add_argument("--count", type=positive_int, default=32, help="characters to score")
     parser.add_argument("--strip", type=Path, help="save a grid of images of every model")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def run(options: argparse.Namespace) -> None:
     nouns = Nouns(fetch_assets(options.cache))
+    if options.strip:
+        options.strip.parent.mkdir(parents=True, exist_ok=True)
     model = amused.load("nouns", dtype="float32", adapters=options.output)
     vocabulary = Vocabulary(**(model.traits or {}))
     asked = vocabulary.evaluation(options.count)
@@ -68,6 +83,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for text, image in draw_examples(nouns, vocabulary, NUM_IMAGES[name]):
             image.save(folder / f"{text}.png")
+        shutil.rmtree(options.output / adapter, ignore_errors=True)  # of an earlier run of this example
         start = time.monotonic()
         train(folder, options.output / adapter, TRAINING[name])
         print(json.dumps({"adapter": adapter, "minutes": round((time.monotonic() - start) / 60, 1)}))
@@ -100,7 +116,7 @@ def train(images: Path, output: Path, training: dict[str, Any]) -> None:
     arguments += ["--cond_dropout_prob", 0.2]  # the unconditional prediction of guidance has to learn the style too
     for name, value in training.items():
         arguments += [f"--{name}", value]
-    finetune.train(parse_options([str(argument) for argument in arguments]))
+    finetune.train(finetune_options([str(argument) for argument in arguments]))
 
 
 def report(

@@ -10,25 +10,29 @@ import argparse
 import copy
 import csv
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
 from amused.checkpoints.save import save_checkpoint
+from amused.errors import UserError
 from amused.model.vqgan import VQGAN
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample_tokens
+from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample
 from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.nouns.vqgan import new_vqgan, train_decoder
 
+STATE = "state.safetensors"
 SAMPLED = 64  # positions per image whose loss is computed
 SCORED = 32  # characters
 
@@ -48,8 +52,20 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    try:
+        train(parse_options())
+    except UserError as error:
+        sys.exit(f"{error}")
+
+
 def train(options: argparse.Namespace) -> None:
     folder: Path = options.output
+    step = saved_step(folder)
+    if options.export and not step:
+        raise UserError(f"There is nothing to export in {folder}: train first.")
+    if not options.export and not options.refine_decoder and step >= options.steps:
+        raise UserError(f"There is nothing to do: {folder} has {step} steps, --steps is {options.steps}.")
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     nouns = Nouns(fetch_assets(folder))
@@ -65,6 +81,14 @@ def train(options: argparse.Namespace) -> None:
         export(options.export, trainer.ema, vqgan, trainer.known, folder / "tokenizer")
         return
     trainer.run()
+
+
+def saved_step(folder: Path) -> int:
+    """Steps of the saved state, 0 if there is none."""
+    if not (folder / STATE).exists():
+        return 0
+    with safe_open(folder / STATE, framework="pt") as stream:
+        return int(stream.get_tensor("step"))
 
 
 def prepare_vqgan(options: argparse.Namespace, nouns: Nouns) -> VQGAN:
@@ -91,7 +115,7 @@ class Trainer:
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizers = new_optimizers(model, options.learning_rate)
         self.codebook = vqgan.quantize.embedding.weight.detach()
-        self.state_file: Path = options.output / "state.safetensors"
+        self.state_file: Path = options.output / STATE
         self.step = 0
 
     def run(self) -> None:
@@ -129,7 +153,7 @@ class Trainer:
     def evaluate(self, batches: Batches, loss: float) -> None:
         """Score the averaged weights; print the scores and append them to `log.csv`."""
         asked = self.known.evaluation(SCORED)
-        tokens = sample_tokens(self.ema, [caption(noun) for noun in asked])
+        tokens = sample(self.ema, [caption(noun) for noun in asked])
         art = codebook_art(self.codebook, tokens).permute(0, 2, 3, 1).numpy()
         scores = trait_scores(self.nouns, self.known, asked, art)
         gain = caption_gain(self.ema, batches, self.known)
@@ -242,7 +266,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
     """Write a checkpoint in the published layout and half precision. An existing model card is kept."""
     card = target / "README.md"
-    text = card.read_text("utf-8") if card.exists() else None
+    text = card.read_bytes() if card.exists() else None
     save_checkpoint(
         target,
         transformer=model.transformer,
@@ -253,7 +277,7 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         traits=dataclasses.asdict(known),
     )
     if text is not None:
-        card.write_text(text, "utf-8")
+        card.write_bytes(text)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
@@ -267,4 +291,4 @@ def append_row(path: Path, row: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    train(parse_options())
+    main()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.components.gallery import GalleryImage
+from gradio.data_classes import GradioRootModel
 
 from amused.errors import UserError
 from amused.generation.images import load_image
 from amused.generation.pixel_masks import load_mask
 from amused.limits import MAX_SEEDS, MAX_STEPS
-from amused.recipe.links import to_query
+from amused.recipe.links import Shared
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
     INPAINT,
@@ -30,190 +32,156 @@ from amused.recipe.recipe import (
     Recipe,
 )
 from amused.recipe.seeds import parse_seeds
-from amused.serving.jobs import Request, Result, Started
+from amused.serving.jobs import Request, Result
 from amused.serving.runtime import Runtime
 from amused.ui.events import SAMPLING
+from amused.ui.explain import explain
+from amused.ui.files import GeneratedImage, save_result
 from amused.ui.inputs import NO_IMAGE, ImageInput, NameInput
-from amused.ui.results import GeneratedImage, explain, save_result
-from amused.ui.sharing import ReplayRequest, from_text, replay_request
+from amused.ui.sharing import from_text, replay_request
+from amused.ui.status import describe_cut
 
 NO_MASK = "There is no mask: send an image that is white where the image should be repainted."
+
 ABOUT = {
     TEXT_TO_IMAGE: "Generate images from a prompt.",
-    IMAGE_TO_IMAGE: "Redraw an image after a prompt.",
-    INPAINT: "Repaint a part of an image; outside the mask no bit of it changes.",
+    IMAGE_TO_IMAGE: "Redraw an image to match a prompt.",
+    INPAINT: "Repaint a part of an image; pixels outside the mask stay unchanged.",
 }
 SOURCES = {TEXT_TO_IMAGE: (), IMAGE_TO_IMAGE: ("image", "strength"), INPAINT: ("image", "mask", "strength")}
-SETTINGS = (
-    "seeds",
-    "negative_prompt",
-    "steps",
-    "guidance_scale",
-    "first_temperature",
-    "last_temperature",
-    "model",
-    "adapter",
-    "adapter_strength",
-)
-IMAGES = "PNG files in the order of the seeds. Each carries its recipe."
-REPLAY = "Generate exactly the images of a recipe, and say whether they are the same, bit for bit."
+PARAMETERS = {
+    "image": "the image to start from.",
+    "mask": "an image that is white where the image should be repainted, or opaque if it has transparency.",
+    "strength": "above 0, which stays close to the image, to 1, which starts from scratch.",
+    "prompt": "what to generate.",
+    "seeds": f'one image each, as a list with ranges such as "8, 15, 100-115", at most {MAX_SEEDS} in all.',
+    "negative_prompt": "what to keep out of the image.",
+    "steps": f"sampling steps, 1 to {MAX_STEPS}; more is slower.",
+    "guidance_scale": f"how closely to follow the prompt, 0 to {MAX_GUIDANCE_SCALE:g}.",
+    "first_temperature": f"variety at the first step, 0 to {MAX_TEMPERATURE:g}.",
+    "last_temperature": f"variety at the last step, 0 to {MAX_TEMPERATURE:g}.",
+    "model": "the name of a model that the page offers.",
+    "adapter": 'the name of an adapter that the page offers for the model; "" for none.',
+    "adapter_strength": f"scale of the adapter's change, 0 to {MAX_ADAPTER_STRENGTH:g}.",
+}
+IMAGES = 'PNG files in the order of the seeds, each with its recipe; "note" says if a prompt is too long for the model.'
+REPLAY = "Replay a recipe, and report whether the images are identical to those it came from."
+REPLAY_PARAMETERS = {
+    "recipe": "a link that was copied from the page, its query, or the JSON in a PNG file made here.",
+    "image": "the image that the recipe starts from; none for text to image.",
+    "mask": "the mask, for inpainting.",
+}
 REPLAYED = (
     "The images, and for each of them its seed, the digest of its pixels, a query that generates it again, and "
-    '"same": whether its digest is that of the recipe, or null where that has none.'
+    '"same": whether its digest is that of the recipe, or null where that has none; "cut": the prompts that are longer '
+    "than the model reads."
 )
 
 Arguments = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of an endpoint: its component has its type and default, `about` is its documentation."""
+class Tile(GalleryImage):
+    """`note` is the one field that Gradio's tiles do not have."""
 
-    component: Component
-    about: str
-    is_optional: bool = False  # although its component has no value
+    note: str | None = None
+
+
+class Tiles(GradioRootModel):
+    root: list[Tile]
+
+
+class ResultGallery(gr.Gallery):
+    is_template = True
+
+    def postprocess(self, value: list[GeneratedImage] | None) -> Tiles:  # type: ignore[override]
+        images = value or []
+        tiles = super().postprocess([image.tile for image in images]).root
+        notes = [describe_cut(image.cut) if image.cut else None for image in images]
+        return Tiles(root=[Tile(**tile.model_dump(), note=note) for tile, note in zip(tiles, notes, strict=True)])
 
 
 def build(runtime: Runtime) -> None:
     with gr.Column(visible=False):
-        settings = build_settings(runtime)
-        sources = build_sources()
-        strengths = {task: build_strength(value) for task, value in STRENGTHS.items()}
-        replayed = build_replayed(sources)
-        images = gr.Gallery(format="png", label="images")
-        results = gr.JSON(label="results")
         trigger = gr.Button()
+        components = build_parameters(runtime)
+        strengths = {task: gr.Number(value=value, label="strength") for task, value in STRENGTHS.items()}
+        images = ResultGallery(format="png", label="images")
+        results = gr.JSON(label="results")
 
-    def connect(
-        name: str,
-        about: str,
-        parameters: Mapping[str, Parameter],
-        returns: str,
-        generate: Callable[[Arguments], Iterator[Any]],
-        outputs: list[Component],
-    ) -> None:
-        function = documented(about, parameters, returns, generate)
-        inputs = [parameter.component for parameter in parameters.values()]
+    def connect(name: str, function: Callable[..., Iterator[Any]], outputs: list[Component]) -> None:
+        offered = {**components, "strength": strengths.get(name)}
+        inputs = [offered[parameter] for parameter in inspect.signature(function).parameters]
         trigger.click(function, inputs, outputs, api_name=name, **SAMPLING)
 
-    def generate_task(task: str) -> Callable[[Arguments], Iterator[Any]]:
-        def generate(arguments: Arguments) -> Iterator[Any]:
-            for _, finished in run(runtime, lambda: read_task(task, arguments)):
-                yield tiles(finished)
+    def replay(arguments: Arguments) -> Iterator[Any]:
+        shared: Shared | None = None
 
-        return generate
+        def read() -> Request:
+            nonlocal shared
+            shared = from_text(arguments["recipe"])
+            return read_replay(runtime, shared, arguments)
 
-    def generate_replay(arguments: Arguments) -> Iterator[Any]:
-        for request, finished in run(runtime, lambda: read_replay(runtime, arguments)):
-            expected = request.digest if isinstance(request, ReplayRequest) else None
-            yield tiles(finished), [describe(image, expected) for image in finished]
+        for finished in run(runtime, read):
+            expected = None if shared is None else shared.digest
+            yield finished, [describe(image, expected) for image in finished]
 
+    others = [name for name in PARAMETERS if name not in ("prompt", *SOURCES[INPAINT])]
     for task, about in ABOUT.items():
-        offered = {**settings, **sources}
-        if task in strengths:
-            offered["strength"] = strengths[task]
-        parameters = {name: offered[name] for name in ("prompt", *SOURCES[task], *SETTINGS)}
-        connect(task, about, parameters, IMAGES, generate_task(task), [images])
-    connect("recipe", REPLAY, replayed, REPLAYED, generate_replay, [images, results])
+        parameters = {name: PARAMETERS[name] for name in ("prompt", *SOURCES[task], *others)}
+        connect(task, named(partial(generate, runtime, task), about, parameters, IMAGES), [images])
+    function = named(replay, REPLAY, REPLAY_PARAMETERS, REPLAYED, optional=("image", "mask"))
+    connect("recipe", function, [images, results])
 
 
-def build_settings(runtime: Runtime) -> dict[str, Parameter]:
+def build_parameters(runtime: Runtime) -> dict[str, Component]:
+    """The components of all parameters but strength, whose default depends on the task."""
     first, last = Recipe.temperature
-    models = [choice.name for choice in runtime.models]
-    return {
-        "prompt": Parameter(gr.Textbox(value="", label="prompt"), "what to generate."),
-        "seeds": Parameter(
-            gr.Textbox(value="0", label="seeds"),
-            f'one image each, as a list with ranges such as "8, 15, 100-115", at most {MAX_SEEDS} in all.',
-        ),
-        "negative_prompt": Parameter(
-            gr.Textbox(value=Recipe.negative_prompt, label="negative_prompt"), "what to keep out of the image."
-        ),
-        "steps": Parameter(
-            gr.Number(value=Recipe.steps, label="steps"), f"sampling steps, 1 to {MAX_STEPS}; more is slower."
-        ),
-        "guidance_scale": Parameter(
-            gr.Number(value=Recipe.guidance_scale, label="guidance_scale"),
-            f"how closely to follow the prompt, 0 to {MAX_GUIDANCE_SCALE:g}.",
-        ),
-        "first_temperature": Parameter(
-            gr.Number(value=first, label="first_temperature"), f"variety at the first step, 0 to {MAX_TEMPERATURE:g}."
-        ),
-        "last_temperature": Parameter(
-            gr.Number(value=last, label="last_temperature"), f"variety at the last step, 0 to {MAX_TEMPERATURE:g}."
-        ),
-        "model": Parameter(
-            NameInput(models, value=runtime.default, label="model"), "the name of a model that the page offers."
-        ),
-        "adapter": Parameter(
-            gr.Textbox(value="", label="adapter"),
-            'the name of an adapter that the page offers for the model; "" for none.',
-        ),
-        "adapter_strength": Parameter(
-            gr.Number(value=Recipe.adapter_strength, label="adapter_strength"),
-            f"scale of the adapter's change, 0 to {MAX_ADAPTER_STRENGTH:g}.",
-        ),
+    components: dict[str, Component] = {
+        "prompt": gr.Textbox(value=""),
+        "seeds": gr.Textbox(value="0"),
+        "negative_prompt": gr.Textbox(value=Recipe.negative_prompt),
+        "steps": gr.Number(value=Recipe.steps),
+        "guidance_scale": gr.Number(value=Recipe.guidance_scale),
+        "first_temperature": gr.Number(value=first),
+        "last_temperature": gr.Number(value=last),
+        "model": NameInput([choice.name for choice in runtime.models], value=runtime.default),
+        "adapter": gr.Textbox(value=""),
+        "adapter_strength": gr.Number(value=Recipe.adapter_strength),
+        "image": ImageInput(),
+        "mask": ImageInput(),
+        "recipe": gr.Textbox(),
     }
+    for name, component in components.items():
+        component.label = name
+    return components
 
 
-def build_sources() -> dict[str, Parameter]:
-    return {
-        "image": Parameter(ImageInput(label="image"), "the image to start from."),
-        "mask": Parameter(
-            ImageInput(label="mask"),
-            "an image that is white where the image should be repainted, or opaque if it has transparency.",
-        ),
-    }
-
-
-def build_strength(value: float) -> Parameter:
-    return Parameter(
-        gr.Number(value=value, label="strength"),
-        "above 0, which stays close to the image, to 1, which starts from scratch.",
-    )
-
-
-def build_replayed(sources: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    return {
-        "recipe": Parameter(
-            gr.Textbox(label="recipe"),
-            "a link that was copied from the page, its query, or the JSON in a PNG file made here.",
-        ),
-        "image": Parameter(
-            sources["image"].component, "the image that the recipe starts from; none for text to image.", True
-        ),
-        "mask": Parameter(sources["mask"].component, "the mask, for inpainting.", True),
-    }
-
-
-def documented(
-    about: str,
-    parameters: Mapping[str, Parameter],
-    returns: str,
+def named(
     generate: Callable[[Arguments], Iterator[Any]],
+    about: str,
+    parameters: Mapping[str, str],
+    returns: str,
+    optional: tuple[str, ...] = (),
 ) -> Callable[..., Iterator[Any]]:
-    """`generate` with these named parameters: Gradio takes names, defaults and documentation from the function."""
+    """`generate` with these parameters: Gradio takes names, defaults and documentation from the function."""
 
     def endpoint(*arguments: Any) -> Iterator[Any]:
         yield from generate(dict(zip(parameters, arguments, strict=True)))
 
-    described = "\n".join(f"    {name}: {parameter.about}" for name, parameter in parameters.items())
+    described = "\n".join(f"    {name}: {text}" for name, text in parameters.items())
     endpoint.__doc__ = f"{about}\n\nArgs:\n{described}\n\nReturns:\n    {returns}\n"
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=None if parameter.is_optional else inspect.Parameter.empty,
-            )
-            for name, parameter in parameters.items()
-        ]
+        [inspect.Parameter(name, kind, default=None if name in optional else empty) for name in parameters]
     )
     return endpoint
 
 
+def generate(runtime: Runtime, task: str, arguments: Arguments) -> Iterator[list[GeneratedImage]]:
+    return run(runtime, lambda: read_task(task, arguments))
+
+
 def read_task(task: str, arguments: Arguments) -> Request:
-    """Raises UserError: the arguments make no valid recipe, or an input is missing or cannot be read."""
     recipe = Recipe(
         task=task,
         prompt=arguments["prompt"],
@@ -239,9 +207,7 @@ def read_task(task: str, arguments: Arguments) -> Request:
     return Request((recipe,), image, mask)
 
 
-def read_replay(runtime: Runtime, arguments: Arguments) -> ReplayRequest:
-    """Raises UserError: there is no recipe, not all of it is understood, or it needs other inputs."""
-    shared = from_text(arguments["recipe"])
+def read_replay(runtime: Runtime, shared: Shared, arguments: Arguments) -> Request:
     runtime.choice(shared.recipe.model)
     if shared.ignored:
         raise UserError(f"The recipe has unknown or invalid parts: {', '.join(shared.ignored)}.")
@@ -250,36 +216,26 @@ def read_replay(runtime: Runtime, arguments: Arguments) -> ReplayRequest:
     return replay_request(shared, image, mask)
 
 
-def run(runtime: Runtime, read: Callable[[], Request]) -> Iterator[tuple[Request | None, list[GeneratedImage]]]:
-    """After each event of a run, its request and the images that are finished.
-
-    Raises:
-        gr.Error: with the sentence for the caller.
-    """
-    request: Request | None = None
+def run(runtime: Runtime, read: Callable[[], Request]) -> Iterator[list[GeneratedImage]]:
+    """The finished images of a run, after each of its events: a client can cancel at any of them."""
     images: list[GeneratedImage] = []
     sentence = None
     try:
         for event in runtime.run(read):
-            if isinstance(event, Started):
-                request = event.request
-            elif isinstance(event, Result):
+            if isinstance(event, Result):
                 images = [*images, save_result(event, write_metadata=True)]
-            yield request, images
+            yield images
     except Exception as error:
         sentence = explain(error)
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
         raise gr.Error(sentence, print_exception=False)
 
 
-def tiles(images: list[GeneratedImage]) -> list[tuple[str, str]]:
-    return [(image.path, f"seed {image.seed}") for image in images]
-
-
 def describe(image: GeneratedImage, expected: str | None) -> dict[str, Any]:
     return {
         "seed": image.seed,
         "digest": image.digest,
-        "query": to_query(image.recipe, image.digest, image.fingerprint),
+        "query": image.query,
         "same": None if expected is None else image.digest == expected,
+        "cut": list(image.cut),
     }

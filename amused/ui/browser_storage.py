@@ -1,4 +1,4 @@
-"""What the browser remembers: settings, recent recipes and kept ones. Anybody may have changed it there."""
+"""What the browser remembers: settings, recent and kept recipes. Untrusted."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import GeneratedImage, TabState
+from amused.ui.results import TabState
 from amused.ui.settings import Settings, to_recipe
 from amused.ui.tab import Tab
 
 MAX_RECIPES = 30
 MAX_QUERY_LENGTH = 4000  # the browser keeps a few megabytes in all
-SECRET = "amused"  # fixed, as a new one at each restart would make browsers forget; none of it is secret
+SECRET = "amused"  # fixed: a new one at each restart would make browsers forget. Nothing in it is secret
 
-# The browser itself writes settings down, and only once those of the last visit are back.
+# The browser itself stores the settings, but only after those of the last visit are restored.
 REMEMBER_JS = """(former, ...values) => {
     if (!window.amusedRestored) return [former];
     const remembered = {};
@@ -40,7 +41,7 @@ REMEMBER_JS = """(former, ...values) => {
 class BrowserStorage:
     """`settings` is {task: {field of Settings: value}}; the others are lists of queries, the latest first.
 
-    `picker` offers the recipes to open them again.
+    `picker` offers the recipes to open again.
     """
 
     settings: gr.BrowserState
@@ -58,7 +59,7 @@ class BrowserStorage:
         return {self.picker: gr.Dropdown(choices=choices, value=None)}
 
     def add_recent(self, images: Sequence[GeneratedImage], values: Values) -> Updates:
-        """Put the recipe of the last image first; while more images of it arrive it stays one entry."""
+        """Put the recipe of the last image first; more images of the same recipe stay one entry."""
         if not images:
             return {}
         last = images[-1].recipe
@@ -73,9 +74,9 @@ class BrowserStorage:
         return {self.recent: recent, **self.offer(recent, values[self.kept])}
 
     def add_kept(self, tray: KeptImages, values: Values) -> Updates:
-        """Put the kept images before those of earlier visits, and forget what was discarded."""
-        ours = [query_of(image) for image in reversed(tray.images)]
-        discarded = {query_of(image) for _, image in tray.discarded}
+        """Put the kept images before those of earlier visits, and forget the discarded ones."""
+        ours = [image.query for image in reversed(tray.images)]
+        discarded = {image.query for _, image in tray.discarded}
         older = [query for query in read_queries(values[self.kept]) if query not in ours and query not in discarded]
         kept = [query for query in [*ours, *older] if len(query) <= MAX_QUERY_LENGTH][:MAX_RECIPES]
         return {self.kept: kept, **self.offer(values[self.recent], kept)}
@@ -108,7 +109,7 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
 
         def add_recent(values: Values, view: Any = tab.result) -> Updates:
             state: TabState = values[view.state]
-            return storage.add_recent(state.gallery.images, values) or NO_CHANGE
+            return storage.add_recent(state.images, values) or NO_CHANGE
 
         outputs = [storage.recent, storage.picker]
         tab.result.ended.change(add_recent, {tab.result.state, *lists}, outputs, **UI_ONLY)
@@ -116,15 +117,15 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
     def add_kept(values: Values) -> Updates:
         return storage.add_kept(values[tray.state], values)
 
-    # Follows the gallery, since a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
+    # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
     tray.gallery.change(add_kept, {tray.state, *lists}, [storage.kept, storage.picker], **UI_ONLY)
 
 
-# What was remembered
+# Restoring
 
 
 def restore_settings(runtime: Runtime, tabs: Sequence[Tab], remembered: Any) -> Updates:
-    """Updates to the settings of the last visit. A tab of which one is not valid stays as it is."""
+    """Updates to the settings of the last visit. Tabs with an invalid value are skipped."""
     updates: Updates = {}
     for tab in tabs:
         named = remembered.get(tab.task) if isinstance(remembered, Mapping) else None
@@ -137,7 +138,7 @@ def restore_settings(runtime: Runtime, tabs: Sequence[Tab], remembered: Any) -> 
 
 
 def restore_tab(runtime: Runtime, settings: Settings, remembered: Mapping[str, Any]) -> Updates:
-    """Raises UserError or TypeError: a value is not valid."""
+    """Raises UserError or TypeError if a value is invalid."""
     values = {name: remembered.get(name, part.value) for name, part in settings.components().items()}
     if not isinstance(values["seeds"], str) or not isinstance(values["random_seeds"], bool):
         raise UserError("The settings are damaged.")
@@ -157,7 +158,7 @@ def restore_tab(runtime: Runtime, settings: Settings, remembered: Mapping[str, A
 
 
 def read_queries(remembered: Any) -> dict[str, Recipe]:
-    """The valid ones of a list of queries, with their recipes."""
+    """The valid queries of a list, with their recipes."""
     listed = remembered[: 2 * MAX_RECIPES] if isinstance(remembered, list) else []
     recipes = {query: read_query(query) for query in listed if isinstance(query, str)}
     return {query: recipe for query, recipe in recipes.items() if recipe is not None}
@@ -169,10 +170,6 @@ def read_query(query: str) -> Recipe | None:
     except UserError:
         return None
     return None if shared is None else shared.recipe
-
-
-def query_of(image: GeneratedImage) -> str:
-    return to_query(image.recipe, image.digest, image.fingerprint)
 
 
 def label(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""A recipe in words, for a visitor to read."""
+"""A recipe described for visitors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, TOUCH_UP, VARY, Recipe
-from amused.ui.results import GeneratedImage
+from amused.ui.files import GeneratedImage
 
 TITLES = {
     TEXT_TO_IMAGE: "Text to image",
@@ -32,9 +32,9 @@ LABELS = {
     "aesthetic_score": "Aesthetic score",
     "crop": "Crop",
     "fit": "Fit",
-    "composite": "Outside of the mask kept",
+    "composite": "Outside the mask unchanged",
     "feather": "Feather",
-    "only_masked": "Only the masked part",
+    "only_masked": "Full resolution",
     "image": "Input image",
     "mask": "Input mask",
 }
@@ -48,7 +48,7 @@ def describe_image(image: GeneratedImage) -> str:
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """Its fields but for those at their default, and its parents, folded."""
+    """Fields that differ from their default; parents are collapsed."""
     rows = []
     for field, label in LABELS.items():
         value = getattr(recipe, field)
@@ -76,5 +76,5 @@ def describe_value(field: str, value: Any) -> str:
 
 
 def note(text: str) -> str:
-    """A line that answers a click; screen readers announce it."""
+    """A line of feedback; screen readers announce it."""
     return f'<p class="note" role="status">{html.escape(text)}</p>'

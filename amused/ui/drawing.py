@@ -24,7 +24,7 @@ from amused.ui.events import UI_ONLY
 from amused.ui.inputs import NO_IMAGE, Raw
 from amused.ui.latest import COUNT_JS
 
-NOTHING_PAINTED = "Nothing to repaint: paint over the part of the image that should change."
+NOTHING_PAINTED = "Paint over the part to change first."
 
 MIRROR_JS = """(change, drawing) => {
     const latest = (window.amusedMirrored ||= {});
@@ -36,7 +36,7 @@ MIRROR_JS = """(change, drawing) => {
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image and the layers painted over it, as they were sent."""
+    """An image and the layers painted over it, as uploaded."""
 
     background: Raw | None
     layers: tuple[Raw, ...]
@@ -47,7 +47,7 @@ class Drawing:
         return load_image(self.background)
 
     def painted(self, size: tuple[int, int]) -> Image.Image | None:
-        """White where any layer is painted on, by its opacity whatever its colour; None if none is."""
+        """White where any layer is painted, by opacity whatever the colour; None if nothing is."""
         painted: Image.Image | None = None
         for layer in self.layers:
             opacity = upright(layer).convert("RGBA").getchannel("A")
@@ -64,10 +64,7 @@ class Drawing:
 
 
 class UploadedDrawings:
-    """Drawings that editors send on their own after a change, image by image, under an id that they make up.
-
-    Gradio would keep them in memory, any number of them, until an event asks for them; once.
-    """
+    """Drawings that the editor uploads layer by layer, keyed by its own id. Bounded, unlike Gradio's."""
 
     MAX_DRAWINGS, MAX_ID = 1000, 40
     BACKGROUND, LAYER = "background", re.compile("layer [0-7]")
@@ -113,7 +110,7 @@ class DrawingInput(gr.ImageEditor):
 
 
 class DrawingMirror(gr.JSON):
-    """A drawing as it was when `mirror_drawing` last copied it: the input of events in place of the editor."""
+    """A copy of a drawing, made by `mirror_drawing`: events take this as input instead of the editor."""
 
     is_template = True
     data_model = EditorData
@@ -139,7 +136,7 @@ def to_drawing(payload: EditorData | None) -> Drawing:
 
 
 def build_drawing(label: str, height: int, elem_id: str, upload: bool) -> DrawingInput:
-    """An editor with one layer and one fixed colour; with `upload` for an image of the visitor's own."""
+    """An editor with one layer and one fixed colour; with `upload`, visitors can give an image."""
     return DrawingInput(
         label=label,
         type="filepath",
@@ -163,11 +160,11 @@ def editor_value(path: str) -> dict[str, Any]:
 
 
 def mirror_drawing(events: Sequence[Any], mirror: DrawingMirror) -> Any:
-    """Copy what is drawn to `mirror` at any of these events; returns the last event of this, for what comes `then`.
+    """Copy the drawing to `mirror` at any of these events; returns the last event, for what comes `then`.
 
     Gradio (6.31) asks any input or output of a server event for its value again whenever a run yields, and an editor
     answers by uploading all of its images: some hundred times per generated image. So the editor is only an input of
-    this event, which runs in the browser; see also `sync.hide_progress`.
+    this event, which runs in the browser; see also `latest.hide_progress`.
     """
     change, drawing = gr.Number(0, visible="hidden"), mirror.drawing
     return gr.on(events, None, None, change, js=COUNT_JS, **UI_ONLY).then(

@@ -1,12 +1,12 @@
-"""One click on an example fills its tab: prompt, seed, strength, and its image and mask where it has them."""
+"""A click on an example fills its tab: prompt, seed, strength, and image and mask if it has them."""
 
 from __future__ import annotations
 
 import gradio as gr
 
+from amused.serving import file_cache
 from amused.ui import prompts
-from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import save_file
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.settings import MIN_SLIDER_STRENGTH, slider_at
 from amused.ui.tab import Tab
 
@@ -16,7 +16,10 @@ def connect(tab: Tab) -> None:
 
     def fill(values: Values) -> Updates:
         model = values[settings.model]
-        example = prompts.examples(tab.task, model, tab.runtime.choice(model).traits)[values[dataset]]
+        examples, index = prompts.examples(tab.task, model, tab.runtime.choice(model).traits), values[dataset]
+        if type(index) is not int or not 0 <= index < len(examples):  # selected while the model was changing
+            return NO_CHANGE
+        example = examples[index]
         updates: Updates = {
             settings.prompt: example.prompt,
             settings.seeds: gr.Textbox(value=example.seeds, interactive=True),
@@ -34,4 +37,4 @@ def connect(tab: Tab) -> None:
 
 def publish(name: str | None) -> str | None:
     """Copy a file of the examples to where the page may serve it from."""
-    return None if name is None else save_file((prompts.FOLDER / name).read_bytes(), name)
+    return None if name is None else file_cache.save((prompts.FOLDER / name).read_bytes(), name)

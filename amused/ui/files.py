@@ -1,19 +1,65 @@
-"""The image files that the page serves: results, previews, and inputs kept for later."""
+"""The image files that the page serves: generated images, previews, and inputs kept for later."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from amused.generation.images import digest
+from amused.recipe.links import to_query
+from amused.recipe.metadata import png_info
+from amused.recipe.recipe import Recipe
 from amused.serving import file_cache
+from amused.serving.jobs import Result
 
 
-def save_file(content: bytes, name: str) -> str:
-    return file_cache.save(content, name)
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A finished image: its file and its single-seed recipe.
+
+    Attributes:
+        digest: of the pixels.
+        image, mask: files of the inputs that the recipe, or the first of its parents, started from.
+        fingerprint, cut: as in `jobs.Result`.
+    """
+
+    path: str
+    seed: int
+    recipe: Recipe
+    digest: str
+    size: tuple[int, int]
+    image: str | None = None
+    mask: str | None = None
+    fingerprint: str | None = None
+    cut: tuple[str, ...] = ()
+
+    @property
+    def query(self) -> str:
+        """The query of its link."""
+        return to_query(self.recipe, self.digest, self.fingerprint)
+
+    @property
+    def tile(self) -> tuple[str, str]:
+        """The file and caption in a gallery."""
+        return self.path, f"seed {self.seed}"
+
+
+def save_result(
+    result: Result, write_metadata: bool, image: str | None = None, mask: str | None = None
+) -> GeneratedImage:
+    """Write a finished image to its file; `image` and `mask` are files of its inputs."""
+    pixels = strip_metadata(result.image)
+    pixels_digest = digest(pixels)
+    info = png_info(result.recipe, pixels_digest, result.fingerprint) if write_metadata else None
+    path = file_cache.save(png_bytes(pixels, info), f"amused-seed-{result.seed}.png")
+    return GeneratedImage(
+        path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint, result.cut
+    )
 
 
 def save_preview(image: Image.Image) -> str:
@@ -22,16 +68,16 @@ def save_preview(image: Image.Image) -> str:
     image.thumbnail((256, 256))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP")
-    return save_file(buffer.getvalue(), "preview.webp")
+    return file_cache.save(buffer.getvalue(), "preview.webp")
 
 
 def save_input(image: Image.Image | None, name: str = "given.png") -> str | None:
-    """An input image or mask, for those who go on from a result of it."""
-    return None if image is None else save_file(png_bytes(image, compress_level=1), name)
+    """Keep an input so that its result can be varied or replayed."""
+    return None if image is None else file_cache.save(png_bytes(image, compress_level=1), name)
 
 
 def open_image(path: str) -> Image.Image:
-    """One of our own files, so that nothing needs to be checked."""
+    """An image from one of our own files, which needs no check."""
     with Image.open(path) as image:
         image.load()
     return image
@@ -44,5 +90,5 @@ def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -
 
 
 def strip_metadata(image: Image.Image) -> Image.Image:
-    """The pixels alone, as RGB: `Image.info` would be written to files, a visitor's own metadata included."""
+    """The pixels alone, as RGB. Pillow would write `Image.info` to files, the visitor's own metadata included."""
     return Image.fromarray(np.asarray(image.convert("RGB")))

@@ -1,50 +1,40 @@
 """Actions on a generated image: inspect, vary, touch up, keep, send to another tab, share.
 
-The image that was clicked in a gallery is shown below it, with its actions.
+The selected image of a gallery is shown below it, with its actions.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
+from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, SIDE_MULTIPLE, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
+from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
-from amused.ui.files import open_image
-from amused.ui.kept_images import KeptImages, KeptImagesView, image_at
-from amused.ui.results import GeneratedImage, RunAction, TabState, connect
+from amused.ui.files import GeneratedImage, open_image
+from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.results import RunAction, TabState, connect, image_at
 from amused.ui.settings import RANDOM_SEEDS
 from amused.ui.sharing import CopyLink, build_copy_link
 from amused.ui.tab import Tab
 
-NOTHING_PICKED = "No image is picked: click one first."
-INHERITED = (
-    "model",
-    "negative_prompt",
-    "steps",
-    "guidance_scale",
-    "temperature",
-    "aesthetic_score",
-    "crop",
-    "composite",
-    "adapter",
-    "adapter_digest",
-    "adapter_strength",
-)
-"""Fields that a recipe on the tokens of an image has from the recipe of that image."""
+NOTHING_SELECTED = "Select an image first."
+OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask")
+"""Fields that variations do not inherit: they say how an input image is used."""
 
-# Scrolls to what a click opened; a gallery may be longer than the window.
+# Scrolls to what opened; a gallery may be longer than the window.
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
 
 
@@ -68,7 +58,7 @@ class TouchUpForm:
 
 @dataclass(frozen=True)
 class DetailsView:
-    """The image that was clicked in a tab, and its actions; `selected` is the State of a GeneratedImage or None."""
+    """The selected image of a tab, and its actions; `selected` is the State of a GeneratedImage or None."""
 
     place: gr.Column
     selected: gr.State
@@ -116,7 +106,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
     def reopen(kept: KeptImages) -> Updates:
-        image = kept.chosen_image()
+        image = kept.selected_image()
         task = image.recipe.first.task
         return {tab_bar: gr.Tabs(selected=task), **views[task].show(image)}
 
@@ -133,7 +123,7 @@ def build_details(tab: Tab) -> DetailsView:
     with tab.result.details as place:
         selected = gr.State(None)
         image = gr.Image(
-            label="Picked image",
+            label="Selected image",
             format="png",
             interactive=False,
             height=420,
@@ -200,11 +190,11 @@ def count_slider(elem_id: str) -> gr.Slider:
 
 
 def connect_details(tab: Tab, view: DetailsView) -> None:
-    """Pick, close, use the seed."""
+    """Select, close, use the seed."""
     result, settings = tab.result, tab.settings
 
-    def pick(state: TabState, event: gr.SelectData) -> Updates:
-        image = image_at(state.gallery.images, event.index)
+    def select(state: TabState, event: gr.SelectData) -> Updates:
+        image = image_at(state.images, event.index)
         return NO_CHANGE if image is None else view.show(image)  # None: the preview of the next image
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
@@ -215,7 +205,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    scroll_to(view.place, result.gallery.select(pick, result.state, view.outputs, **UI_ONLY))
+    scroll_to(view.place, result.gallery.select(select, result.state, view.outputs, **UI_ONLY))
     view.buttons["close"].click(lambda: gr.Column(visible=False), None, view.place, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
@@ -224,7 +214,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
 def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
     def keep(values: Values) -> Updates:
         kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Kept below")}
+        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to kept images")}
 
     view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)
 
@@ -269,8 +259,7 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
 
     def read(values: Values) -> Request:
         image = required(values[view.selected])
-        size, _ = tab.runtime.native_size(image.recipe.model)
-        cells = painted_cells(values[form.mirror], image, size)
+        cells = painted_cells(tab.runtime, values[form.mirror], image)
         return derive_request(image, TOUCH_UP, values[form.count], prompt=values[form.prompt], cells=cells)
 
     # The editor gets its image once it is visible: a hidden one does not know its size.
@@ -285,9 +274,9 @@ def scroll_to(place: gr.Column, event: Any) -> None:
 
 
 def required(selected: GeneratedImage | None) -> GeneratedImage:
-    """There is none in a page that outlives its session on the server."""
+    """Nothing is selected after a server restart, whatever the page still shows."""
     if selected is None:
-        raise gr.Error(NOTHING_PICKED, print_exception=False)
+        raise UserError(NOTHING_SELECTED)
     return selected
 
 
@@ -295,7 +284,7 @@ def required(selected: GeneratedImage | None) -> GeneratedImage:
 
 
 def derive_request(image: GeneratedImage, task: str, count: float, **changes: Any) -> Request:
-    """New images from the tokens of one, under random seeds; raises UserError."""
+    """New images from the tokens of one, with random seeds."""
     recipe = derive_recipe(image.recipe, task, count, **changes)
     return Request((recipe,), *(None if path is None else open_image(path) for path in (image.image, image.mask)))
 
@@ -303,15 +292,16 @@ def derive_request(image: GeneratedImage, task: str, count: float, **changes: An
 def derive_recipe(parent: Recipe, task: str, count: float, **changes: Any) -> Recipe:
     first = secrets.randbelow(RANDOM_SEEDS)
     seeds = range(first, first + whole("number of images", count, 1, MAX_SEEDS))
-    fields = {"prompt": parent.prompt, **{name: getattr(parent, name) for name in INHERITED}, **changes}
-    return Recipe(task=task, seeds=tuple(seeds), parent=parent, **fields)
+    reset = {field.name: field.default for field in fields(Recipe) if field.name in (*OF_AN_INPUT, "share", "cells")}
+    return replace(parent, **{**reset, "task": task, "seeds": tuple(seeds), "parent": parent, **changes})
 
 
-def painted_cells(drawing: Drawing, image: GeneratedImage, size: int) -> tuple[int, ...]:
-    """The token indices that any stroke touches; `size` is the model's native size."""
-    mask = drawing.mask(image.size)
+def painted_cells(runtime: Runtime, drawing: Drawing, image: GeneratedImage) -> tuple[int, ...]:
+    """The token indices that any stroke touches."""
+    mask, model = drawing.mask(image.size), image.recipe.model
     if image.recipe.first.only_masked:
         assert image.mask is not None
+        size, _ = runtime.native_size(model)
         box = square_around(load_mask(open_image(image.mask), image.size), size)
         mask = crop_mask(mask, box, size)
-    return token_indices(touched_cells(mask, SIDE_MULTIPLE))
+    return token_indices(touched_cells(mask, runtime.pixels_per_token(model)))

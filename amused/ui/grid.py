@@ -1,7 +1,4 @@
-"""The grid of a tab: its settings varied along two axes, one recipe per cell, ending in a labelled sheet.
-
-What can be put on an axis is known by `amused.recipe.grid`.
-"""
+"""The grid of a tab: its settings varied along two axes (`amused.recipe.grid`), shown as a labelled sheet."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ from amused.errors import UserError
 from amused.generation.contact_sheet import grid as draw_grid
 from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
+from amused.serving import file_cache
 from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import open_image, png_bytes, save_file
+from amused.ui.files import GeneratedImage, open_image, png_bytes
 from amused.ui.latest import sync
-from amused.ui.results import GeneratedImage, RunAction, connect
+from amused.ui.results import RunAction, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.tab import Tab
 
@@ -32,14 +30,15 @@ PLACEHOLDERS = {
     "guidance": "2, 5, 10",
     "temperature": "0, 1, 2, 4",
     "strength": "0.3, 0.5, 0.7, 0.9",
-    WORDING: "fox, owl, cow: the first is in the prompt",
+    WORDING: "fox, owl, cow (fox is in the prompt)",
 }
 OFFER_JS = """(axis) => {
-    const chosen = (window.amusedAxes ||= {});
-    if (axis === (chosen["%(field)s"] ?? %(first)s)) return { __type__: "update" };
-    chosen["%(field)s"] = axis;
+    const axes = (window.amusedAxes ||= {});
+    if (axis === (axes["%(field)s"] ?? %(first)s)) return { __type__: "update" };
+    axes["%(field)s"] = axis;
     return %(offers)s[axis] ?? { __type__: "update" };
 }"""
+MAX_LINE = 300
 ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
@@ -49,16 +48,14 @@ class Axis:
     values: gr.Textbox
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GridRequest(Request):
-    """The request of a grid's run, and the grid."""
-
-    grid: Grid | None = None
+    grid: Grid
 
 
 @dataclass(frozen=True)
 class GridSection:
-    """The components, and what is done with their values."""
+    """The components and their event handlers."""
 
     tab: Tab
     across: Axis
@@ -80,7 +77,7 @@ class GridSection:
         return expand(recipe, *(values[part] for part in self.axes))
 
     def describe_estimate(self, values: Values) -> Updates:
-        """How many images the grid will have and how long they will take, or what is wrong with it."""
+        """What a run will make and how long it will take, or what is wrong with the values."""
         settings, task = self.tab.settings, self.tab.task
         model = values[settings.model]
         try:
@@ -92,31 +89,28 @@ class GridSection:
                 steps=values[settings.steps],
                 strength=values[settings.strength] if task in STRENGTHS else None,
             )
-            recipes = self.expand(recipe, values).recipes
+            grid = self.expand(recipe, values)
         except UserError as error:
             return {self.estimate: status_line(str(error))}
-        text, seconds_per_step = count_images(len(recipes)), self.tab.runtime.seconds_per_step(model)
+        text, seconds_per_step = count_images(len(grid.recipes)), self.tab.runtime.seconds_per_step(model)
         if seconds_per_step is not None:
-            steps = sum(recipe.steps - recipe.start for recipe in recipes)
+            steps = sum(recipe.steps - recipe.start for recipe in grid.recipes)
             text += f", about {describe_seconds(seconds_per_step * steps)}"
-        return {self.estimate: status_line(text)}
+        return {self.estimate: status_line(text, *describe_axes(grid))}
 
     def read(self, values: Values) -> GridRequest:
         request = self.tab.read(values)
         grid = self.expand(request.recipes[0], values)
-        return GridRequest(grid.recipes, request.image, request.mask, grid)
+        return GridRequest(grid.recipes, request.image, request.mask, grid=grid)
 
     def show_sheet(self, request: GridRequest, images: Sequence[GeneratedImage]) -> Updates:
         """The sheet of the finished images, as a file: Gradio would compress an image."""
-        grid = request.grid
-        assert grid is not None
         cells = [open_image(image.path) for image in images]
-        sheet = draw_grid(cells, grid.across, grid.down, request.recipes[0].prompt)
-        return {self.sheet: gr.Image(value=save_file(png_bytes(sheet), "amused-grid.png"), visible=True)}
+        sheet = draw_grid(cells, request.grid.across, request.grid.down, request.recipes[0].prompt)
+        return {self.sheet: gr.Image(value=file_cache.save(png_bytes(sheet), "amused-grid.png"), visible=True)}
 
 
 def build_sheet(task: str) -> gr.Image:
-    """Where the sheet will be shown."""
     return gr.Image(
         label="Grid",
         show_label=False,  # it would cover the sheet's own heading
@@ -128,12 +122,12 @@ def build_sheet(task: str) -> gr.Image:
     )
 
 
-def build(tab: Tab, sheet: gr.Image) -> None:
-    """The section, closed, where the page is being built; its results go to `sheet`."""
+def build(tab: Tab, sheet: gr.Image) -> GridSection:
+    """The section, closed; its results go to `sheet`."""
     task = tab.task
     names = [name for name in AXES if name != "strength" or task in STRENGTHS]
     with gr.Accordion("Grid", open=False, elem_id=f"{task}-grid"):
-        gr.Markdown("One image for every pair of values, and all of them on a labelled sheet.")
+        gr.Markdown("One image per pair of values, on a labelled sheet.")
         across = build_axis(f"{task}-across", "Across", names, *ACROSS)
         down = build_axis(f"{task}-down", "Down", names, *DOWN)
         estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-told", elem_classes="status-box")
@@ -152,11 +146,12 @@ def build(tab: Tab, sheet: gr.Image) -> None:
         read=section.read, inputs={*section.axes, *tab.inputs}, finish=section.show_sheet, outputs=(sheet,)
     )
     connect(tab.runtime, tab, [make.click], action, tab.before_read)
+    return section
 
 
 def build_axis(elem_id: str, label: str, names: list[str], name: str, values: str) -> Axis:
     with gr.Row():
-        chosen = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=elem_id)
+        axis = gr.Dropdown(names, value=name, label=label, min_width=130, elem_id=elem_id)
         listed = gr.Textbox(
             value=values,
             label=f"Values {label.lower()}",
@@ -165,15 +160,29 @@ def build_axis(elem_id: str, label: str, names: list[str], name: str, values: st
             min_width=160,
             elem_id=f"{elem_id}-values",
         )
-    chosen.input(None, chosen, listed, js=offer_values(chosen), **UI_ONLY)
-    return Axis(chosen, listed)
+    axis.input(None, axis, listed, js=offer_values(axis), **UI_ONLY)
+    return Axis(axis, listed)
+
+
+def describe_axes(grid: Grid) -> list[str]:
+    """Each axis with its values; the prompts in full, as a wording may replace more or less than was meant."""
+    prompts = list(dict.fromkeys(recipe.prompt for recipe in grid.recipes))
+    axes = ("Across", grid.across), ("Down", grid.down)
+    lines = [f"{name}: {', '.join(labels)}" for name, labels in axes if labels != ("",)]
+    if len(prompts) > 1:
+        lines.append(f"Prompts: {' | '.join(prompts)}")
+    return [shorten(line) for line in lines]
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
 
 
 def offer_values(axis: gr.Dropdown) -> str:
-    """A script that fills in values for an axis that was just chosen; a wording is the visitor's own.
+    """A script that fills in example values for a newly selected axis; a wording is the visitor's own.
 
-    It runs in the browser, where nothing can be typed before it is done. A dropdown (Gradio 6.31) reports an input also
-    whenever it loses the focus: the values stay unless the axis differs from the former one.
+    It runs in the browser, before anything can be typed. A dropdown (Gradio 6.31) also reports an input when it loses
+    focus: the values stay unless the axis has changed.
     """
     offers = {
         name: {

@@ -1,6 +1,6 @@
-"""Gradio inputs without Gradio's own decoding: `generation.images` alone judges what a visitor sends.
+"""Gradio inputs without Gradio's own decoding: `generation.images` alone checks what a visitor sends.
 
-Gradio opens images before a handler runs, trusts the file's name, and answers a bad file with a traceback.
+Gradio would open images before a handler runs, trust the file's name, and answer a bad file with a traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradio.data_classes import ImageData
 
 Raw = Path | bytes
 
-NO_IMAGE = "There is no image yet: upload one first."
+NO_IMAGE = "Upload an image first."
 
 
 class ImageInput(gr.Image):
@@ -41,7 +41,7 @@ class NameInput(gr.Dropdown):
 
 
 def decode_data_url(url: str) -> bytes:
-    """The bytes of a "data:" URL; none of any other, which is then refused as an empty file."""
+    """The bytes of a "data:" URL; of any other none, which is then refused as an empty file."""
     head, _, body = url.partition(",")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         return b""

@@ -1,4 +1,4 @@
-"""The tray below the tabs: images that are kept, to compare, open again and download."""
+"""The tray below the tabs: kept images, to compare, open again and download."""
 
 from __future__ import annotations
 
@@ -10,83 +10,80 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
 from amused.recipe.metadata import png_info, to_json
+from amused.serving import file_cache
 from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import open_image, png_bytes, save_file, strip_metadata
-from amused.ui.results import GeneratedImage, columns_for
+from amused.ui.files import GeneratedImage, open_image, png_bytes, strip_metadata
+from amused.ui.results import image_at
 from amused.ui.tab import Tab
 
-NOTHING_KEPT = "No image is kept: pick one and press Keep first."
+NOTHING_KEPT = "No images kept yet: select one and press Keep."
 
-# A file that is written when it is asked for: Gradio's own download buttons need one that is there already.
+# Gradio's DownloadButton needs an existing file; this one is written on click.
 DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray-file')?.click()); }"
 
 
 @dataclass(frozen=True)
 class KeptImages:
-    """`chosen` are indices of the images last clicked, at most two; `discarded` is what undo brings back."""
+    """`selected` are the indices last selected, at most two; `discarded` is what undo brings back."""
 
     images: tuple[GeneratedImage, ...] = ()
-    chosen: tuple[int, ...] = ()
+    selected: tuple[int, ...] = ()
     discarded: tuple[tuple[int, GeneratedImage], ...] = ()
     comparing: bool = False
 
     def keep(self, image: GeneratedImage) -> KeptImages:
         if image in self.images:
-            return self.choose(self.images.index(image))
-        return replace(self, images=(*self.images, image)).choose(len(self.images))
+            return self.select(self.images.index(image))
+        return replace(self, images=(*self.images, image)).select(len(self.images))
 
-    def choose(self, index: Any) -> KeptImages:
+    def select(self, index: Any) -> KeptImages:
         if image_at(self.images, index) is None:
             return self
-        return replace(self, chosen=(*(other for other in self.chosen if other != index), index)[-2:])
+        return replace(self, selected=(*(other for other in self.selected if other != index), index)[-2:])
 
     def discard(self) -> KeptImages:
-        """Without the image that was clicked last."""
-        if not self.chosen:
+        """Without the image last selected."""
+        if not self.selected:
             return self
-        index = self.chosen[-1]
+        index = self.selected[-1]
         rest = (*self.images[:index], *self.images[index + 1 :])
-        chosen = tuple(other - (other > index) for other in self.chosen if other != index)
+        selected = tuple(other - (other > index) for other in self.selected if other != index)
         discarded = (*self.discarded, (index, self.images[index]))
-        return KeptImages(rest, chosen or tuple(range(len(rest)))[-1:], discarded)
+        return KeptImages(rest, selected or tuple(range(len(rest)))[-1:], discarded)
 
     def undo(self) -> KeptImages:
         if not self.discarded:
             return self
         *earlier, (index, image) = self.discarded
         images = (*self.images[:index], image, *self.images[index:])
-        chosen = tuple(other + (other >= index) for other in self.chosen)
-        return KeptImages(images, chosen, tuple(earlier)).choose(index)
+        selected = tuple(other + (other >= index) for other in self.selected)
+        return KeptImages(images, selected, tuple(earlier)).select(index)
 
     def pair(self) -> tuple[GeneratedImage, GeneratedImage] | None:
-        """The two to compare: those chosen last, otherwise the last ones."""
+        """The two to compare: those last selected, else the last ones."""
         if len(self.images) < 2:
             return None
-        others = [index for index in range(len(self.images)) if index not in self.chosen]
-        first, second = [*others, *self.chosen][-2:]
+        others = [index for index in range(len(self.images)) if index not in self.selected]
+        first, second = [*others, *self.selected][-2:]
         return self.images[first], self.images[second]
 
     def required_images(self) -> tuple[GeneratedImage, ...]:
-        """There are none in a page that outlives its session on the server."""
+        """Nothing is kept after a server restart, whatever the page still shows."""
         if not self.images:
-            raise gr.Error(NOTHING_KEPT, print_exception=False)
+            raise UserError(NOTHING_KEPT)
         return self.images
 
-    def chosen_image(self) -> GeneratedImage:
-        return self.required_images()[self.chosen[-1]]
-
-
-def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | None:
-    """What was clicked, by an index that a browser sent."""
-    return images[index] if isinstance(index, int) and 0 <= index < len(images) else None
+    def selected_image(self) -> GeneratedImage:
+        return self.required_images()[self.selected[-1]]
 
 
 @dataclass(frozen=True)
 class KeptImagesView:
-    """`state` is a KeptImages; `file` is never seen (the style sheet hides it), its click downloads what it holds."""
+    """`state` is a KeptImages; `file` is hidden by the style sheet, a click on it downloads its value."""
 
     state: gr.State
     place: gr.Accordion
@@ -113,14 +110,14 @@ class KeptImagesView:
         ]  # fmt: skip
 
     def show(self, tray: KeptImages) -> Updates:
-        tiles = [(image.path, f"seed {image.seed}") for image in tray.images]
-        chosen = tray.chosen[-1] if tray.chosen else None
-        gallery = gr.Gallery(
-            value=tiles, columns=max(6, columns_for(len(tiles))), selected_index=chosen, visible=bool(tiles)
-        )
-        return {self.gallery: gallery, **self.show_choice(tray)}
+        tiles = [image.tile for image in tray.images]
+        selected = tray.selected[-1] if tray.selected else None
+        return {
+            self.gallery: gr.Gallery(value=tiles, selected_index=selected, visible=bool(tiles)),
+            **self.show_selection(tray),
+        }
 
-    def show_choice(self, tray: KeptImages) -> Updates:
+    def show_selection(self, tray: KeptImages) -> Updates:
         """All but the gallery, which has not changed."""
         count, pair = len(tray.images), tray.pair()
         slider: dict[str, Any] = {"visible": tray.comparing and pair is not None}
@@ -131,7 +128,7 @@ class KeptImagesView:
         return {
             self.state: tray,
             self.place: gr.Accordion(label=f"Kept images ({count})", visible=bool(count or tray.discarded)),
-            self.note: note(describe_choice(tray)),
+            self.note: note(describe_selection(tray)),
             self.reopen: gr.Button(visible=bool(count)),
             self.compare: gr.Button(label, visible=pair is not None),
             self.discard: gr.Button(visible=bool(count)),
@@ -141,12 +138,12 @@ class KeptImagesView:
         }
 
 
-def describe_choice(tray: KeptImages) -> str:
+def describe_selection(tray: KeptImages) -> str:
     if not tray.images:
         return "No images kept"
-    text = f"Chosen: seed {tray.chosen_image().seed}"
+    text = f"Selected: seed {tray.selected_image().seed}"
     pair = tray.pair()
-    return f"{text}, to compare with seed {pair[0].seed}" if pair else text
+    return f"{text} (compare with seed {pair[0].seed})" if pair else text
 
 
 def build_kept_images() -> KeptImagesView:
@@ -185,8 +182,8 @@ def build_kept_images() -> KeptImagesView:
                 contact_sheet = gr.Button("Download a contact sheet", size="sm", min_width=150, elem_id="tray-sheet")
             write_metadata = gr.Checkbox(
                 value=True,
-                label="Write recipes into files",
-                info="For new images, and for downloads from here",
+                label="Save settings in image files",
+                info="In new images and in these downloads",
                 elem_id="tray-tagged",
             )
     file = gr.DownloadButton("File", elem_id="tray-file")
@@ -197,13 +194,13 @@ def build_kept_images() -> KeptImagesView:
 
 
 def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
-    def choose(tray: KeptImages, event: gr.SelectData) -> Updates:
-        return view.show_choice(tray.choose(event.index))
+    def select(tray: KeptImages, event: gr.SelectData) -> Updates:
+        return view.show_selection(tray.select(event.index))
 
     def compare(tray: KeptImages) -> Updates:
-        return view.show_choice(replace(tray, comparing=not tray.comparing))
+        return view.show_selection(replace(tray, comparing=not tray.comparing))
 
-    view.gallery.select(choose, view.state, view.outputs, **UI_ONLY)
+    view.gallery.select(select, view.state, view.outputs, **UI_ONLY)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.discard.click(lambda tray: view.show(tray.discard()), view.state, view.outputs, **UI_ONLY)
     view.undo.click(lambda tray: view.show(tray.undo()), view.state, view.outputs, **UI_ONLY)
@@ -227,8 +224,8 @@ def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[K
 
 
 def write_single(tray: KeptImages, write_metadata: bool) -> str:
-    image = tray.chosen_image()
-    return save_file(file_content(image, write_metadata), f"amused-seed-{image.seed}.png")
+    image = tray.selected_image()
+    return file_cache.save(file_content(image, write_metadata), f"amused-seed-{image.seed}.png")
 
 
 def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
@@ -239,14 +236,14 @@ def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
         files.append((name, file_content(image, write_metadata)))
         recipe = to_json(image.recipe) if write_metadata else {}
         manifest.append({"file": name, **recipe, "digest": image.digest})
-    return save_file(bundle(files, manifest), "amused-kept.zip")
+    return file_cache.save(bundle(files, manifest), "amused-kept.zip")
 
 
 def write_sheet(tray: KeptImages, write_metadata: bool) -> str:
     images = tray.required_images()
     labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
     page = sheet([open_image(one.path) for one in images], labels, math.ceil(math.sqrt(len(images))))
-    return save_file(png_bytes(page), "amused-sheet.png")
+    return file_cache.save(png_bytes(page), "amused-sheet.png")
 
 
 def file_content(image: GeneratedImage, write_metadata: bool) -> bytes:

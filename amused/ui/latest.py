@@ -1,8 +1,7 @@
-"""Outputs that follow inputs: of several changes in quick succession, the answer to the latest stays.
+"""Outputs that follow inputs: after several quick changes, the answer to the latest one stays.
 
-Gradio's `trigger_mode="always_last"` alone does not guarantee this. Between a change and its request Gradio gathers
-the inputs, which uploads the image of an image editor; changes during that time all start requests of their own, which
-are answered in any order.
+Gradio's `trigger_mode="always_last"` alone does not guarantee this: between a change and its request it gathers the
+inputs, which uploads the image of an editor, and changes in that time start requests that are answered in any order.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
 
 @dataclass
 class LatestVersion:
-    """The number of the latest change that a request came for. One object is shared by all events of a page."""
+    """The number of the latest change. One object is shared by all events of a page."""
 
     number: float = 0
 
@@ -41,7 +40,7 @@ def sync(
         updates = answer(values)
         return updates if version.number == mine else NO_CHANGE
 
-    # The number is read when gathering begins, so a higher one comes with values that are at least as new.
+    # The number is read before the values, so a higher number comes with values at least as new.
     changes = [component.change for component in changing]  # type: ignore[attr-defined]
     gr.on(changes, None, None, number, js=COUNT_JS, **UI_ONLY).then(
         answer_latest, {number, latest, *inputs}, list(outputs), trigger_mode="always_last", **UI_ONLY

@@ -1,7 +1,4 @@
-"""The mask of an inpainting run: strokes, a mask file and a box combined, and a drawing of the cells it repaints.
-
-Uses no Gradio components and no models; the geometry is that of `generation.pixel_masks`.
-"""
+"""The mask of an inpainting run: strokes, a mask file and a box combined; and a preview of the cells it repaints."""
 
 from __future__ import annotations
 
@@ -14,28 +11,26 @@ from amused.errors import UserError
 from amused.generation.images import fit
 from amused.generation.pixel_masks import Box, crop_mask, fit_mask, load_mask, square_around, touched_cells
 from amused.recipe.recipe import Recipe, number
-from amused.ui.drawing import NOTHING_PAINTED, Drawing
+from amused.ui.drawing import Drawing
 from amused.ui.inputs import Raw
 
 LONGEST = 512  # side in pixels of what is shown
 REPAINTED, LINES, FRAME = (244, 63, 94, 150), (255, 255, 255, 90), (244, 63, 94, 255)
-NOTHING_LEFT = "Everything is painted, so nothing is left to repaint: paint less, or do not repaint the rest."
+NO_MASK = "Paint over the part to change, or upload a mask."
+NOTHING_LEFT = 'The whole image is painted: paint less, or untick "Invert the mask".'
 
 
 def build_mask(
     size: tuple[int, int], drawing: Drawing, file: Raw | None, box: Sequence[float], inverted: bool
 ) -> Image.Image:
-    """White where it is painted, white in the file or within the box (left, top, width, height in percent).
-
-    `inverted` repaints all but that.
-    """
+    """White where painted, white in the file or within the box (left, top, width, height in percent)."""
     parts = [drawing.painted(size), None if file is None else load_mask(file, size), draw_box(size, box)]
     mask: Image.Image | None = None
     for part in parts:
         if part is not None:
             mask = part if mask is None else ImageChops.lighter(mask, part)
     if mask is None:
-        raise UserError(NOTHING_PAINTED)
+        raise UserError(NO_MASK)
     if inverted:
         mask = ImageChops.invert(mask)
         if mask.getbbox() is None:
@@ -57,10 +52,10 @@ def draw_box(size: tuple[int, int], box: Sequence[float]) -> Image.Image | None:
     return mask
 
 
-def preview(
+def preview_cells(
     recipe: Recipe, image: Image.Image, mask: Image.Image, size: int, pixels_per_token: int
 ) -> tuple[Image.Image, int, int]:
-    """The image under its grid of cells, with the cells marked that the recipe repaints; their number; all cells.
+    """The image with its token grid, the repainted cells marked; how many they are; the number of all cells.
 
     `size` is the model's; the recipe has a width and a height (`Runtime.with_default_size`) unless it is `only_masked`.
     """
@@ -77,7 +72,7 @@ def preview(
 
 
 def draw_cells(image: Image.Image, box: Box, cells: np.ndarray) -> Image.Image:
-    """An image with a grid of cells (rows, columns) over its part within `box`; the true cells are marked."""
+    """An image with a grid of cells (rows, columns) over `box`; the true cells are marked."""
     scale = LONGEST / max(image.size)
     shown = image.resize([max(1, round(side * scale)) for side in image.size])
     left, top, right, bottom = (value * scale for value in box)

@@ -1,4 +1,4 @@
-"""One model for all tabs, as only one is held in memory; prompt help and adapters follow it."""
+"""One model for all tabs, since only one is in memory; prompt help and adapters follow it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amused.ui.tab import Tab
 
 
 def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
-    """A model chosen in one tab is chosen in all; the prompt help of a tab follows its model."""
+    """Select a tab's model in all tabs; the prompt help follows the model."""
 
     def hint(tab: Tab, model: str) -> Updates:
         note = gr.Dropdown(info=model_note(runtime, model))
@@ -30,7 +30,7 @@ def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
 
 
 def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> None:
-    """Offer the adapters that fit the chosen model, as the folder is when the page opens or the model changes."""
+    """Offer the model's adapters; the folder is read on page load and model change."""
     if runtime.adapters is None:
         return
 
@@ -39,8 +39,8 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
         row = tab.controls.adapter_row
         return {row: gr.Row(visible=len(choices) > 1), tab.settings.adapter: gr.Dropdown(choices=choices)}
 
-    def drop(chosen: Settings, values: Values) -> Updates:
-        model = values[chosen.model]
+    def drop(changed: Settings, values: Values) -> Updates:
+        model = values[changed.model]
         return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])} or NO_CHANGE
 
     adapters = [tab.settings.adapter for tab in tabs]
@@ -53,7 +53,7 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
 
 
 def use_model(runtime: Runtime, settings: Settings, model: str, adapter: Any) -> Updates:
-    """Updates of a tab that takes over the model of another one; `adapter` is what it has chosen now."""
+    """Updates of a tab that takes over another tab's model; `adapter` is its current one."""
     updates: Updates = {settings.model: model}
     if not adapter_fits(runtime, model, adapter):
         updates[settings.adapter] = ""

@@ -34,7 +34,7 @@ HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 def build_page(runtime: Runtime) -> gr.Blocks:
     """Build the page. Loads no model: the runtime's choices say what it offers."""
     file_cache.choose_folder()
-    # After each event Gradio makes a table of this many past ones, which nobody reads.
+    # After each event Gradio builds an unused table of this many past events.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
@@ -53,13 +53,13 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         api.build(runtime)
     hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
-    # The runtime admits or refuses runs; this bounds those that get no thread to ask it.
+    # The runtime admits or refuses runs; this bounds runs still waiting for a thread.
     page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
     return page
 
 
 def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:
-    """Files that the page itself offers, such as examples; None once the page is gone."""
+    """Files of the page itself, such as examples; None once the page is gone."""
     blocks = page()
     if blocks is None:
         return None
@@ -67,12 +67,10 @@ def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:
 
 
 def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
-    """Arguments of `launch` for the look of the page and what it may serve; host and port are the caller's.
-
-    With a runtime they include the owner's metrics, if the environment asks for them.
+    """Arguments of `launch` except host and port; with a runtime, the owner's metrics if the environment asks for them.
 
     Raises:
-        UserError: the environment asks for them in an unsafe way.
+        UserError: the environment asks for metrics in an unsafe way.
     """
     return {
         "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
@@ -82,7 +80,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
         "max_file_size": MAX_PICTURE_BYTES,
-        "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a queued run blocks a thread now and then
+        "max_threads": RUNS_AT_ONCE + QUEUE_LENGTH + OTHER_THREADS,  # a queued run may block a thread
         "state_session_capacity": SESSIONS,  # Gradio copies the page's configuration for each
         "allowed_paths": [],
         "ssr_mode": False,

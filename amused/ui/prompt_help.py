@@ -70,7 +70,7 @@ def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Te
 
 
 def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model: str) -> Updates:
-    """Updates of the prompt help for a model that was just chosen."""
+    """Updates of the prompt help for a newly selected model."""
     traits = runtime.choice(model).traits
     samples = prompts.examples(task, model, traits)
     return {

@@ -1,4 +1,4 @@
-"""Prompts to start from: sentences in the words that a model was trained on, and tried examples."""
+"""Prompts to start from: sentences of words that a model was trained on, and tested examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANY_MODEL = (
 
 @dataclass(frozen=True)
 class Example:
-    """What one click fills a tab with. `image` and `mask` are files in `FOLDER`; without them the visitor's stay."""
+    """What a click fills a tab with. `image` and `mask` are files in `FOLDER`; without them the visitor's stay."""
 
     task: str
     model: str
@@ -41,7 +41,7 @@ class Example:
     mask: str | None = None
 
 
-# Prompts and seeds from the authors of the published models; on the image tabs the visitor brings the image.
+# Prompts and seeds of the published models' authors; on the image tabs the visitor brings the image.
 PUBLISHED = (
     Example(TEXT_TO_IMAGE, "amused-256", "cowboy", "cowboy", "8"),
     Example(TEXT_TO_IMAGE, "amused-512", "summer in the mountains", "summer in the mountains", "2"),

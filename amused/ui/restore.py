@@ -1,6 +1,6 @@
-"""A recipe from outside fills the page and waits for a click: nothing is run, loaded or fetched by itself.
+"""A recipe from outside fills the page and waits for a click: nothing runs, loads or downloads by itself.
 
-Whatever it contains is shown as text only. A reload restores what the browser remembers in the same way.
+Its content is shown as text only. A reload restores what the browser remembers in the same way.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from gradio.components import Component
 from amused.checkpoints.adapters import with_digests
 from amused.errors import UserError
 from amused.recipe.links import Shared, from_query
-from amused.recipe.recipe import STRENGTHS
+from amused.recipe.recipe import INPAINT, STRENGTHS
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import BrowserStorage, build_browser_storage, connect_browser_storage, restore_settings
 from amused.ui.describe import TITLES
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.explain import explain
+from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
-from amused.ui.results import GeneratedImage, RunAction, connect, explain
+from amused.ui.results import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
 from amused.ui.tab import Tab
@@ -34,7 +36,7 @@ RESTORED_JS = "() => { window.amusedRestored = true; }"
 
 @dataclass(frozen=True)
 class Card:
-    """Above the tabs: what a recipe from outside is, and a button for each task that replays it there.
+    """Above the tabs: a description of a recipe from outside, and a Replay button per task.
 
     `shared` is the State of a Shared or None.
     """
@@ -71,27 +73,31 @@ def build_card(tasks: Sequence[str]) -> Card:
 
 
 def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
-    """What the recipe generates, what it needs, and what of it was ignored."""
+    """What the recipe generates, what it needs, and which parts of it were ignored."""
     recipe, first = shared.recipe, shared.recipe.first
-    changed = ", then varied or touched up" if recipe.parent is not None else ""
-    task = f"{TITLES[first.task].lower()}{changed}"
-    count = count_images(len(recipe.seeds))
-    sentences = [f"A recipe for {count} with {recipe.model}: {task}. The settings are filled in."]
+    changed = "" if recipe.parent is None else ", varied or touched up"
+    what = f"{TITLES[first.task]} with {recipe.model}, {count_images(len(recipe.seeds))}{changed}."
     if first.task in STRENGTHS:
-        digests = [f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name))]
-        named = f" ({', '.join(digests)})" if digests else ""
-        sentences.append(f"It starts from an image that is not part of it{named}: choose that file below, then replay.")
+        needed = "image and mask" if first.task == INPAINT else "image"
+        digests = ", ".join(f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name)))
+        named = f" ({digests})" if digests else ""
+        sentences = [
+            f"{what} Its settings are filled in.",
+            f"It needs the original {needed}{named}: upload below, then press Replay.",
+        ]
+    else:
+        sentences = [f"{what} Its settings are filled in: press Replay."]
     download = runtime.choice(recipe.model).download
     if download and not runtime.is_loaded(recipe.model):
-        sentences.append(f"Replaying it first downloads {recipe.model}, {download}.")
+        sentences.append(f"Replay downloads {recipe.model} first ({download}).")
     if shared.ignored:
-        sentences.append(f"Ignored, as unknown or invalid: {', '.join(shared.ignored)}.")
+        sentences.append(f"Ignored (unknown or invalid): {', '.join(shared.ignored)}.")
     return sentences
 
 
 @dataclass(frozen=True)
 class RestoreSection:
-    """Below the tabs: remembered recipes, and where to give one."""
+    """Below the tabs: remembered recipes, and inputs for a file or a link."""
 
     storage: BrowserStorage
     file: gr.File
@@ -121,7 +127,7 @@ def build_restore() -> RestoreSection:
 
 @dataclass(frozen=True)
 class PageFiller:
-    """Puts a recipe into the page, and says so on the card."""
+    """Fills the page with a recipe and shows it on the card."""
 
     runtime: Runtime
     tabs: Sequence[Tab]
@@ -137,9 +143,9 @@ class PageFiller:
         return [tab.settings.adapter for tab in self.tabs]
 
     def fill(self, read: Callable[[], Shared | None], adapters: Values) -> Updates:
-        """Show a recipe from outside in its own tab, or on the card why it cannot be used.
+        """Show a recipe from outside in its own tab, or on the card why it cannot be opened.
 
-        The other tabs take over its model, and lose their adapter (the value in `adapters`) if that does not fit.
+        The other tabs take over its model, and drop their adapter (its value in `adapters`) if it does not fit.
         """
         try:
             shared = read()
@@ -148,7 +154,7 @@ class PageFiller:
             self.runtime.choice(shared.recipe.model)
             with_digests(self.runtime.adapters, shared.recipe)
         except Exception as error:
-            return self.card.show([f"This was not used. {explain(error)}"])
+            return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
         recipe = shared.recipe
         updates = self.card.show(describe_shared(self.runtime, shared), shared)
         updates[self.tab_bar] = gr.Tabs(selected=recipe.first.task)
@@ -167,7 +173,7 @@ class PageFiller:
 
 
 def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView) -> None:
-    """Links, files, pasted recipes and remembered ones; `tray` is what the browser remembers as kept."""
+    """Open links, files, pasted and remembered recipes."""
     storage, tabs = section.storage, filler.tabs
 
     def open_page(values: Values, request: gr.Request) -> Updates:
@@ -189,7 +195,7 @@ def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection
 
 
 def connect_replay(tab: Tab, card: Card) -> None:
-    """Run exactly the recipe, whatever the settings are by now, with the images that are given in the tab."""
+    """Run exactly the recipe, whatever the settings are now, with the tab's input images."""
 
     def read(values: Values) -> Request:
         shared = values[card.shared]

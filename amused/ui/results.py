@@ -5,77 +5,45 @@ Knows no task: a `RunAction` says how a run reads its request.
 
 from __future__ import annotations
 
-import logging
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 from gradio.blocks import Block
 
-from amused.errors import UserError
-from amused.generation.images import digest
-from amused.recipe.metadata import png_info
-from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import format_seeds
 from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
-from amused.serving.queue import Status, forget_frames
+from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
-from amused.ui.files import png_bytes, save_file, save_input, save_preview, strip_metadata
+from amused.ui.explain import explain
+from amused.ui.files import GeneratedImage, save_input, save_preview, save_result
 from amused.ui.latest import COUNT_JS
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 
 if TYPE_CHECKING:
     from amused.ui.tab import Tab
 
-log = logging.getLogger(__name__)
-
-FAILED = "Something went wrong on our side. Your settings are kept: please try again."
 REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
-OUT_OF_MEMORY = "The machine ran out of memory: choose a smaller model, or try again later."
 
 # Runs in the browser when the button is pressed, before the server answers.
-WAITING_JS = """() => [
-    '<div class="status"><p>Waiting for the model</p><progress aria-label="Progress"></progress></div>',
-    {__type__: 'update', visible: true}
-]"""
+WAITING_JS = f"() => [{json.dumps(busy_line('Waiting for the model'))}, {{__type__: 'update', visible: true}}]"
 
 # State
 
 
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A finished image: its file, and the recipe of its seed alone.
+class Requested(NamedTuple):
+    """A run that was asked for and has not begun. It `has_waited` if another run of its tab was before it."""
 
-    Attributes:
-        digest: of the pixels.
-        image, mask: files of the inputs that the recipe, or the first of its parents, started from.
-        fingerprint: what the pixels depend on besides the recipe (`jobs.Result.fingerprint`).
-    """
-
-    path: str
-    seed: int
-    recipe: Recipe
-    digest: str
-    size: tuple[int, int]
-    image: str | None = None
-    mask: str | None = None
-    fingerprint: str | None = None
-
-
-@dataclass(frozen=True)
-class GalleryState:
-    """The images that a tab shows, and the run that made the last of them; `note` says how it ended, once it has."""
-
-    images: tuple[GeneratedImage, ...] = ()
-    num_done: int = 0
-    num_images: int = 0
-    note: str = ""
+    has_waited: bool
+    num_stops: int
+    time: float
 
 
 @dataclass(eq=False)
@@ -83,34 +51,35 @@ class TabState:
     """What the events of one tab in one browser share. It is the session of the tab's runs.
 
     Attributes:
-        requested: for each run that was asked for and has not begun, whether others were before it, `num_stops`, and
-            the time.
+        images: what the gallery shows.
+        note: how the run ended that made the last of them; empty while it goes on.
         num_runs: runs that are queued or going on.
         num_stops: how often Stop was pressed.
         num_dropped: queued runs that the last Stop cancelled.
     """
 
-    gallery: GalleryState = field(default_factory=GalleryState)
-    requested: list[tuple[bool, int, float]] = field(default_factory=list)
+    images: tuple[GeneratedImage, ...] = ()
+    note: str = ""
+    requested: list[Requested] = field(default_factory=list)
     num_runs: int = 0
     num_stops: int = 0
     num_dropped: int = 0
 
     def request(self) -> None:
         self._forget_lost()
-        self.requested.append((bool(self.num_runs or self.requested), self.num_stops, time.monotonic()))
+        has_waited = bool(self.num_runs or self.requested)
+        self.requested.append(Requested(has_waited, self.num_stops, time.monotonic()))
 
-    def begin(self) -> tuple[bool, int]:
-        """A requested run arrives: whether others were before it when it was asked for, and `num_stops` then."""
+    def begin(self) -> Requested:
+        """A requested run arrives."""
         self._forget_lost()
-        has_waited, num_stops, _ = self.requested.pop(0) if self.requested else (bool(self.num_runs), self.num_stops, 0)
         self.num_runs += 1
-        return has_waited, num_stops
+        return self.requested.pop(0) if self.requested else Requested(self.num_runs > 1, self.num_stops, 0)
 
     def _forget_lost(self) -> None:
         """Drop requests whose run never arrived: Gradio refused it, or the visitor left."""
         oldest = time.monotonic() - REQUEST_TIMEOUT
-        self.requested = [one for one in self.requested if one[2] > oldest]
+        self.requested = [one for one in self.requested if one.time > oldest]
 
 
 # Components
@@ -121,7 +90,7 @@ class ResultView:
     """The components that runs of a tab fill.
 
     Attributes:
-        details: where the image that was clicked is shown, built by `gallery_actions`.
+        details: where the selected image is shown, built by `gallery_actions`.
         state: a TabState.
         write_metadata: whether files carry their recipe.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
@@ -145,13 +114,13 @@ def build_result(task: str, hint: str, stop: gr.Button) -> ResultView:
         format="png",
         columns=2,
         object_fit="contain",
-        allow_preview=False,  # an image that is clicked is shown below, with its actions
+        allow_preview=False,  # the selected image is shown below, with its actions
         interactive=False,
         buttons=["download_all", "fullscreen"],
         elem_id=f"{task}-gallery",
         elem_classes="images",
     )
-    details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="picked")
+    details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
     ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
     return ResultView(status, gallery, details, stop, gr.State(TabState()), gr.State(True), ended)
 
@@ -166,8 +135,8 @@ class RunAction:
     Attributes:
         read: the request, from the values of `inputs`; raises UserError to refuse.
         append: add to the images in the gallery instead of replacing them.
-        shows_seeds: put random seeds into their field, so that they can be used again.
-        remark: a sentence on the images of a complete run, put before its note.
+        shows_seeds: put random seeds into their field, to be used again.
+        remark: a sentence about the images of a complete run, before its note.
         finish: updates of `outputs` from the request and its finished images, also after Stop.
     """
 
@@ -187,9 +156,9 @@ def connect(
     action: RunAction,
     before_read: Callable[[list[Any]], Any] | None = None,
 ) -> None:
-    """Start a run at any of these events. Runs of a tab queue up behind each other.
+    """Start a run at any of these events. Runs of a tab queue behind each other.
 
-    `before_read(events)` may connect what must happen before the inputs are read, and returns the last event of that.
+    `before_read(events)` connects what must happen before the inputs are read, and returns its last event.
     """
     view = tab.result
     gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
@@ -204,8 +173,8 @@ def connect(
         trigger_mode="multiple",
         **SAMPLING,
     )
-    # However the run ended, even if it could not say so itself. "multiple", as the next run may end before
-    # this is answered, and Gradio would drop that one's end: its status would stay at the last step.
+    # Runs also after an error. "multiple": else Gradio drops the end of a run that follows quickly, and its status
+    # stays at the last step.
     outputs = [view.status, view.gallery, view.stop]
     for ended in (running.then, running.failure):
         ended(partial(show_end, view), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
@@ -221,20 +190,20 @@ def connect_stop(runtime: Runtime, view: ResultView) -> None:
 
 
 def stop_runs(runtime: Runtime, state: TabState) -> None:
-    """Stop the tab's run, and cancel those that are queued behind it or on their way here."""
+    """Stop the tab's run, and cancel those queued behind it or still on their way."""
     state.num_stops += 1
     state.num_dropped = max(0, state.num_runs + len(state.requested) - 1)
     runtime.stop(state)
 
 
 def stream_run(runtime: Runtime, tab: Tab, action: RunAction, values: Values) -> Iterator[Updates]:
-    """Generate the images of one request, and show every step. An error keeps what is finished."""
+    """Generate the images of one request, and show every step. An error keeps the finished images."""
     state: TabState = values[tab.result.state]
-    has_waited, num_stops = state.begin()
-    shown = ShownRun(tab, action, values, has_waited)
+    requested = state.begin()
+    shown = ShownRun(tab, action, values, requested.has_waited)
     sentence = None
     try:
-        for event in runtime.run(lambda: action.read(values), state, lambda: state.num_stops > num_stops):
+        for event in runtime.run(lambda: action.read(values), state, lambda: state.num_stops > requested.num_stops):
             yield from shown.show(event)
     except Exception as error:
         sentence = explain(error)
@@ -242,12 +211,12 @@ def stream_run(runtime: Runtime, tab: Tab, action: RunAction, values: Values) ->
         state.num_runs -= 1
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
         if shown.num_tiles or not state.num_runs:  # otherwise the tab shows another run
-            state.gallery = replace(state.gallery, note=sentence)
+            state.note = sentence
         raise gr.Error(sentence, print_exception=False)
 
 
 class ShownRun:
-    """One run as its tab shows it; `show` turns an event into updates, and keeps the tab's GalleryState."""
+    """One run as its tab shows it; `show` turns an event into updates, and keeps the tab's images and note."""
 
     def __init__(self, tab: Tab, action: RunAction, values: Values, has_waited: bool) -> None:
         self.tab, self.action, self.values, self.has_waited = tab, action, values, has_waited
@@ -275,22 +244,20 @@ class ShownRun:
                 updates[self.view.gallery] = self.tiles(event)
         elif isinstance(event, jobs.Result):
             self.images = (*self.images, save_result(event, self.values[self.view.write_metadata], *self.inputs))
-            images = self.earlier + self.images
-            self.state.gallery = replace(self.state.gallery, images=images, num_done=len(self.images))
+            self.state.images = self.earlier + self.images
             updates = {self.view.gallery: self.tiles()}
         else:
             updates = self.end(event)
         yield updates or NO_CHANGE
 
     def start(self, event: Started) -> Updates:
-        gallery = self.state.gallery
         self.request = event.request
-        self.earlier = gallery.images if self.action.append or self.has_waited else ()
+        self.earlier = self.state.images if self.action.append or self.has_waited else ()
         self.num_tiles = len(self.earlier) + event.num_images
-        self.state.gallery = replace(gallery, num_done=0, num_images=event.num_images, note="")
+        self.state.note = ""
         updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
         settings = self.tab.settings
-        # Seeds that were typed stay: the next ones may be being typed.
+        # Typed seeds stay: the visitor may be typing the next ones.
         if self.action.shows_seeds and self.values[settings.random_seeds]:
             updates[settings.seeds] = format_seeds(event.request.recipes[0].seeds)
         return updates
@@ -301,7 +268,7 @@ class ShownRun:
         note = describe_summary(event, self.state.num_dropped)
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
-        self.state.gallery = replace(self.state.gallery, note=note)
+        self.state.note = note
         return self.action.finish(self.request, self.images) if self.images else {}
 
     def tiles(self, working: Progress | None = None) -> gr.Gallery:
@@ -309,22 +276,27 @@ class ShownRun:
 
 
 def show_end(view: ResultView, values: Values) -> Updates:
-    """What the tab shows once a run has ended, unless the next one is going on already."""
+    """What the tab shows after a run, unless the next one is already going on."""
     state: TabState = values[view.state]
     if state.num_runs:
         return NO_CHANGE
     return {
-        view.status: status_line(state.gallery.note or "Stopped"),
-        view.gallery: show_gallery(state.gallery.images),
+        view.status: status_line(state.note or "Stopped"),
+        view.gallery: show_gallery(state.images),
         view.stop: gr.Button(visible=bool(state.requested)),
     }
+
+
+def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | None:
+    """The selected image, by an index that a browser sent."""
+    return images[index] if type(index) is int and 0 <= index < len(images) else None
 
 
 def show_gallery(
     images: tuple[GeneratedImage, ...], num_tiles: int | None = None, working: Progress | None = None
 ) -> gr.Gallery:
-    """The finished images and, where there is one, the preview of the next."""
-    tiles: list[tuple[Any, str]] = [(image.path, f"seed {image.seed}") for image in images]
+    """The finished images, and the preview of the next if there is one."""
+    tiles = [image.tile for image in images]
     if working is not None and working.preview is not None:
         tiles.append((save_preview(working.preview), f"seed {working.seed}"))
     return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)))
@@ -332,28 +304,3 @@ def show_gallery(
 
 def columns_for(count: int) -> int:
     return 1 if count <= 1 else 2 if count <= 4 else 3 if count <= 9 else 4 if count <= 32 else 6
-
-
-def save_result(
-    result: jobs.Result, write_metadata: bool, image: str | None = None, mask: str | None = None
-) -> GeneratedImage:
-    """Write a finished image to its file; `image` and `mask` are files of its inputs."""
-    pixels = strip_metadata(result.image)
-    pixels_digest = digest(pixels)
-    info = png_info(result.recipe, pixels_digest, result.fingerprint) if write_metadata else None
-    path = save_file(png_bytes(pixels, info), f"amused-seed-{result.seed}.png")
-    return GeneratedImage(path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint)
-
-
-def explain(error: Exception) -> str:
-    """The sentence for a visitor; details go to the log."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MemoryError) or "outofmemory" in str(error).lower().replace(" ", ""):
-        log.error("out of memory", exc_info=error)
-        forget_frames(error)
-        return OUT_OF_MEMORY
-    if isinstance(error, gr.Error):  # from `spaces`, about the visitor's quota on a shared GPU
-        return str(error.message)
-    log.error("a run failed", exc_info=error)
-    return FAILED

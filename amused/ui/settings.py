@@ -1,6 +1,6 @@
-"""The settings of a tab: their components, and the one way from their values to a Recipe and back.
+"""The settings of a tab: their components, and the conversion of their values to a Recipe and back.
 
-The Recipe checks itself; here is checked only what cannot be put into one.
+Recipe validates; this checks only seeds and counts.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from amused.serving.runtime import Runtime
 from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
 
-RANDOM_SEEDS = 1_000_000  # of the 2**32 there are: short enough to read out
+RANDOM_SEEDS = 1_000_000  # of 2**32: short seeds are easier to copy
 MAX_SLIDER_TEMPERATURE = 5.0
 MIN_SLIDER_STRENGTH = 0.05
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The components whose values make a recipe. Those that are a field of it have its name."""
+    """The components whose values make a recipe. A component for a field of Recipe has its name."""
 
     task: str
     prompt: gr.Textbox
@@ -54,16 +54,12 @@ class Settings:
     def components(self) -> dict[str, Component]:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "task"}
 
-    def by_name(self, values: Values) -> dict[str, Any]:
-        """The values of the settings by their field names: what a browser can remember."""
-        return {name: values[component] for name, component in self.components().items()}
-
     def to_recipe(self, values: Values) -> Recipe:
-        """The recipe that these values ask for, with seeds chosen; raises UserError."""
-        return to_recipe(self.task, self.by_name(values))
+        """The recipe that these values ask for; random seeds are drawn here."""
+        return to_recipe(self.task, {name: values[part] for name, part in self.components().items()})
 
     def from_recipe(self, recipe: Recipe) -> Updates:
-        """Updates that make the settings say what a recipe says. Its model and adapter must be listed."""
+        """Updates that make the settings equal a recipe. Its model and adapter must be listed."""
         first, last = recipe.temperature
         updates: Updates = {
             self.prompt: recipe.prompt,
@@ -79,7 +75,7 @@ class Settings:
             self.adapter: recipe.adapter or "",
             self.adapter_strength: recipe.adapter_strength,
         }
-        # A varied image has no strength of its own: that of the first image is shown.
+        # A varied image has no strength: the first image's is shown.
         strength = recipe.first.strength if recipe.strength is None else recipe.strength
         if strength is not None:
             updates[self.strength] = slider_at(strength, MIN_SLIDER_STRENGTH, 1.0)
@@ -87,12 +83,12 @@ class Settings:
 
 
 def to_recipe(task: str, named: Mapping[str, Any]) -> Recipe:
-    """The recipe of settings by name (`Settings.by_name`); raises UserError."""
+    """The recipe of settings by name, as a browser remembers them."""
     return Recipe(
         task=task,
         prompt=named["prompt"],
         negative_prompt=named["negative_prompt"],
-        seeds=choose_seeds(named["seeds"], named["count"], named["random_seeds"]),
+        seeds=draw_seeds(named["seeds"], named["count"], named["random_seeds"]),
         steps=named["steps"],
         guidance_scale=named["guidance_scale"],
         temperature=(named["first_temperature"], named["last_temperature"]),
@@ -103,8 +99,8 @@ def to_recipe(task: str, named: Mapping[str, Any]) -> Recipe:
     )
 
 
-def choose_seeds(text: str, count: float, is_random: bool) -> tuple[int, ...]:
-    """A list as it is written; otherwise `count` consecutive seeds, from the one written or from a random one."""
+def draw_seeds(text: str, count: float, is_random: bool) -> tuple[int, ...]:
+    """A typed list as is; else `count` consecutive seeds from the typed or a random one."""
     number = whole("number of images", count, 1, MAX_SEEDS)
     if is_random:
         first = secrets.randbelow(RANDOM_SEEDS)
@@ -117,7 +113,7 @@ def choose_seeds(text: str, count: float, is_random: bool) -> tuple[int, ...]:
 
 
 def slider_at(value: float, low: float, high: float) -> gr.Slider:
-    """A slider at this value, whose range grows to include it: links may hold values that it does not offer."""
+    """A slider at this value; its range grows to include it, since links may hold any valid value."""
     return gr.Slider(value=value, minimum=min(low, value), maximum=max(high, value))
 
 
@@ -169,7 +165,7 @@ def build_model_settings(task: str, runtime: Runtime) -> tuple[dict[str, Compone
             value=Recipe.adapter_strength,
             step=0.05,
             label="Adapter strength",
-            info="0 is the model alone",
+            info="0 turns it off",
             elem_id=f"{task}-adapter-strength",
         )
     return {"model": model, "adapter": adapter, "adapter_strength": adapter_strength}, adapter_row

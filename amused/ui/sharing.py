@@ -11,14 +11,14 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import check_digest, read_bytes
-from amused.recipe.links import MAX_QUERY, Shared, from_query, to_query
+from amused.recipe.links import MAX_QUERY, Shared, from_query
 from amused.recipe.metadata import from_png_file, parse_json
 from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates
-from amused.ui.results import GeneratedImage
+from amused.ui.files import GeneratedImage
 
-NO_RECIPE = "There is no recipe in this: paste a link that was copied from this page."
-NO_RECIPE_IN_FILE = "There is no recipe in this file: choose one that was downloaded from here."
+NO_RECIPE = "There is no recipe in this text: paste a link copied from this page."
+NO_RECIPE_IN_FILE = "There is no recipe in this file: choose a PNG downloaded from this page."
 
 COPY_LINK = "Copy link"
 COPY_JS = "(query) => window.amusedCopyLink(query)"
@@ -42,8 +42,7 @@ class CopyLink:
         return [self.query, self.button]
 
     def show(self, image: GeneratedImage) -> Updates:
-        query = to_query(image.recipe, image.digest, image.fingerprint)
-        return {self.query: gr.Textbox(value=f"?{query}", visible=False), self.button: gr.Button(COPY_LINK)}
+        return {self.query: gr.Textbox(value=f"?{image.query}", visible=False), self.button: gr.Button(COPY_LINK)}
 
 
 def build_copy_link(elem_id: str) -> CopyLink:
@@ -58,7 +57,7 @@ def build_copy_link(elem_id: str) -> CopyLink:
 
 def from_request(request: gr.Request) -> Shared | None:
     """The recipe in the address of the page, if there is one."""
-    return from_query(without_foreign(request.request.url.query)) if request.request else None
+    return from_query(without_gradio_parameters(request.request.url.query)) if request.request else None
 
 
 def from_text(text: str) -> Shared:
@@ -68,7 +67,7 @@ def from_text(text: str) -> Shared:
         return parse_json(text)
     address, _, query = text.partition("?")
     # One character over the limit is enough to be refused.
-    shared = from_query(without_foreign((query or address).partition("#")[0][: MAX_QUERY + 1]))
+    shared = from_query(without_gradio_parameters((query or address).partition("#")[0][: MAX_QUERY + 1]))
     if shared is None:
         raise UserError(NO_RECIPE)
     return shared
@@ -82,37 +81,30 @@ def from_file(path: str) -> Shared:
     return shared
 
 
-def without_foreign(query: str) -> str:
+def without_gradio_parameters(query: str) -> str:
     """A query without the parameters of Gradio and Spaces, which start with two underscores."""
     return "&".join(part for part in query.split("&") if not part.startswith("__"))
 
 
-# Again
+# Replay
 
 
-@dataclass(frozen=True)
-class ReplayRequest(Request):
-    """The request of a shared recipe, and the digest of the image that it should give."""
-
-    digest: str | None = None
-
-
-def replay_request(shared: Shared, image: Image.Image | None, mask: Image.Image | None) -> ReplayRequest:
+def replay_request(shared: Shared, image: Image.Image | None, mask: Image.Image | None) -> Request:
     """A run of exactly this recipe; raises UserError unless the inputs are those that it names."""
     first = shared.recipe.first
     check_digest(image, first.image, "image")
     check_digest(mask, first.mask, "mask")
-    return ReplayRequest((shared.recipe,), image, mask, shared.digest)
+    return Request((shared.recipe,), image, mask)
 
 
 def verdict(shared: Shared, image: GeneratedImage) -> str:
     """Whether a replay gave the image that the recipe came with, and if not, why."""
     if shared.digest is None:
-        return "The recipe names no image to compare this one with."
+        return "This recipe has no digest, so the result cannot be checked."
     if image.digest == shared.digest:
         return "The same image, bit for bit."
     if shared.fingerprint is None:
-        return "Not the same image, bit for bit: the recipe does not say what device made it."
+        return "Not identical. The recipe does not say which device made the original."
     if shared.fingerprint != image.fingerprint:
-        return f"Not the same image, bit for bit: it was made on {shared.fingerprint}, this one on {image.fingerprint}."
-    return "Not the same image, bit for bit: it was made on another kind of CPU or GPU, or the link was changed."
+        return f"Not identical. Original: {shared.fingerprint}; this machine: {image.fingerprint}."
+    return "Not identical. The original was made on another CPU or GPU, or the link was edited."

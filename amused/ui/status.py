@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 from amused.serving.jobs import Progress, Summary
 
@@ -33,9 +34,14 @@ def describe_summary(event: Summary, num_dropped: int = 0) -> str:
         runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"
         return f"{note}. Cancelled {runs}" if num_dropped else note
     note = f"{count_images(event.num_done)} in {describe_seconds(event.seconds)}"
-    if event.prompt_is_cut:
-        return f"{note}. The prompt is longer than the model reads: its end was ignored"
-    return note
+    return f"{note}. {describe_cut(event.cut)}" if event.cut else note
+
+
+def describe_cut(cut: Sequence[str]) -> str:
+    """Which of the texts ("prompt", "negative prompt") the model did not read to the end."""
+    if len(cut) == 1:
+        return f"The {cut[0]} is longer than the model reads: its end was ignored"
+    return f"The {' and the '.join(cut)} are longer than the model reads: their ends were ignored"
 
 
 def describe_seconds(seconds: float) -> str:

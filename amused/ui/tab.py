@@ -36,7 +36,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Tab(ABC):
-    """Each task has a subclass, whose further fields are the tab's own inputs."""
+    """Each task has a subclass, whose fields are the tab's own inputs."""
 
     runtime: Runtime
     controls: Controls
@@ -57,7 +57,7 @@ class Tab(ABC):
 
     @property
     def file_inputs(self) -> list[Component]:
-        """Where a visitor gives images, first the image itself, then a mask; a path is a value for them."""
+        """Inputs for images: the image, then the mask. Their values are paths."""
         return []
 
     @property
@@ -82,16 +82,14 @@ class Tab(ABC):
 
     @abstractmethod
     def read(self, values: Values) -> Request:
-        """What Generate runs, from the values of `inputs`; raises UserError."""
+        """What Generate runs, from the values of `inputs`."""
 
-    def read_images(
-        self, values: Values, expected: str | None = None
-    ) -> tuple[Image.Image | None, Image.Image | None]:
-        """The input image and its mask, from the values of `sources`; raises UserError if the task lacks them."""
+    def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image | None, Image.Image | None]:
+        """The input image and its mask, from the values of `sources`; refused if the task lacks them."""
         return None, None
 
     def from_recipe(self, recipe: Recipe) -> Updates:
-        """Updates that make the tab say what a recipe says. Images are not in a recipe: those inputs stay."""
+        """Updates that make the tab equal a recipe. Image inputs stay: a recipe contains no images."""
         return {**self.settings.from_recipe(recipe), **self.own_from_recipe(recipe.first)}
 
     def own_from_recipe(self, recipe: Recipe) -> Updates:

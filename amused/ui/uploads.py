@@ -14,29 +14,28 @@ import gradio as gr
 from gradio import utils
 
 from amused.errors import UserError
+from amused.ui.explain import explain, is_disk_full
 
 NOT_UPLOADED = "This file was not uploaded to this page: upload it and try again."
 
 
 class GatedBlocks(gr.Blocks):
-    """Blocks whose events refuse files from outside the upload folder, whatever route they come by."""
+    """Blocks whose events refuse files from outside the upload folder, and answer our errors with a sentence."""
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> dict[str, Any]:
         event_data = more.get("event_data")
-        if more.get("iterator") is None:  # otherwise a later step of a run, whose inputs are checked already
-            try:
+        try:
+            if more.get("iterator") is None:  # otherwise a later step of a run, whose inputs are checked already
                 check_files([inputs, None if event_data is None else event_data._data])
-            except UserError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-        return await super().process_api(block_fn, inputs, *args, **more)
+            return await super().process_api(block_fn, inputs, *args, **more)
+        except (UserError, OSError) as error:
+            if isinstance(error, UserError) or is_disk_full(error):
+                raise gr.Error(explain(error), print_exception=False) from error
+            raise
 
 
 def check_files(sent: Any) -> None:
-    """Check every file in the JSON that a visitor sent, whatever component it is meant for.
-
-    Raises:
-        UserError: one of them was not uploaded.
-    """
+    """Check every file in the JSON that a visitor sent, whatever component it is for."""
     rest = [sent]
     while rest:
         value = rest.pop()
@@ -52,10 +51,7 @@ def check_path(path: Any) -> None:
     """Accept the path of a regular file in the upload folder, or of one that is gone: old files are deleted.
 
     Nothing outside the folder is touched, not even to see whether it exists: the path is compared as text, then
-    followed part by part from the folder, through real folders only. So all other paths get the same answer.
-
-    Raises:
-        UserError: any other path.
+    followed part by part from the folder, through real folders only. So all other paths get the same refusal.
     """
     parts = parts_in_folder(path)
     place, last = os.path.realpath(utils.get_upload_folder()), len(parts) - 1
@@ -65,7 +61,7 @@ def check_path(path: Any) -> None:
             found = os.lstat(place).st_mode
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:  # ValueError: NUL, or characters that no name has
+        except (OSError, ValueError) as error:  # ValueError: NUL, or characters that no file name can have
             raise UserError(NOT_UPLOADED) from error
         if not (stat.S_ISREG(found) if index == last else stat.S_ISDIR(found)):
             raise UserError(NOT_UPLOADED)

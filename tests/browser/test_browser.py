@@ -19,7 +19,7 @@ from helpers.browser import (
     part,
     pixels,
     run,
-    set_pictures,
+    set_count,
     set_seeds,
     tiles,
 )
@@ -37,22 +37,22 @@ def phone(browser: Browser, address: str) -> Iterator[Page]:
     yield from open_page(browser, address, 390, 844)
 
 
-def assert_is_a_picture(image: np.ndarray) -> None:
+def assert_is_an_image(image: np.ndarray) -> None:
     assert image.std() > 1
 
 
 # Text to image
 
 
-def test_one_click_gives_a_first_visitor_pictures(page: Page) -> None:
-    set_pictures(page, "text_to_image", 1)
+def test_one_click_gives_a_first_visitor_images(page: Page) -> None:
+    set_count(page, "text_to_image", 1)
     run(page, "text_to_image")
     expect_done(page, "text_to_image", 1)
     for image in pixels(page, "text_to_image").values():
-        assert_is_a_picture(image)
+        assert_is_an_image(image)
 
 
-def test_text_to_image_gives_a_picture_for_each_seed(page: Page) -> None:
+def test_text_to_image_gives_an_image_for_each_seed(page: Page) -> None:
     part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character on a cool background")
     set_seeds(page, "text_to_image", "8", 3)
     run(page, "text_to_image")
@@ -60,7 +60,7 @@ def test_text_to_image_gives_a_picture_for_each_seed(page: Page) -> None:
     first = pixels(page, "text_to_image")
     assert list(first) == ["seed 8", "seed 9", "seed 10"]
     for image in first.values():
-        assert_is_a_picture(image)
+        assert_is_an_image(image)
     assert (first["seed 8"] != first["seed 9"]).any()
 
     set_seeds(page, "text_to_image", "9", 1)
@@ -78,7 +78,7 @@ def test_a_list_of_seeds_is_run_as_it_is_written(page: Page) -> None:
 
 
 def test_random_seeds_can_be_run_again(page: Page) -> None:
-    set_pictures(page, "text_to_image", 1)
+    set_count(page, "text_to_image", 1)
     run(page, "text_to_image")
     expect_done(page, "text_to_image", 1)
     drawn = pixels(page, "text_to_image")
@@ -111,7 +111,7 @@ def test_progress_is_told_and_stop_keeps_what_is_finished(page: Page) -> None:
 
 
 def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
-    set_pictures(page, "text_to_image", 1)
+    set_count(page, "text_to_image", 1)
     part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character")
     page.keyboard.press("Control+Enter")
     expect_done(page, "text_to_image", 1)
@@ -150,11 +150,11 @@ def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
 # Image to image
 
 
-def test_image_to_image_redraws_a_picture(page: Page, picture: Path) -> None:
+def test_image_to_image_redraws_an_image(page: Page, image_file: Path) -> None:
     open_tab(page, "Image to image")
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("There is no image yet")
-    part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(picture)
+    expect(part(page, "image_to_image", "status")).to_contain_text("Upload an image first")
+    part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(image_file)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     set_seeds(page, "image_to_image", "5", 2)
     run(page, "image_to_image")
@@ -162,11 +162,11 @@ def test_image_to_image_redraws_a_picture(page: Page, picture: Path) -> None:
     made = pixels(page, "image_to_image")
     assert list(made) == ["seed 5", "seed 6"]
     for image in made.values():
-        assert_is_a_picture(image)
+        assert_is_an_image(image)
     assert (made["seed 5"] != made["seed 6"]).any()
 
 
-def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_in_a_sentence(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "page.png"
     file.write_text("<html><script>alert(1)</script></html>")
     open_tab(page, "Image to image")
@@ -179,20 +179,20 @@ def test_a_file_that_is_no_picture_is_refused_in_a_sentence(page: Page, tmp_path
 # Inpaint
 
 
-def test_inpainting_changes_only_what_is_painted(page: Page, picture: Path) -> None:
+def test_inpainting_changes_only_what_is_painted(page: Page, image_file: Path) -> None:
     open_tab(page, "Inpaint")
     editor = part(page, "inpaint", "drawing")
     editor.locator("canvas").first.wait_for()
-    editor.locator("input[type=file]").first.set_input_files(picture)
+    editor.locator("input[type=file]").first.set_input_files(image_file)
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
     set_seeds(page, "inpaint", "1", 2)
     run(page, "inpaint")
-    expect(part(page, "inpaint", "status")).to_contain_text("Nothing to repaint")
+    expect(part(page, "inpaint", "status")).to_contain_text("Paint over the part to change, or upload a mask")
 
     paint_the_middle(page, editor)
     run(page, "inpaint")
     expect_done(page, "inpaint", 2)
-    before = np.asarray(Image.open(picture)).astype(int)
+    before = np.asarray(Image.open(image_file)).astype(int)
     for image in pixels(page, "inpaint").values():
         assert image.shape == before.shape
         changed = (image != before).any(-1)

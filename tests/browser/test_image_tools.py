@@ -1,4 +1,4 @@
-"""The tools around a picture, in a real browser: masks and their cells, shapes, grids, examples.
+"""The tools around an image, in a real browser: masks and their cells, shapes, grids, examples.
 
 Runs against the bundled checkpoint.
 """
@@ -15,7 +15,7 @@ import pytest
 from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from helpers.browser import expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
-from helpers.images import HOSTILE, odd_pictures, png
+from helpers.images import HOSTILE, odd_images, png
 from helpers.tabs import build_tab, values_of
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, Route, expect
@@ -41,13 +41,13 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures whose every pixel differs from its neighbours, and of masks."""
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images whose every pixel differs from its neighbours, and of masks."""
     folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
     for name, size in (("square", (256, 256)), ("wide", (600, 300))):
         Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    y, x = np.mgrid[:640, :900]  # no noise: an editor sends all of a picture at every stroke
+    y, x = np.mgrid[:640, :900]  # no noise: an editor sends all of an image at every stroke
     Image.fromarray(np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], -1).astype(np.uint8)).save(
         folder / "large.png"
     )
@@ -77,11 +77,11 @@ def set_slider(page: Page, task: str, name: str, value: int) -> None:
     box.press("Tab")
 
 
-PICTURE_SENT = re.compile("/gradio_api/(upload|component_server)")
+IMAGE_SENT = re.compile("/gradio_api/(upload|component_server)")
 
 
 def paint(page: Page) -> None:
-    """A short stroke through the middle of the picture."""
+    """A short stroke through the middle of the image."""
     editor = part(page, INPAINT, "drawing")
     canvas = editor.locator("canvas").first
     canvas.scroll_into_view_if_needed()
@@ -102,17 +102,17 @@ def number_of_cells(page: Page) -> int:
     return int(re.search(r"repainted: (\d+) of", part(page, INPAINT, "cells").inner_text())[1])
 
 
-def open_inpainting(page: Page, picture: Path) -> None:
+def open_inpainting(page: Page, image_file: Path) -> None:
     open_tab(page, "Inpaint")
     part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
-    choose(page, INPAINT, "drawing", picture)
+    choose(page, INPAINT, "drawing", image_file)
 
 
 # Inpaint
 
 
-def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, pictures: Path) -> None:
-    open_inpainting(page, pictures / "square.png")
+def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, image_files: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
     cells = part(page, INPAINT, "cells")
     expect(cells).to_be_hidden()
     paint(page)
@@ -127,14 +127,14 @@ def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, pictures: Path
     expect(cells).to_be_hidden()
 
 
-def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
-    open_inpainting(page, pictures / "square.png")
+def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
     unfold(page, INPAINT, "elsewhere")
-    choose(page, INPAINT, "mask", pictures / "mask.png")
+    choose(page, INPAINT, "mask", image_files / "mask.png")
     cells = part(page, INPAINT, "cells")
     expect(cells).to_contain_text("Will be repainted: 4 of 256 cells")
     expect(page.get_by_text("background.png").first).to_be_hidden()  # what is sent stays behind the page
-    before = np.asarray(Image.open(pictures / "square.png")).astype(int)
+    before = np.asarray(Image.open(image_files / "square.png")).astype(int)
     set_seeds(page, INPAINT, "3", 1)
     inside = np.zeros((256, 256), dtype=bool)
     inside[96:128, 96:128] = True
@@ -142,9 +142,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
         part(page, INPAINT, "inverted").get_by_role("checkbox").set_checked(inverted)
         expect(cells).to_contain_text(f"Will be repainted: {252 if inverted else 4} of 256 cells")
         sent: list[str] = []
-        page.on(
-            "request", lambda request, sent=sent: sent.append(request.url) if PICTURE_SENT.search(request.url) else 0
-        )
+        page.on("request", lambda request, sent=sent: sent.append(request.url) if IMAGE_SENT.search(request.url) else 0)
         run(page, INPAINT)
         expect(part(page, INPAINT, "stop")).to_be_visible()
         expect_done(page, INPAINT, 1)
@@ -155,19 +153,19 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, pictures: Path) -> None:
         assert not changed[~repainted].any()
 
 
-def test_a_box_for_those_who_cannot_draw(page: Page, pictures: Path) -> None:
+def test_a_box_for_those_who_cannot_draw(page: Page, image_files: Path) -> None:
     open_tab(page, "Inpaint")
     part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
     unfold(page, INPAINT, "elsewhere")
-    choose(page, INPAINT, "drawing", pictures / "square.png")  # takes longer than the sliders, which have just come
+    choose(page, INPAINT, "drawing", image_files / "square.png")  # takes longer than the sliders, which have just come
     for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
         set_slider(page, INPAINT, name, value)
     expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 32 of 256 cells")
 
 
-def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, pictures: Path) -> None:
-    with page.expect_response(re.compile("/picture[.]png")):  # the reduced copy is in the editor
-        open_inpainting(page, pictures / "large.png")
+def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, image_files: Path) -> None:
+    with page.expect_response(re.compile("/reduced[.]png")):  # the reduced copy is in the editor
+        open_inpainting(page, image_files / "large.png")
     paint(page)
     part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
     cells = part(page, INPAINT, "cells")
@@ -176,7 +174,7 @@ def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
     expect_done(page, INPAINT, 1)
-    before = np.asarray(Image.open(pictures / "large.png")).astype(int)
+    before = np.asarray(Image.open(image_files / "large.png")).astype(int)
     made = pixels(page, INPAINT)["seed 3"]
     assert made.shape == before.shape
     changed = (made != before).any(-1)
@@ -184,17 +182,17 @@ def test_a_large_picture_keeps_its_size_where_only_the_masked_part_is_worked_on(
     assert not changed[:200].any() and not changed[:, :300].any()
 
 
-def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_out(
-    page: Page, pictures: Path, tmp_path: Path
+def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_out(
+    page: Page, image_files: Path, tmp_path: Path
 ) -> None:
-    open_inpainting(page, pictures / "square.png")
+    open_inpainting(page, image_files / "square.png")
     paint(page)
     set_slider(page, INPAINT, "feather", 8)
     expect(part(page, INPAINT, "cells")).to_contain_text("of 256 cells")
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
     expect_done(page, INPAINT, 1)
-    before = np.asarray(Image.open(pictures / "square.png"))
+    before = np.asarray(Image.open(image_files / "square.png"))
     tiles(page, INPAINT).first.click()
     with page.expect_download() as download:
         part(page, INPAINT, "mask-file").click()
@@ -217,7 +215,7 @@ def test_an_inpainted_picture_goes_on_and_is_replayed_by_the_mask_that_it_hands_
     page.goto(page.evaluate("navigator.clipboard.readText()"))
     page.locator("#shared").wait_for()
     expect(part(page, INPAINT, "feather").get_by_role("spinbutton")).to_have_value("8")
-    choose(page, INPAINT, "drawing", pictures / "square.png")
+    choose(page, INPAINT, "drawing", image_files / "square.png")
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", tmp_path / "mask.png")
     part(page, INPAINT, "replay").click()
@@ -230,13 +228,13 @@ def test_a_link_sets_shape_and_fit() -> None:
     assert (updates[tab.shape], updates[tab.fit]) == ("Landscape 4:3", "pad")
 
 
-def test_inpainting_says_where_its_picture_and_mask_came_from(pictures: Path) -> None:
-    picture, file = pictures / "square.png", pictures / "mask.png"
+def test_inpainting_says_where_its_image_and_mask_came_from(image_files: Path) -> None:
+    image_file, file = image_files / "square.png", image_files / "mask.png"
     tab = build_tab(inpaint_tab.build, fake_runtime())
-    values = values_of(tab, mirror=Drawing(picture, ()), mask_file=file, feather=4, only_masked=True)
+    values = values_of(tab, mirror=Drawing(image_file, ()), mask_file=file, feather=4, only_masked=True)
     request = tab.read(values)
     (recipe,), image, mask = request.recipes, request.image, request.mask
-    assert (recipe.image, recipe.mask) == (digest(load_image(picture)), digest(load_mask(file, (256, 256))))
+    assert (recipe.image, recipe.mask) == (digest(load_image(image_file)), digest(load_mask(file, (256, 256))))
     assert (recipe.image, recipe.mask) == (digest(image), digest(mask))
     assert (recipe.feather, recipe.only_masked) == (4, True)
 
@@ -261,30 +259,30 @@ def test_masks_of_every_kind() -> None:
     assert np.argwhere(np.asarray(mask_tools.build_mask(size, nothing, None, (100, 100, 1, 1), False))).tolist() == [
         [31, 63]
     ]
-    with pytest.raises(UserError, match="Nothing to repaint"):
+    with pytest.raises(UserError, match="Paint over the part to change"):
         mask_tools.build_mask(size, nothing, None, NO_BOX, True)
     with pytest.raises(UserError, match="upload a mask"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9))), NO_BOX, False)
-    with pytest.raises(UserError, match="nothing is left to repaint"):
+    with pytest.raises(UserError, match="whole image is painted"):
         mask_tools.build_mask(size, nothing, png(Image.new("L", (9, 9), 255)), NO_BOX, True)
 
 
 def test_one_pixel_is_one_cell() -> None:
     runtime = fake_runtime()
-    picture, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
+    image_file, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
-    recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), picture)
-    assert mask_tools.preview(recipe, picture, mask, 256, 16)[1:] == (1, 256)
+    recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), image_file)
+    assert mask_tools.preview_cells(recipe, image_file, mask, 256, 16)[1:] == (1, 256)
 
 
 # Image to image
 
 
-def test_what_the_model_will_see_follows_shape_and_fit(page: Page, pictures: Path) -> None:
+def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
     seen = part(page, IMAGE_TO_IMAGE, "seen")
     expect(seen).to_be_hidden()
-    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
     expect(seen).to_contain_text("What the model sees: 256 x 128")
     part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
     page.get_by_role("option", name="Square", exact=True).click()
@@ -293,16 +291,16 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, pictures: Pat
     part(page, IMAGE_TO_IMAGE, "fit").get_by_role("radio", name="Pad").check()
     expect(seen.locator("img")).not_to_have_attribute("src", former)
     corner = np.asarray(shown(page, seen).convert("RGB"))[:32]
-    assert corner.min() > 250  # white above the picture
+    assert corner.min() > 250  # white above the image
     set_seeds(page, IMAGE_TO_IMAGE, "3", 1)
     run(page, IMAGE_TO_IMAGE)
     expect_done(page, IMAGE_TO_IMAGE, 1)
     assert pixels(page, IMAGE_TO_IMAGE)["seed 3"].shape == (256, 256, 3)
 
 
-def test_a_picture_keeps_its_shape_and_is_compared_with_the_result(page: Page, pictures: Path) -> None:
+def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
-    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
     set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
     run(page, IMAGE_TO_IMAGE)
     expect_done(page, IMAGE_TO_IMAGE, 2)
@@ -318,7 +316,7 @@ def test_a_picture_keeps_its_shape_and_is_compared_with_the_result(page: Page, p
 
 
 def compared(page: Page) -> np.ndarray:
-    """The result in the slider: the side that is not the picture before it."""
+    """The result in the slider: the side that is not the image before it."""
     sources = [img.get_attribute("src") for img in part(page, IMAGE_TO_IMAGE, "compare").locator("img").all()]
     (result,) = [source for source in sources if "amused-seed" in source]
     return np.asarray(Image.open(io.BytesIO(page.request.get(result).body())).convert("RGB")).astype(int)
@@ -334,11 +332,11 @@ def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (511, 513), (3000, 2000)])
-def test_any_size_of_picture_is_accepted(size: tuple[int, int]) -> None:
+def test_any_size_of_image_is_accepted(size: tuple[int, int]) -> None:
     runtime = fake_runtime()
-    picture = png(Image.new("RGB", size, "teal"))
+    image_file = png(Image.new("RGB", size, "teal"))
     tab = build_tab(image_tab.build, runtime)
-    request = tab.read(values_of(tab, image=picture))
+    request = tab.read(values_of(tab, image=image_file))
     (recipe,), image = request.recipes, request.image
     assert image.size == size and recipe.image == digest(image)
     sized = runtime.with_default_size(recipe, image)
@@ -361,7 +359,7 @@ def open_grid(page: Page, task: str, across: str) -> Locator:
     return values
 
 
-def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_pictures(page: Page) -> None:
+def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_images(page: Page) -> None:
     estimate = part(page, TEXT_TO_IMAGE, "grid-told")
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
     expect(estimate).to_contain_text("9 images")
@@ -441,9 +439,9 @@ def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
     expect(part(page, TEXT_TO_IMAGE, "sheet").locator("img")).to_be_visible()
 
 
-def test_a_grid_of_strengths_in_image_to_image(page: Page, pictures: Path) -> None:
+def test_a_grid_of_strengths_in_image_to_image(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
-    choose(page, IMAGE_TO_IMAGE, "picture", pictures / "wide.png")
+    choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
     open_grid(page, IMAGE_TO_IMAGE, "strength").fill("0.3, 0.9")
     part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
     expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 images")
@@ -480,8 +478,8 @@ def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:
         assert len(examples) >= 2
         for example in examples:
             if task != TEXT_TO_IMAGE:
-                picture = load_image(prompts.FOLDER / example.image)
-                assert picture.size == (256, 256)
+                image_file = load_image(prompts.FOLDER / example.image)
+                assert image_file.size == (256, 256)
                 files.add(example.image)
             if task == INPAINT:
                 assert load_mask(prompts.FOLDER / example.mask, (256, 256)).getbbox()
@@ -514,10 +512,10 @@ def send_blob(editor: DrawingInput, name: str, kind: str, index: object, content
 def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     editor = DrawingInput()
-    picture, stroke = png(Image.new("RGB", (8, 8), "teal")), Image.new("RGBA", (8, 8))
+    image_file, stroke = png(Image.new("RGB", (8, 8), "teal")), Image.new("RGBA", (8, 8))
     stroke.putpixel((3, 2), (255, 0, 0, 255))
     send_blob(editor, "one", "layer", "0", png(stroke))
-    send_blob(editor, "one", "background", "null", picture)
+    send_blob(editor, "one", "background", "null", image_file)
     send_blob(editor, "one", "composite", "null", b"nobody looks at this")
     for component in (editor, DrawingMirror.of(editor), DrawingInput()):  # every tab has a copy of its own
         drawing = component.preprocess(EditorData(id="one"))
@@ -541,7 +539,7 @@ def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, 
     editor = DrawingInput()
     send_blob(editor, name, kind, index, content)
     assert not list(tmp_path.rglob("*.png"))
-    with pytest.raises(UserError, match="upload one first"):
+    with pytest.raises(UserError, match="Upload an image first"):
         DrawingMirror.of(editor).preprocess(EditorData(id=name)).image()
 
 
@@ -566,11 +564,11 @@ def inpaint() -> inpaint_tab.InpaintTab:
     return build_tab(inpaint_tab.build, fake_runtime())
 
 
-@pytest.mark.parametrize("name", list(odd_pictures()))
+@pytest.mark.parametrize("name", list(odd_images()))
 def test_odd_images_are_accepted_by_both_tabs(
     image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab, name: str
 ) -> None:
-    content = odd_pictures()[name]
+    content = odd_images()[name]
     given = image.read(values_of(image, image=content, fit="pad")).image
     everything = {"left": 0, "top": 0, "width": 100, "height": 100}
     request = inpaint.read(values_of(inpaint, mirror=Drawing(content, ()), **everything))
@@ -604,7 +602,7 @@ def test_a_feather_that_is_none_is_refused(inpaint: inpaint_tab.InpaintTab, valu
 def test_without_an_image_and_without_a_mask_a_sentence_says_what_is_missing(
     image: image_tab.ImageTab, inpaint: inpaint_tab.InpaintTab
 ) -> None:
-    with pytest.raises(UserError, match="There is no image yet"):
+    with pytest.raises(UserError, match="Upload an image first"):
         image.read(values_of(image))
-    with pytest.raises(UserError, match="There is no image yet"):
+    with pytest.raises(UserError, match="Upload an image first"):
         inpaint.read(values_of(inpaint))

@@ -15,7 +15,7 @@ from helpers.browser import (
     paint_the_middle,
     part,
     pixels,
-    set_pictures,
+    set_count,
     tiles,
 )
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -65,7 +65,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     person = Person()
     assert_accessible(page)
 
-    set_pictures(page, TEXT, 16)
+    set_count(page, TEXT, 16)
     person.click(part(page, TEXT, "run"))
     expect_done(page, TEXT, 16)
 
@@ -94,11 +94,11 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
     person.paint(page, editor)
     assert_accessible(page)
-    set_pictures(page, INPAINT, 1)
+    set_count(page, INPAINT, 1)
     person.click(part(page, INPAINT, "run"))
     expect_done(page, INPAINT, 1)
 
-    open_tab(page, "Text to image")  # the picture that is shared is the touched-up one
+    open_tab(page, "Text to image")  # the image that is shared is the touched-up one
     person.clicks += 1
     person.click(tiles(page, TEXT).nth(20))
     expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")

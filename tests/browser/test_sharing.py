@@ -1,4 +1,4 @@
-"""Recipes in links and pictures, as a visitor and as a program meet them, and what survives a reload.
+"""Recipes in links and images, as a visitor and as a program meet them, and what survives a reload.
 
 Runs against a fast stand-in, and against the bundled checkpoint where it is there.
 """
@@ -115,7 +115,7 @@ def test_hostile_json_is_refused_in_a_sentence(text: str) -> None:
     assert str(refusal.value).endswith(".") and len(str(refusal.value)) < 200
 
 
-def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
+def test_an_image_gives_its_recipe_without_being_decoded() -> None:
     data = png(png_info(PLAIN, "a" * 16, "cuda float16 amused-0.1.0 torch-2.13.0"))
     shared = from_png_file(data)
     assert (shared.recipe, shared.digest) == (PLAIN, "a" * 16)
@@ -123,7 +123,7 @@ def test_a_picture_gives_its_recipe_without_being_decoded() -> None:
     assert from_png_file(png(None)) is None
 
 
-def test_other_texts_in_a_picture_are_not_read() -> None:
+def test_other_texts_in_an_image_are_not_read() -> None:
     bomb = b"Comment\0\0" + zlib.compress(b"\0" * 64_000_000)
     assert from_png_file(with_chunks([(b"zTXt", bomb)], png(None))) is None
     info = PngInfo()
@@ -141,7 +141,7 @@ def test_other_texts_in_a_picture_are_not_read() -> None:
         lambda: with_chunks([(b"iTXt", PNG_KEY.encode() + b"\0\0\0\0\0\xff\xfe")], png(None)),
     ],
 )
-def test_a_hostile_picture_is_refused_in_a_sentence(data: bytes) -> None:
+def test_a_hostile_image_is_refused_in_a_sentence(data: bytes) -> None:
     with pytest.raises(UserError) as refusal:
         from_png_file(data() if callable(data) else data)
     assert str(refusal.value).endswith(".")
@@ -185,7 +185,8 @@ def restored(remembered: Any) -> dict[str, Any]:
 def test_settings_are_remembered_by_task_and_name() -> None:
     runtime = fake_runtime()
     tab = build_tab(text_tab.build, runtime)
-    named = tab.settings.by_name(values_of(tab, prompt="an owl", seeds="3, 5", steps=4))
+    values = values_of(tab, prompt="an owl", seeds="3, 5", steps=4)
+    named = {name: values[component] for name, component in tab.settings.components().items()}
     assert restored({"text_to_image": named}) == restored({"text_to_image": {**REMEMBERED, "count": 1}})
     assert restored({"text_to_image": REMEMBERED}).items() >= {"prompt": "an owl", "seeds": "3, 5", "steps": 4}.items()
     assert restored({"text_to_image": {**REMEMBERED, "seeds": "half ty"}})["seeds"] == "0"
@@ -278,7 +279,7 @@ def remembered(page: Page) -> list[str]:
     return page.get_by_role("option").all_inner_texts()
 
 
-def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address: str) -> None:
+def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
     expect(replay(page)).to_contain_text("1 image in")
     copied = copied_link(page)
@@ -287,8 +288,8 @@ def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address:
 
     page.goto("about:blank")
     page.goto(copied + "&__theme=dark&__sign=abc&utm_source=friend")
-    expect(card(page)).to_contain_text("A recipe for 1 image with nouns: text to image")
-    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: utm_source.")
+    expect(card(page)).to_contain_text("Text to image with nouns, 1 image. Its settings are filled in: press Replay.")
+    expect(card(page)).to_contain_text("Ignored (unknown or invalid): utm_source.")
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("8")
     expect(replay(page)).to_contain_text("The same image, bit for bit.")
@@ -296,7 +297,7 @@ def test_a_copied_link_replays_the_same_picture_bit_for_bit(page: Page, address:
     assert copied_link(page) == copied  # with nothing else of the page's address
 
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
-    expect(replay(page)).to_contain_text("Not the same image, bit for bit: it was made on another kind of CPU or GPU")
+    expect(replay(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
     expect(replay(page)).to_contain_text("it was made on mps")
 
@@ -309,7 +310,7 @@ def copied_link(page: Page) -> str:
     return page.evaluate("navigator.clipboard.readText()")
 
 
-def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) -> None:
+def test_a_varied_image_is_replayed_from_its_link(page: Page, address: str) -> None:
     recipe = Recipe("vary", "a pixel art character", (3,), steps=4, parent=PLAIN, share=0.5)
     query = to_query(recipe)
     _, results = Client(address, verbose=False).predict(query, api_name="/recipe")
@@ -320,12 +321,12 @@ def test_a_varied_picture_is_replayed_from_its_link(page: Page, address: str) ->
 
 def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> None:
     open_link(page, address, f"task=text_to_image&prompt={quote(HOSTILE)}&steps=nan&{quote(HOSTILE[:30])}=1&seeds=5")
-    expect(card(page)).to_contain_text("Ignored, as unknown or invalid: steps, " + HOSTILE[:30])
+    expect(card(page)).to_contain_text("Ignored (unknown or invalid): steps, " + HOSTILE[:30])
     expect(prompt(page)).to_have_value(HOSTILE)
     assert page.title() == "aMUSEd"
     assert card(page).locator("img, script, a").count() == 0
     open_link(page, address, "v=7&task=text_to_image&prompt=a")
-    expect(card(page)).to_contain_text("This was not used. This recipe needs a newer version")
+    expect(card(page)).to_contain_text("This recipe cannot be opened. This recipe needs a newer version")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
 
 
@@ -333,7 +334,7 @@ def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> No
 def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime: Runtime, model: str) -> None:
     loaded = [runtime.is_loaded(choice.name) for choice in runtime.models]
     open_link(page, address, f"task=text_to_image&prompt=a&model={quote(model)}")
-    expect(card(page)).to_contain_text("This was not used. There is no model of that name here")
+    expect(card(page)).to_contain_text("This recipe cannot be opened. There is no model of that name here")
     expect(part(page, "text_to_image", "replay")).to_be_hidden()
     assert prompt(page).input_value() != "a"
     assert [runtime.is_loaded(choice.name) for choice in runtime.models] == loaded
@@ -341,7 +342,7 @@ def test_a_model_that_is_not_listed_is_refused(page: Page, address: str, runtime
 
 def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runtime: Runtime) -> None:
     open_link(page, address, "task=text_to_image&prompt=a&model=amused-256")
-    expect(card(page)).to_contain_text("Replaying it first downloads amused-256, 1.6 GB")
+    expect(card(page)).to_contain_text("Replay downloads amused-256 first (1.6 GB)")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
     expect(part(page, "text_to_image", "model")).to_contain_text("Downloads 1.6 GB")
@@ -405,14 +406,14 @@ def expect_adapter(page: Page, tab: str, name: str, strength: float) -> None:
     expect(part(page, task, "adapter-strength").get_by_role("spinbutton")).to_have_value(str(strength))
 
 
-def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: Path) -> None:
+def test_an_image_link_asks_for_its_image(page: Page, address: str, tmp_path: Path) -> None:
     colours = {"own": "teal", "other": "red"}
     for name, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
     named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
-    expect(card(page)).to_contain_text(f"It starts from an image that is not part of it (image {named})")
+    expect(card(page)).to_contain_text(f"It needs the original image (image {named})")
     expect(prompt(page, "image_to_image")).to_be_visible()
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
@@ -424,7 +425,7 @@ def test_an_image_link_asks_for_its_picture(page: Page, address: str, tmp_path: 
     expect(replay(page, "image_to_image")).to_contain_text("1 image in")
 
 
-def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp_path: Path) -> None:
+def test_an_image_made_here_restores_its_settings(page: Page, address: str, tmp_path: Path) -> None:
     file = tmp_path / "<img src=x onerror=document.title=1>.png"
     recipe = Recipe("text_to_image", HOSTILE, (3, 5), steps=9, temperature=(9.0, 1.0), negative_prompt="blue")
     file.write_bytes(png(png_info(recipe, "a" * 16)))
@@ -432,7 +433,7 @@ def test_a_picture_made_here_restores_its_settings(page: Page, address: str, tmp
     open_restore(page)
     page.locator("#restore-file input[type=file]").set_input_files(file)
     expect(prompt(page)).to_have_value(HOSTILE)
-    expect(card(page)).to_contain_text("A recipe for 2 images with nouns")
+    expect(card(page)).to_contain_text("with nouns, 2 images")
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("3,5")
     part(page, "text_to_image", "advanced").get_by_role("button").first.click()
     expect(part(page, "text_to_image", "steps").get_by_role("spinbutton")).to_have_value("9")

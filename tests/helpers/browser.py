@@ -34,12 +34,12 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def set_pictures(page: Page, task: str, count: int) -> None:
+def set_count(page: Page, task: str, count: int) -> None:
     part(page, task, "count").get_by_role("spinbutton").fill(str(count))
 
 
 def set_seeds(page: Page, task: str, seeds: str, count: int) -> None:
-    set_pictures(page, task, count)
+    set_count(page, task, count)
     part(page, task, "random").get_by_role("checkbox").uncheck()
     box = part(page, task, "seeds").get_by_role("textbox")
     expect(box).to_be_editable()

@@ -14,8 +14,8 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def odd_pictures() -> dict[str, bytes]:
-    """Real pictures of unusual kinds."""
+def odd_images() -> dict[str, bytes]:
+    """Real images of unusual kinds."""
     grey = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     turned = Image.new("RGB", (8, 4), "red")
     orientation = turned.getexif()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image_file(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
@@ -74,13 +75,15 @@ def test_text_to_image_is_the_same_for_the_same_seed(client: Client) -> None:
     assert (several["seed 8"] != several["seed 15"]).any()
 
 
-def test_image_to_image_takes_a_picture(client: Client, picture: Path) -> None:
-    made = opened(client.predict(PROMPT, handle_file(picture), strength=0.2, seeds="1-2", api_name="/image_to_image"))
+def test_image_to_image_takes_an_image(client: Client, image_file: Path) -> None:
+    made = opened(
+        client.predict(PROMPT, handle_file(image_file), strength=0.2, seeds="1-2", api_name="/image_to_image")
+    )
     assert list(made) == ["seed 1", "seed 2"]
 
 
 @pytest.mark.parametrize(("given", "made"), [((1200, 900), (256, 192)), ((64, 64), (256, 256)), ((1, 5000), (32, 256))])
-def test_a_picture_of_any_size_is_worked_on_at_the_models_own(
+def test_an_image_of_any_size_is_worked_on_at_the_models_own(
     client: Client, tmp_path: Path, given: tuple[int, int], made: tuple[int, int]
 ) -> None:
     Image.new("RGB", given, "teal").save(tmp_path / "picture.png")
@@ -88,15 +91,15 @@ def test_a_picture_of_any_size_is_worked_on_at_the_models_own(
     assert Image.open(tiles[0]["image"]).size == made
 
 
-def test_inpaint_changes_only_the_masked_part(client: Client, picture: Path, mask: Path) -> None:
-    made = opened(client.predict(PROMPT, handle_file(picture), handle_file(mask), api_name="/inpaint"))
-    changed = (made["seed 0"] != np.asarray(Image.open(picture)).astype(int)).any(-1)
+def test_inpaint_changes_only_the_masked_part(client: Client, image_file: Path, mask: Path) -> None:
+    made = opened(client.predict(PROMPT, handle_file(image_file), handle_file(mask), api_name="/inpaint"))
+    changed = (made["seed 0"] != np.asarray(Image.open(image_file)).astype(int)).any(-1)
     assert changed[64:128, 64:128].mean() > 0.9
     changed[64:128, 64:128] = False
     assert not changed.any()
 
 
-def test_pictures_arrive_one_by_one_and_a_cancelled_job_frees_the_model(client: Client, turnstile: Turnstile) -> None:
+def test_images_arrive_one_by_one_and_a_cancelled_job_frees_the_model(client: Client, turnstile: Turnstile) -> None:
     turnstile.open.clear()
     turnstile.reached.clear()
     job = client.submit(PROMPT, seeds="0-63", api_name="/text_to_image")
@@ -135,7 +138,7 @@ def test_a_bad_value_is_refused_in_one_plain_sentence(client: Client, setting: s
     "content", [b"", b"<html></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n"]
 )
 @pytest.mark.parametrize("name", ["picture.png", "picture.svg", "picture.gif"])
-def test_what_is_no_picture_is_refused_whatever_its_name(
+def test_what_is_no_image_is_refused_whatever_its_name(
     client: Client, tmp_path: Path, content: bytes, name: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -153,10 +156,10 @@ def test_raw_json_numbers_are_checked_on_the_server(address: str, number: str) -
     assert "Traceback" not in answer and 'File "' not in answer
 
 
-def test_files_of_the_server_are_not_pictures(address: str) -> None:
+def test_files_of_the_server_are_not_images(address: str) -> None:
     """A path in place of an upload reads nothing."""
-    picture = '{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}'
-    answer = post_raw(address, "image_to_image", '{"prompt": "' + PROMPT + '", "image": ' + picture + "}")
+    image_file = '{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}'
+    answer = post_raw(address, "image_to_image", '{"prompt": "' + PROMPT + '", "image": ' + image_file + "}")
     assert "event: error" in answer and "root:" not in answer
 
 
@@ -166,5 +169,27 @@ def post_raw(address: str, endpoint: str, body: str) -> str:
     return httpx.get(f"{path}/{joined.raise_for_status().json()['event_id']}", timeout=60).text
 
 
-def test_a_good_request_still_gives_its_picture_after_all_that(client: Client) -> None:
+def test_a_good_request_still_gives_its_image_after_all_that(client: Client) -> None:
     assert list(opened(client.predict(PROMPT, seeds="7", api_name="/text_to_image"))) == ["seed 7"]
+
+
+LONG = "hat " * 80
+
+
+@pytest.mark.parametrize(
+    ("texts", "cut"),
+    [
+        ({"prompt": PROMPT}, []),
+        ({"prompt": LONG}, ["prompt"]),
+        ({"prompt": PROMPT, "negative_prompt": LONG}, ["negative prompt"]),
+        ({"prompt": LONG, "negative_prompt": LONG}, ["prompt", "negative prompt"]),
+        ({"prompt": PROMPT, "negative_prompt": LONG, "guidance_scale": 1}, []),  # which is then not used
+    ],
+)
+def test_a_result_says_which_text_was_too_long(client: Client, texts: dict[str, Any], cut: list[str]) -> None:
+    (tile,) = client.predict(**texts, api_name="/text_to_image")
+    assert {"image", "caption"} <= set(tile)
+    assert tile["note"].startswith(f"The {' and the '.join(cut)} ") if cut else tile["note"] is None
+    recipe = {"version": 2, "task": "text_to_image", "seeds": [1], **texts}
+    (tile,), (result,) = client.predict(json.dumps(recipe), api_name="/recipe")
+    assert result["cut"] == cut and bool(tile["note"]) == bool(cut)

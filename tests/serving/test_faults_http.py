@@ -87,11 +87,11 @@ def test_no_file_of_the_server_is_taken_for_an_upload(
     path = file.replace("{secrets}", str(secrets))
     before = len(steps)
     for given in ({"path": path}, {"path": path, "url": path}, {"path": None, "url": path}):
-        picture = {**given, "meta": {"_type": "gradio.FileData"}}
+        image_file = {**given, "meta": {"_type": "gradio.FileData"}}
         data = {
-            "image_to_image": {"prompt": "a", "image": picture},
-            "inpaint": {"prompt": "a", "image": picture, "mask": picture},
-            "recipe": {"recipe": "task=image_to_image&prompt=a&seeds=0&model=nouns", "image": picture},
+            "image_to_image": {"prompt": "a", "image": image_file},
+            "inpaint": {"prompt": "a", "image": image_file, "mask": image_file},
+            "recipe": {"recipe": "task=image_to_image&prompt=a&seeds=0&model=nouns", "image": image_file},
         }[endpoint]
         answer = call(address, endpoint, data)
         assert "complete" not in answer and "Traceback" not in answer and SECRET not in answer
@@ -163,6 +163,6 @@ def test_events_of_a_page_that_holds_nothing_fail_in_a_sentence_at_most(address:
             assert answer.status_code == 200 or answer.json()["error"], (event["targets"], event["outputs"])
 
 
-def test_a_good_request_still_gives_its_picture_after_all_that(address: str) -> None:
+def test_a_good_request_still_gives_its_image_after_all_that(address: str) -> None:
     answer = call(address, "text_to_image", {"prompt": "a fox", "seeds": "7"})
     assert "event: complete" in answer and "seed 7" in answer

@@ -1,5 +1,5 @@
-"""Hostile and odd requests through raw HTTP: pictures, masks, prompts, numbers. Each is either obeyed or refused in a
-sentence, without the model having been asked; and the next good request gives its known picture."""
+"""Hostile and odd requests through raw HTTP: images, masks, prompts, numbers. Each is either obeyed or refused in a
+sentence, without the model having been asked; and the next good request gives its known image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from fake import fake_runtime, sampled
-from helpers.images import HOSTILE, odd_pictures, saved
+from helpers.images import HOSTILE, odd_images, saved
 from helpers.serve import serve
 from PIL import Image
 
@@ -57,7 +57,7 @@ class Server:
             assert event == "complete" or bytes_ not in answer
         return event, [data.strip()]
 
-    def picture(self, answer: list[Any]) -> bytes:
+    def image(self, answer: list[Any]) -> bytes:
         (tile,) = json.loads(answer[0])[0]
         return self.client.get(f"file={tile['image']['path']}").content
 
@@ -73,7 +73,7 @@ class Server:
     def obeys(self, endpoint: str, **values: Any) -> Image.Image:
         event, answer = self.ask(endpoint, **values)
         assert event == "complete", answer
-        return Image.open(io.BytesIO(self.picture(answer))).convert("RGB")
+        return Image.open(io.BytesIO(self.image(answer))).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(address, steps)
 
 
-# Pictures
+# Images
 
 IMAGE_TASKS = ["image_to_image", "inpaint"]
 
@@ -110,7 +110,7 @@ def oriented(value: int) -> bytes:
 
 
 ODD = {
-    **odd_pictures(),
+    **odd_images(),
     **{f"{width}x{height}": saved(Image.new("RGB", (width, height)), "PNG") for width, height in
        [(1, 1), (1, 5000), (5000, 1), (511, 513)]},
     **{f"EXIF {value}": oriented(value) for value in range(1, 9)},
@@ -134,7 +134,7 @@ BAD = {
 
 @pytest.mark.parametrize("endpoint", IMAGE_TASKS)
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_picture_is_accepted(server: Server, endpoint: str, name: str) -> None:
+def test_an_odd_image_is_accepted(server: Server, endpoint: str, name: str) -> None:
     given = {"image": server.upload(ODD[name])}
     if endpoint == "inpaint":
         given["mask"] = server.upload(saved(Image.new("L", (64, 64), 255), "PNG"))
@@ -149,7 +149,7 @@ def test_an_odd_picture_is_accepted(server: Server, endpoint: str, name: str) ->
     [*((entry, "picture.png") for entry in (*IMAGE_TASKS, "the mask", "recipe")), ("image_to_image", "picture.svg")],
 )
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture_is_refused_quickly(server: Server, endpoint: str, file: str, name: str) -> None:
+def test_what_is_no_image_is_refused_quickly(server: Server, endpoint: str, file: str, name: str) -> None:
     good, bad = server.upload(saved(GOOD, "PNG")), server.upload(BAD[name], file)
     given = {
         "image_to_image": {"image": bad},
@@ -242,12 +242,12 @@ NO_TEXT = {"a number": 5, "true": True, "a list": ["a"], "an object": {"a": 1}}
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_prompt_comes_back_as_it_was_in_the_picture_s_recipe_and_in_its_link(
+def test_a_prompt_comes_back_as_it_was_in_the_image_s_recipe_and_in_its_link(
     server: Server, field: str, name: str
 ) -> None:
     event, answer = server.ask("text_to_image", **{field: PROMPTS[name]})
     assert event == "complete"
-    recipe = from_png_file(server.picture(answer)).recipe
+    recipe = from_png_file(server.image(answer)).recipe
     assert getattr(recipe, field) == PROMPTS[name]
     assert from_query(to_query(recipe)).recipe == recipe
 
@@ -262,7 +262,7 @@ def test_what_is_no_prompt_is_refused(server: Server, field: str, name: str) -> 
 def test_what_is_no_text_is_no_prompt_or_written_as_one(server: Server, name: str) -> None:
     event, answer = server.ask("text_to_image", prompt=NO_TEXT[name])
     if event == "complete":
-        assert isinstance(from_png_file(server.picture(answer)).recipe.prompt, str)
+        assert isinstance(from_png_file(server.image(answer)).recipe.prompt, str)
 
 
 # Numbers
@@ -319,10 +319,10 @@ def test_a_model_that_is_not_listed_is_refused(server: Server, value: object) ->
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_the_ends_of_the_range_of_seeds(server: Server, seed: int) -> None:
     event, answer = server.ask("text_to_image", seeds=str(seed))
-    assert event == "complete" and from_png_file(server.picture(answer)).recipe.seeds == (seed,)
+    assert event == "complete" and from_png_file(server.image(answer)).recipe.seeds == (seed,)
 
 
-def test_a_good_request_gives_its_known_picture_after_all_that(server: Server) -> None:
+def test_a_good_request_gives_its_known_image_after_all_that(server: Server) -> None:
     recipe = Recipe(TEXT_TO_IMAGE, "a fox", (7,), model="nouns", steps=2)
     *_, expected = sampled(fake_runtime(), recipe)
     assert digest(server.obeys("text_to_image")) == digest(expected.image)

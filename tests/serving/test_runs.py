@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
 from fake import FakeModel, fake_runtime, numbers
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from helpers.tabs import build_tab, values_of
+from PIL import Image
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
@@ -19,18 +28,12 @@ from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import results
 from amused.ui.events import Updates
-from amused.ui.results import (
-    FAILED,
-    OUT_OF_MEMORY,
-    GalleryState,
-    RunAction,
-    TabState,
-    explain,
-    show_end,
-    stop_runs,
-    stream_run,
-)
+from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
+from amused.ui.files import GeneratedImage
+from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
+from amused.ui.results import RunAction, TabState, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
+from amused.ui.uploads import GatedBlocks
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +50,8 @@ class Visitor:
         self.state = TabState()
 
     @property
-    def gallery(self) -> GalleryState:
-        return self.state.gallery
-
-    @property
     def seeds(self) -> list[int]:
-        return [image.seed for image in self.gallery.images]
+        return [image.seed for image in self.state.images]
 
     def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
         self.state.request()
@@ -68,7 +67,7 @@ class Visitor:
         return str(update.get(self.tab.result.status, ""))
 
     def until_first_image(self, running: Iterator[Updates]) -> None:
-        while not self.gallery.num_done:
+        while not self.state.images:
             next(running)
 
 
@@ -90,7 +89,7 @@ def test_a_second_run_waits_for_the_first_and_adds_to_its_images() -> None:
     finish(first)
     assert visitor.seeds == [10, 11]
     finish(second)
-    assert visitor.seeds == [10, 11, 20] and visitor.gallery.note.startswith("1 image in")
+    assert visitor.seeds == [10, 11, 20] and visitor.state.note.startswith("1 image in")
     finish(visitor.start(30))
     assert visitor.seeds == [30]
 
@@ -107,7 +106,7 @@ def test_another_visitor_is_told_how_many_are_ahead_and_takes_turns() -> None:
     while "Queued: 1 ahead of you" not in one.status(next(sweep)):
         pass  # until its first image is done
     finish(single)
-    assert other.gallery.num_done == 1
+    assert len(other.seeds) == 1
     sweep.close()
     # Of the sweep's 64 the first, and the next if it was quick.
     assert numbers(runtime)["amused_pictures_total"] <= 1 + 2
@@ -126,9 +125,9 @@ def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first:
     for running in (first, second) if which_ends_first == 0 else (second, first):
         updates = list(running)
         assert running is first or all(is_nothing(update) for update in updates)
-        assert visitor.gallery.note == (note if running is first or which_ends_first == 0 else "")
+        assert visitor.state.note == (note if running is first or which_ends_first == 0 else "")
     assert all(is_nothing(update) for update in requested)
-    assert visitor.seeds == [10] and visitor.gallery.note == note
+    assert visitor.seeds == [10] and visitor.state.note == note
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     finish(visitor.start(40))
     assert visitor.seeds == [40]
@@ -143,10 +142,10 @@ def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
     third = visitor.start(30)
     assert is_nothing(next(third))
     finish(first)
-    assert visitor.gallery.note == "Stopped. Cancelled 1 queued run"
+    assert visitor.state.note == "Stopped. Cancelled 1 queued run"
     assert all(is_nothing(update) for update in second)
     finish(third)
-    assert visitor.gallery.note.startswith("1 image in") and visitor.seeds == [30]
+    assert visitor.state.note.startswith("1 image in") and visitor.seeds == [30]
 
 
 def test_a_request_whose_run_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +167,7 @@ def test_stop_leaves_other_tabs_alone() -> None:
     visitor.stop()
     finish(stopped)
     finish(kept)
-    assert visitor.gallery.note == "Stopped" and other.gallery.num_done == 1
+    assert visitor.state.note == "Stopped" and len(other.seeds) == 1
 
 
 def test_stop_before_the_run_began() -> None:
@@ -176,9 +175,9 @@ def test_stop_before_the_run_began() -> None:
     first = visitor.start(10)
     visitor.stop()
     finish(first)
-    assert visitor.gallery.note == "Stopped"
+    assert visitor.state.note == "Stopped"
     finish(visitor.start(20))
-    assert visitor.gallery.num_done == 1
+    assert len(visitor.seeds) == 1
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -190,7 +189,7 @@ def test_an_abandoned_run_leaves_the_tab_to_the_next(which: int) -> None:
     runs[which].close()
     if which == 0:
         finish(runs[1])
-        assert visitor.gallery.num_done == 1
+        assert len(visitor.seeds) == 1
     else:
         visitor.stop()
         finish(runs[0])
@@ -220,7 +219,7 @@ def test_an_action_can_append_and_remark_on_what_it_made() -> None:
 
     finish(visitor.start(20, append=True, remark=remark))
     assert visitor.seeds == [10, 11, 20] and seen == [20]
-    assert visitor.gallery.note.startswith("The same image. 1 image in")
+    assert visitor.state.note.startswith("The same image. 1 image in")
 
 
 @pytest.mark.parametrize("is_random", [True, False])
@@ -262,7 +261,7 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
     with pytest.raises(gr.Error) as failure:
         finish(visitor.start(10, 3))
     assert failure.value.message == OUT_OF_MEMORY and failure.value.__context__ is None
-    assert visitor.gallery.note == OUT_OF_MEMORY and visitor.seeds == [10]
+    assert visitor.state.note == OUT_OF_MEMORY and visitor.seeds == [10]
     assert held[0]() is None
     assert numbers(runtime)['amused_requests_total{outcome="failed"}'] == 1
 
@@ -280,3 +279,81 @@ def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> N
 )
 def test_errors_are_told_without_what_nobody_needs_to_know(error: Exception, sentence: str) -> None:
     assert explain(error) == sentence
+
+
+def test_the_note_names_the_text_that_was_too_long() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(visitor.start(10, negative_prompt="hat " * 80))
+    assert visitor.state.note.endswith("The negative prompt is longer than the model reads: its end was ignored")
+    finish(visitor.start(10, prompt="hat " * 80))
+    assert visitor.state.note.endswith("The prompt is longer than the model reads: its end was ignored")
+
+
+class FullDisk:
+    """In place of a temporary file: takes half of what is written, then the disk is full."""
+
+    def __init__(self, open_file: Callable[..., Any], **options: Any) -> None:
+        self.file = open_file(**options)
+        self.name = self.file.name
+
+    def __enter__(self) -> FullDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", partial(FullDisk, tempfile.NamedTemporaryFile))
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor = Visitor(fake_runtime())
+    running = visitor.start(10, 3)
+    visitor.until_first_image(running)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", partial(FullDisk, tempfile.NamedTemporaryFile))
+    with pytest.raises(gr.Error) as refused:
+        finish(running)
+    assert refused.value.message == visitor.state.note == DISK_FULL and visitor.seeds == [10]
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("write", [write_single, write_bundle, write_sheet])
+def test_a_kept_image_that_cannot_be_written_leaves_nothing(
+    write: Callable[[KeptImages, bool], str], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "kept.png")
+    image = GeneratedImage(str(tmp_path / "kept.png"), 1, Recipe("text_to_image", "", (1,)), "0" * 16, (8, 8))
+    with pytest.raises(OSError, match="No space"):
+        write(KeptImages().keep(image), True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/srv/secret"), DISK_FULL),
+        (UserError("Select an image first."), "Select an image first."),
+    ],
+)
+def test_an_event_that_is_no_run_answers_with_a_sentence(error: Exception, sentence: str) -> None:
+    def fail() -> str:
+        raise error
+
+    with GatedBlocks() as page:
+        gr.Button().click(fail, None, gr.Textbox(), api_name="fail")
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, show_error=False)
+    try:
+        with pytest.raises(AppError, match=re.escape(sentence)):
+            Client(address, verbose=False).predict(api_name="/fail")
+    finally:
+        page.close()

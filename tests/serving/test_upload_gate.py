@@ -43,12 +43,12 @@ FORMS = {
     "url": lambda path: {"path": path, "url": f"/gradio_api/file={path}", "orig_name": "a.png"},
     "stream": lambda path: {"path": path, "meta": META, "is_stream": True, "url": path},
 }
-FEW = ["another's picture", "nothing", "a link to it", "a named pipe"]
+FEW = ["another's image", "nothing", "a link to it", "a named pipe"]
 
 
 @dataclass
 class Place:
-    """A page, its upload folder, and a private picture next to that."""
+    """A page, its upload folder, and a private image next to that."""
 
     client: httpx.Client
     steps: list[int]
@@ -60,7 +60,7 @@ class Place:
     def hostile(self) -> dict[str, Any]:
         secret = self.private / "secret.png"
         return {
-            "another's picture": str(secret),
+            "another's image": str(secret),
             "nothing": str(self.private / "none.png"),
             "a folder's neighbour": f"{self.cache}-private/secret.png",
             "upwards": f"{self.cache}/../{self.private.name}/secret.png",

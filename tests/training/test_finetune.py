@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import types
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from helpers.tiny import tiny_checkpoint
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
 import amused
@@ -33,8 +36,9 @@ from amused.model.text import tokenize
 from amused.model.vqgan import VQGAN
 from amused.training.finetune import data as finetune_data
 from amused.training.finetune import model as finetune_model
+from amused.training.finetune import state as finetune_state
 from amused.training.finetune import train as finetune
-from amused.training.finetune.data import Batches, EncodedImages
+from amused.training.finetune.data import Batches, EncodedImages, crops_of
 from amused.training.finetune.examples import read_dataset, read_folder
 from amused.training.finetune.model import EMA, HalfLinear, TrainingModel, keep_half
 from amused.training.finetune.options import parse_options
@@ -120,18 +124,20 @@ def test_a_published_command_line_is_understood() -> None:
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"train_batch_size": 0}, "--train_batch_size must be greater than 0"),
-        ({"learning_rate": "nan"}, "--learning_rate"),
-        ({"cond_dropout_prob": 2}, "--cond_dropout_prob must be between 0 and 1"),
+        ({"train_batch_size": 0}, "--train_batch_size: must be greater than 0"),
+        ({"learning_rate": "nan"}, "--learning_rate: must be greater than 0"),
+        ({"max_train_steps": "many"}, "--max_train_steps: invalid int value"),
+        ({"cond_dropout_prob": 2}, "--cond_dropout_prob: must be between 0 and 1"),
         ({"instance_data_image": "x.png"}, "Give one of"),
         ({"resolution": 60}, "multiple of 16"),
         ({"resume_from_checkpoint": "checkpoint-9"}, "no checkpoint checkpoint-9"),
         ({"lora_target_modules": ["to_nowhere"]}, "No layers are called to_nowhere; there are"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(model, pictures, tmp_path, wrong, says) -> None:
-    with pytest.raises(UserError, match=says):
+def test_an_option_that_cannot_be_is_refused(model, pictures, tmp_path, capsys, wrong, says) -> None:
+    with pytest.raises((UserError, SystemExit)) as refused:
         train(model, pictures, tmp_path / "out", "--use_lora", **wrong)
+    assert re.search(says, f"{refused.value} {capsys.readouterr().err}")
 
 
 # The loss
@@ -415,11 +421,83 @@ def test_a_state_of_different_options_is_refused(model, pictures, tmp_path) -> N
             train(model, pictures, tmp_path / "out", *more, resume_from_checkpoint="latest")
 
 
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
+
+
+def test_a_run_that_is_longer_than_wanted_is_left_alone(model, pictures, tmp_path) -> None:
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora", checkpointing_steps=2)
+    kept = files(output)
+    with pytest.raises(UserError, match="nothing to do: checkpoint-4 has 4 steps, --max_train_steps is 3"):
+        train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest", max_train_steps=3)
+    assert files(output) == kept
+
+
+def test_a_run_killed_before_its_results_writes_them_when_it_is_resumed(model, pictures, tmp_path) -> None:
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora")
+    kept = files(output)
+    shutil.rmtree(output / "adapter")
+    train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest")
+    assert files(output) == kept
+
+
+def test_the_newest_checkpoints_of_the_run_are_kept(model, pictures, tmp_path) -> None:
+    """Going back to an older one abandons the later ones: they are not deleted, and not resumed from."""
+    output = tmp_path / "out"
+    given = {"checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    train(model, pictures, output, "--use_lora", max_train_steps=6, checkpointing_steps=1)
+    abandoned = files(output / "checkpoint-6")
+    train(model, pictures, output, "--use_lora", **given, max_train_steps=4, resume_from_checkpoint="checkpoint-2")
+    assert checkpoints(output) == ["3", "4", "5", "6"] and files(output / "checkpoint-6") == abandoned
+    assert len(losses(output)) == 4
+    train(model, pictures, output, "--use_lora", **given, max_train_steps=5, resume_from_checkpoint="latest")
+    assert checkpoints(output) == ["4", "5", "6"] and files(output / "checkpoint-6") == abandoned
+
+
+def test_latest_is_not_an_abandoned_checkpoint(model, pictures, tmp_path, monkeypatch, caplog) -> None:
+    """Even if the run that went back stopped before its first checkpoint."""
+    caplog.set_level("INFO")
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora", checkpointing_steps=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune.Trainer, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(model, pictures, output, "--use_lora", resume_from_checkpoint=output / "checkpoint-2")
+    train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest")
+    assert [record.message for record in caplog.records if "Resuming" in record.message] == ["Resuming from step 2"] * 2
+
+
+def test_checkpoints_of_version_0_4_are_ordered_by_time(model, pictures, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora", checkpointing_steps=1)
+    (output / "history.json").unlink()
+    os.utime(output / "checkpoint-3" / "state.json")  # as after going back to checkpoint-2
+    train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest")
+    assert "Resuming from step 3" in caplog.text
+
+
+@pytest.mark.parametrize("resumed", (None, "latest", "checkpoint-4"))
+def test_checkpoints_of_another_run_are_left_alone(model, pictures, tmp_path, resumed) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        train(model, pictures, folder, "--use_lora")
+    if resumed == "latest":  # all checkpoints here are abandoned ones
+        (second / "history.json").write_text('{"checkpoints": []}')
+    kept = files(second)
+    more = {"resume_from_checkpoint": first / resumed if resumed == "checkpoint-4" else resumed} if resumed else {}
+    with pytest.raises(UserError, match="second holds the checkpoints of another run"):
+        train(model, pictures, second, "--use_lora", **more, max_train_steps=9)
+    assert files(second) == kept
+
+
 def test_a_loss_that_is_no_number_stops_without_overwriting(model, pictures, tmp_path, monkeypatch) -> None:
     output = tmp_path / "out"
     train(model, pictures, output, "--use_lora", checkpointing_steps=2)
     shutil.rmtree(output / "checkpoint-4")
-    kept = {name: data for name, data in files(output).items() if not name.startswith("loss.")}
+    written = ("loss.csv", "loss.png", "history.json")
+    kept = {name: data for name, data in files(output).items() if name not in written}
     forward, calls = TrainingModel.forward, []
 
     def spoilt(self, *args):
@@ -429,8 +507,20 @@ def test_a_loss_that_is_no_number_stops_without_overwriting(model, pictures, tmp
     monkeypatch.setattr(TrainingModel, "forward", spoilt)
     with pytest.raises(UserError, match="loss of step 4 is not finite"):
         train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest", max_train_steps=9)
-    assert {name: data for name, data in files(output).items() if not name.startswith("loss.")} == kept
+    assert {name: data for name, data in files(output).items() if name not in written} == kept
     assert len(losses(output)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage", ("step,loss\n1,5\n,4\n2\n3,4", "\ufeffstep;loss\n1;5", "", "step,loss\n1,5\n\xb2,\0")
+)
+def test_a_damaged_loss_log_does_not_stop_a_resumed_run(model, pictures, tmp_path, damage) -> None:
+    output = tmp_path / "out"
+    train(model, pictures, output, "--use_lora", max_train_steps=2)
+    (output / "loss.csv").write_text(damage, "utf-8")
+    train(model, pictures, output, "--use_lora", resume_from_checkpoint="latest", max_train_steps=3)
+    with (output / "loss.csv").open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["1", "3"][not damage.startswith("step,loss") :]
 
 
 def test_weights_that_are_no_numbers_are_not_saved(model, pictures, tmp_path, monkeypatch) -> None:
@@ -515,6 +605,178 @@ def test_a_very_long_picture_is_cropped_not_scaled_whole(model, tmp_path) -> Non
     assert encoded.tokens.shape[1:] == (4, 4) and encoded.micro[:, 3].max() <= 20_000 * 32 - 64
 
 
+@pytest.mark.parametrize("resolution", (256, 512))
+def test_an_image_of_any_size_is_cropped_inside(resolution) -> None:
+    """Among them squares of 49, 98 and 196, whose scale rounds down in floating point."""
+    for side in range(16, 801):
+        for size in ((side, side), (side + side % 5, side)):
+            for crop, left, top in crops_of(Image.new("1", size), resolution, str(size)):
+                assert crop.size == (resolution, resolution)
+                assert 0 <= left <= size[0] * resolution / size[1] - resolution and top == 0
+
+
+# Folders of other programs and systems
+
+
+def captions_of(folder: Path, *given, **named) -> dict[str, str]:
+    return {example.name: example.caption for example in read_folder(folder, *given, **named)}
+
+
+def write_rows(folder: Path, *rows: dict, separator: str = "\n") -> None:
+    text = separator.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "metadata.jsonl").write_bytes(text.encode())
+
+
+@pytest.mark.parametrize("encoding", ("utf-8-sig", "utf-16"))
+def test_byte_order_marks_are_honoured(pictures, encoding) -> None:
+    (pictures / "hat.txt").write_bytes("a café\r\n".encode(encoding))
+    (pictures / "metadata.jsonl").write_bytes('{"file_name": "a red cat.png", "text": "ein Fuß"}'.encode(encoding))
+    assert captions_of(pictures) == {"a red cat.png": "ein Fuß", "a blue dog.png": "a blue dog", "hat.png": "a café"}
+
+
+@pytest.mark.parametrize("encoding", ("cp1252", "utf-16-le", "utf-32"))
+@pytest.mark.parametrize("name", ("hat.txt", "metadata.jsonl", "metadata.csv"))
+def test_texts_in_other_encodings_are_named(model, pictures, tmp_path, encoding, name) -> None:
+    (pictures / name).write_bytes('{"file_name": "hat.png", "text": "a café"}'.encode(encoding))
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text: save it as UTF-8"):
+        train(model, pictures, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("separator", ("\n", "\r\n", "\n\n"))
+def test_a_line_of_metadata_ends_at_a_newline_only(pictures, separator) -> None:
+    odd = "one\u2028two\u2029three\x85four"
+    rows = [{"file_name": f"{name}.png", "text": f"{name} {odd}"} for name in PROMPTS]
+    write_rows(pictures, *rows, separator=separator)
+    assert captions_of(pictures) == {f"{name}.png": f"{name} {odd}" for name in PROMPTS}
+
+
+@pytest.mark.parametrize("written", ("HAT.PNG", "images\\Hat.png", "C:\\my images\\hat.PNG", "./hat.png", "hat"))
+def test_names_as_other_systems_write_them(pictures, caplog, written) -> None:
+    write_rows(pictures, {"file_name": written, "text": "a hat"})
+    assert captions_of(pictures)["hat.png"] == "a hat"
+    assert "name no image" not in caplog.text
+
+
+@pytest.mark.parametrize("forms", (("NFC", "NFD"), ("NFD", "NFC")))
+def test_names_in_another_unicode_form(pictures, forms) -> None:
+    there, written = (unicodedata.normalize(form, "Café") for form in forms)
+    for name in ("metadata", "text"):
+        shutil.copy(pictures / "hat.png", pictures / f"{name} {there}.png")
+    write_rows(pictures, {"file_name": f"metadata {written}.png", "text": "1"})
+    (pictures / f"text {written}.txt").write_text("2")
+    found = captions_of(pictures)
+    assert (found[f"metadata {there}.png"], found[f"text {there}.png"]) == ("1", "2")
+
+
+def test_an_exact_name_wins_and_an_ambiguous_one_is_not_used(pictures, caplog) -> None:
+    for name in ("HAT.png", "Hat.png"):
+        shutil.copy(pictures / "hat.png", pictures / name)
+    write_rows(pictures, {"file_name": "hat.png", "text": "1"}, {"file_name": "hAt.png", "text": "2"})
+    found = captions_of(pictures)
+    assert (found["hat.png"], found["HAT.png"], found["Hat.png"]) == ("1", "HAT", "Hat")
+    assert "1 of 2 captions name no image in the folder: hAt.png." in caplog.text
+
+
+def test_missing_captions_are_counted(pictures, caplog) -> None:
+    rows = ("a red cat.png", None), ("a blue dog.png", "dog"), ("gone.png", "gone")
+    write_rows(pictures, *({"file_name": name, "text": text} for name, text in rows))
+    (pictures / "hat.txt").write_bytes(b" \n")
+    assert captions_of(pictures) == {"a red cat.png": "a red cat", "a blue dog.png": "dog", "hat.png": "hat"}
+    assert "2 of 3 images have no caption, so their file names are used: a red cat.png, hat.png." in caplog.text
+    assert "1 of 3 captions name no image in the folder: gone.png." in caplog.text
+
+
+def test_caption_files_of_other_programs(pictures, caplog) -> None:
+    (pictures / "hat.caption").write_text("1")
+    (pictures / "A RED CAT.TXT").write_text("2")
+    (pictures / "a blue dog.png.txt").write_text("3")
+    assert captions_of(pictures) == {"a red cat.png": "2", "a blue dog.png": "3", "hat.png": "1"}
+    assert "no caption" not in caplog.text
+    (pictures / "hat.txt").write_text("another")
+    with pytest.raises(UserError, match=r"two different captions for hat\.png"):
+        read_folder(pictures)
+
+
+def test_metadata_as_a_table(pictures) -> None:
+    (pictures / "Metadata.CSV").write_bytes('\ufefffile_name,text\r\nhat.png,"red, ""soft""\u2028hat"\r\n'.encode())
+    assert captions_of(pictures)["hat.png"] == 'red, "soft"\u2028hat'
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ('{"file_name": "hat.png"', r"Line 1 of metadata\.jsonl is not valid JSON"),
+        ('{"file_name": "hat.png", "caption": "a"}', "It has file_name, caption; --prompt_key names"),
+        ('{"file_name": 1, "text": "a"}', "Line 1"),
+        ('{"file_name": "hat.png", "text": ["a"]}', "Line 1"),
+        ('{"file_name": "hat.png", "text": "\\ud800"}', "Line 1"),
+        ('["hat.png", "a"]', "Line 1"),
+        ('{"file_name": "hat.png", "text": "a"}\n{"file_name": "HAT.png", "text": "b"}', "two different captions"),
+    ],
+)
+def test_metadata_that_cannot_be_used_is_refused(pictures, line, says) -> None:
+    (pictures / "metadata.jsonl").write_text(line)
+    with pytest.raises(UserError, match=says):
+        read_folder(pictures)
+
+
+@pytest.mark.parametrize(
+    "name", ("x" * 5000 + "/hat.png", "nul\0/hat.png", "https://example.org/hat.png", "/root/hat.png")
+)
+def test_folders_that_cannot_be_looked_at_do_not_matter(pictures, name) -> None:
+    write_rows(pictures, {"file_name": name, "text": "a hat"})
+    assert captions_of(pictures)["hat.png"] == "a hat"
+
+
+def test_captions_of_images_in_subfolders_are_not_mixed_up(pictures, caplog) -> None:
+    (pictures / "more").mkdir()
+    shutil.copy(pictures / "hat.png", pictures / "more" / "hat.png")
+    write_rows(pictures, {"file_name": "more/hat.png", "text": "another hat"})
+    assert captions_of(pictures)["hat.png"] == "hat"
+    assert "1 of 1 captions name no image" in caplog.text and "Ignored: more." in caplog.text
+
+
+def test_files_that_are_no_images_are_said(pictures, caplog) -> None:
+    for name in ("IMG_1.HEIC", "Thumbs.db", "desktop.ini", ".DS_Store", "._hat.png", "readme.txt"):
+        (pictures / name).write_bytes(b"\xff")
+    (pictures / "hat.png").rename(pictures / "HAT.PNG")
+    assert len(captions_of(pictures)) == 3
+    assert "Ignored: IMG_1.HEIC. Supported: png, jpg" in caplog.text
+
+
+def test_images_that_are_no_files_are_named_before_training(model, pictures, tmp_path) -> None:
+    (pictures / "folder.png").mkdir()
+    (pictures / "dangling.png").symlink_to("nowhere.png")
+    (pictures / "unreadable.png").symlink_to("/proc/self/mem")
+    os.mkfifo(pictures / "pipe.png")
+    with open(os.fsencode(pictures) + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(UserError, match="5 of 8 images cannot be used") as refused:
+        train(model, pictures, tmp_path / "out")
+    message = str(refused.value)
+    assert "folder.png: it is not a file" in message and "pipe.png: it is not a file" in message
+    assert "dangling.png: it cannot be read (No such file" in message and "unreadable.png: it cannot" in message
+    assert "caf\ufffd.png: its name is not UTF-8" in message
+    message.encode()
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_prompts_are_counted_before_training(model, pictures, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(TrainingModel, "forward", lambda *_: pytest.fail("a step was made"))
+    (pictures / "hat.txt").write_text("a red hat " * 40)
+    (pictures / "a red cat.txt").write_text("a blue hat " * 40)
+    for _ in range(2):  # with and without a cache
+        caplog.clear()
+        with pytest.raises(pytest.fail.Exception):
+            train(model, pictures, tmp_path / "out", validation_prompts=["hat", "hat " * 100])
+        assert "2 of 3 captions are longer than the model reads; their end is ignored." in caplog.text
+        assert "1 of 2 validation prompts are longer" in caplog.text
+
+
+# Datasets
+
+
 class Table:
     column_names = ("image", "text")
     rows = tuple({"image": Image.new("RGB", (64, 64), colour), "text": colour} for colour in ("red", "blue"))
@@ -523,7 +785,7 @@ class Table:
         return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
 
 
-def test_a_hub_dataset(model, tmp_path, monkeypatch) -> None:
+def test_a_hub_dataset(model, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, split: Table()))
     given = {"instance_data_dataset": "me/mine", "image_key": "image", "prompt_key": "text", "prompt_prefix": "a "}
     finetune.train(options(model, "--use_lora", **given, output_dir=tmp_path / "out"))
@@ -531,8 +793,12 @@ def test_a_hub_dataset(model, tmp_path, monkeypatch) -> None:
     assert [example.caption for example in read_dataset("me/mine", "image", "text", "a ")] == ["a red", "a blue"]
     with pytest.raises(UserError, match="no column caption, only image, text"):
         read_dataset("me/mine", "image", "caption")
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "rows", (*Table.rows, {"image": None, "text": " "}))
+        assert len(read_dataset("me/mine", "image", "text")) == 3
+    assert "1 of 3 captions are empty: row 2." in caplog.text
     monkeypatch.setattr(Table, "rows", ({"image": None, "text": None},))
-    with pytest.raises(UserError, match="Row 0 of the dataset me/mine has no caption"):
+    with pytest.raises(UserError, match="1 of 1 rows of the dataset me/mine have no caption: row 0"):
         read_dataset("me/mine", "image", "text")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
@@ -583,6 +849,37 @@ def test_no_tracker_is_needed(model, pictures, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     train(model, pictures, tmp_path / "out", "--use_lora", report_to="no_such_tracker", max_train_steps=1)
     assert "no_such_tracker is not installed" in caplog.text
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_earlier_checkpoints(model, pictures, tmp_path, monkeypatch) -> None:
+    output, written = tmp_path / "out", []
+
+    def full(tensors, path):
+        save_file(tensors, path)
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(finetune_state, "save_file", full)
+    line = ["finetune", "--pretrained_model_name_or_path", str(model), "--instance_data_dir", str(pictures)]
+    line += ["--output_dir", str(output), "--report_to", "none", "--checkpointing_steps", "1", "--use_lora"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match=r"Training stopped, since a file cannot be written.*No space left"):
+        finetune.main()
+    assert checkpoints(output) == ["1"] and not list(output.glob(".*"))
+
+
+def test_a_tracker_gets_no_paths(model, pictures, tmp_path, monkeypatch) -> None:
+    """It may be on the internet."""
+    configs = []
+    monkeypatch.setattr(finetune.Accelerator, "init_trackers", lambda self, name, config: configs.append(config))
+    given = {"cache_dir": tmp_path / "kept", "max_train_steps": 1}
+    train(model, pictures, tmp_path / "first", "--use_lora", **given)
+    given |= {"max_train_steps": 2, "resume_from_checkpoint": tmp_path / "first" / "checkpoint-1"}
+    train(model, pictures, tmp_path / "out", "--use_lora", **given)
+    assert str(tmp_path) not in json.dumps(configs) and model.parent.name not in json.dumps(configs)
+    assert configs[1]["instance_data_dir"] == "pictures" and configs[1]["pretrained_model_name_or_path"] == "tiny"
+    assert configs[1]["lora_target_modules"] == "['to_q', 'to_k', 'to_v']"
 
 
 def test_the_command_line_says_what_is_wrong_in_a_sentence(model, tmp_path, monkeypatch, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from helpers.reference import Reference, results
 from PIL import Image
+from safetensors.torch import save_file
 
 import amused
 from amused.checkpoints.catalog import BUNDLED
 from amused.model.text import is_truncated, tokenize
+from amused.training import score_nouns, style_example, train_nouns
+from amused.training.nouns import data
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
@@ -23,7 +27,7 @@ from amused.training.nouns.data import (
     all_traits,
     caption,
     decode_run_lengths,
-    held_out,
+    held_out_pair,
     varied_caption,
 )
 from amused.training.nouns.text import prepare_tokenizer
@@ -146,7 +150,7 @@ def test_a_resumed_run_keeps_its_tokenizer(nouns, tmp_path) -> None:
 def test_training_never_shows_what_is_kept_back(nouns) -> None:
     vocabulary, rng = all_traits(nouns), random.Random(0)
     kept_back = vocabulary.evaluation(40)
-    assert kept_back == vocabulary.evaluation(40) and all(held_out(noun) for noun in kept_back)
+    assert kept_back == vocabulary.evaluation(40) and all(held_out_pair(noun.head, noun.glasses) for noun in kept_back)
     shown = {(noun.head, noun.glasses) for noun in (vocabulary.sample(rng, 0.5) for _ in range(3000))}
     assert not shown & {(noun.head, noun.glasses) for noun in kept_back}
     assert len(shown) > 250
@@ -154,3 +158,40 @@ def test_training_never_shows_what_is_kept_back(nouns) -> None:
 
 def test_the_model_card_is_there() -> None:
     assert Path(FOLDER / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "steps, arguments, says",
+    [
+        (None, ["--export", "exported"], "nothing to export in .*: train first"),
+        (300, ["--steps", "200"], "nothing to do: .* has 300 steps, --steps is 200"),
+    ],
+)
+def test_a_run_with_nothing_to_do_writes_nothing(tmp_path, monkeypatch, steps, arguments, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_nouns, "fetch_assets", lambda _: pytest.fail("the run began"))
+    if steps is not None:
+        save_file({"step": torch.tensor(steps)}, tmp_path / "state.safetensors")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["train_nouns", "--output", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match=says):
+        train_nouns.main()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", (train_nouns, score_nouns, style_example))
+@pytest.mark.parametrize("content", (None, b"half a file"))
+def test_trait_images_that_cannot_be_had_are_a_sentence(tmp_path, monkeypatch, command, content) -> None:
+    if content is not None:
+        (tmp_path / "nouns-assets.tgz").write_bytes(content)
+    monkeypatch.setattr(data, "ASSETS_URL", "http://127.0.0.1:9/assets.tgz")
+    folder = "--output" if command is train_nouns else "--cache"
+    monkeypatch.setattr(sys, "argv", [command.__name__, folder, str(tmp_path)])
+    with pytest.raises(SystemExit, match="check the connection" if content is None else "delete it and try again"):
+        command.main()
+
+
+def test_a_checkpoint_that_cannot_be_scored_is_a_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["score_nouns", "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="There is no such model"):
+        score_nouns.main()

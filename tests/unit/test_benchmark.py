@@ -72,10 +72,11 @@ def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "amused.benchmark", "--rows", "nouns", "--repeats", "1", "--work", str(tmp_path)]
+    command += ["--results", str(tmp_path / "new" / "results.json")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "| nouns, one image | " in result.stdout
-    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["nouns"]["seconds"] > 0
+    assert json.loads((tmp_path / "new" / "results.json").read_text("utf-8"))["nouns"]["seconds"] > 0
 
 
 def test_every_row_is_in_the_table() -> None:

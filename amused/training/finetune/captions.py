@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,14 @@ from tqdm import tqdm
 
 from amused.atomic import atomic_dir, write_json
 from amused.checkpoints.weights import Checkpoint
-from amused.model.text import encode_text, tokenize
+from amused.model.text import encode_text, is_truncated, tokenize
 from amused.training.finetune.data import CACHE_FORMAT, component_id, short_digest
 
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+log = logging.getLogger(__name__)
 
 TEXTS_PER_FILE = 512
 TEXTS_PER_BATCH = 16
@@ -42,7 +46,10 @@ class CaptionEncoder:
         train_text_encoder: bool,
     ) -> None:
         self.device = device
-        self.tokenizer = checkpoint.load_tokenizer() if train_text_encoder else None
+        tokenizer = checkpoint.load_tokenizer()
+        warn_of_long(tokenizer, captions, "captions")
+        warn_of_long(tokenizer, prompts, "validation prompts")
+        self.tokenizer = tokenizer if train_text_encoder else None
         if self.tokenizer is None:
             self.captions = cache_embeddings(checkpoint, ["", *captions], cache, device, dtype)
             self.prompts = cache_embeddings(checkpoint, ["", *prompts], cache, device, dtype)
@@ -64,6 +71,13 @@ class CaptionEncoder:
         if self.tokenizer is None or text_encoder is None:
             return self.prompts.read(prompts, self.device)
         return encode_text(text_encoder, tokenize(self.tokenizer, prompts).to(self.device))
+
+
+def warn_of_long(tokenizer: CLIPTokenizer, texts: Sequence[str], what: str) -> None:
+    cut = {text for text in {*texts} if is_truncated(tokenizer, text)}
+    if cut:
+        count = sum(text in cut for text in texts)
+        log.warning("%d of %d %s are longer than the model reads; their end is ignored.", count, len(texts), what)
 
 
 class CachedEmbeddings:

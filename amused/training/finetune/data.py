@@ -27,12 +27,11 @@ from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.images import load_image, to_tensor
 from amused.model.vqgan import VQGAN
-from amused.training.finetune.examples import Example
+from amused.training.finetune.examples import Example, refuse
 
 CROPS = 4  # per image that is not square; the published script draws a new one at every step
 AESTHETIC_SCORE = 6.0
-LISTED_ERRORS = 5
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 # Images to tokens
@@ -69,9 +68,6 @@ def encode_images(
         resolution: side of a crop in pixels.
         cache: folder.
         batch_size: crops encoded at once. It does not change the tokens.
-
-    Raises:
-        UserError: names the images that cannot be read.
     """
     key = [CACHE_FORMAT, component_id(checkpoint, "vqvae"), resolution, [example.digest for example in examples]]
     folder = cache / f"tokens-{short_digest(key)}"
@@ -114,11 +110,7 @@ def encode_batch(vqgan: VQGAN, images: Sequence[Image.Image], device: torch.devi
 
 
 def check_images(examples: Sequence[Example]) -> None:
-    """Decode every image once.
-
-    Raises:
-        UserError: lists the images that cannot be used.
-    """
+    """Decode every image once, and refuse those that cannot be used."""
     broken = []
     for example in examples:
         try:
@@ -127,12 +119,7 @@ def check_images(examples: Sequence[Example]) -> None:
             broken.append(f"{example.name}: {error}")
         except Exception:  # `datasets` decodes images itself and raises all kinds
             broken.append(f"{example.name}: it cannot be read.")
-    if broken:
-        more = f"\n- and {len(broken) - LISTED_ERRORS} more" if len(broken) > LISTED_ERRORS else ""
-        listed = "".join(f"\n- {line}" for line in broken[:LISTED_ERRORS])
-        raise UserError(
-            f"{len(broken)} of {len(examples)} images cannot be used: replace or remove them.{listed}{more}"
-        )
+    refuse(broken, len(examples), "images")
 
 
 def crops_of(image: Image.Image, resolution: int, digest: str) -> Iterator[tuple[Image.Image, int, int]]:
@@ -141,14 +128,13 @@ def crops_of(image: Image.Image, resolution: int, digest: str) -> Iterator[tuple
     Yields:
         The crop, and its distance from the left and from the top, in pixels of the scaled image.
     """
-    shorter = min(image.size)
-    scale = resolution / shorter
-    max_offset = int(max(image.size) * scale) - resolution
+    shorter, longer = sorted(image.size)
+    max_offset = longer * resolution // shorter - resolution
     generator = generator_for("crop", digest)
     for offset in {int(torch.randint(max_offset + 1, (), generator=generator)): None for _ in range(CROPS)}:
         left, top = (offset, 0) if image.width > image.height else (0, offset)
-        x, y = min(left / scale, image.width - shorter), min(top / scale, image.height - shorter)
         # Scale only the crop: a whole image of 1x5000 pixels would not fit in memory.
+        x, y = left * shorter / resolution, top * shorter / resolution
         box = (x, y, x + shorter, y + shorter)
         yield image.resize((resolution, resolution), Image.Resampling.BILINEAR, box), left, top
 
@@ -183,9 +169,8 @@ class Batches:
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> list[int]:
-        order: list[int] = torch.randperm(
-            len(self.captions), generator=generator_for(self.seed, "order", epoch)
-        ).tolist()
+        generator = generator_for(self.seed, "order", epoch)
+        order: list[int] = torch.randperm(len(self.captions), generator=generator).tolist()
         return order
 
     def draw(self, step: int, positions: Sequence[int], batch_size: int) -> list[Sample]:
@@ -201,9 +186,7 @@ class Batches:
         ratio = max(ratio, self.min_mask_ratio)
         num_masked = max(1, round(height * width * ratio))
         masked = torch.rand(height * width, generator=generator).argsort() < num_masked
-        crop = int(self.images.first[image]) + int(
-            torch.randint(int(self.images.count[image]), (), generator=generator)
-        )
+        crop = int(self.images.first[image] + torch.randint(int(self.images.count[image]), (), generator=generator))
         dropped = torch.rand((), generator=generator).item() < self.cond_dropout
         return Sample(crop, "" if dropped else self.captions[image], masked.view(height, width), ratio)
 

@@ -67,11 +67,7 @@ class TrainingModel(nn.Module):
 
 
 def build_model(checkpoint: Checkpoint, options: argparse.Namespace, device: torch.device) -> TrainingModel:
-    """Load the networks to train onto the device. What is trained is in single precision.
-
-    Raises:
-        UserError: a network has no layers of the names to adapt.
-    """
+    """Load the networks to train onto the device. What is trained is in single precision."""
     if options.use_lora:
         transformer = checkpoint.load_transformer(device, torch.float16)
         keep_half(transformer)
@@ -158,11 +154,7 @@ def checkpoint_gradients(network: nn.Module) -> None:
 
 
 def new_optimizer(model: TrainingModel, options: argparse.Namespace, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW, with weight decay only where the published script has it.
-
-    Raises:
-        UserError: 8-bit Adam is asked for and bitsandbytes is missing.
-    """
+    """AdamW, with weight decay only where the published script has it."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.trainable().items():
@@ -220,7 +212,7 @@ class EMA:
 
 
 def check_finite(tensors: Iterable[Tensor]) -> None:
-    """Raise a UserError if a value is not finite."""
+    """Refuse to save a value that is not finite."""
     if not all(is_finite(tensor) for tensor in tensors):
         raise UserError("The weights are not finite and are not saved: try a lower --learning_rate.")
 
@@ -230,9 +222,6 @@ def write_adapter(folder: Path, model: TrainingModel, base: str) -> None:
 
     Args:
         base: name of the model that was fine-tuned.
-
-    Raises:
-        UserError: a weight is not finite.
     """
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -254,11 +243,7 @@ def write_adapter(folder: Path, model: TrainingModel, base: str) -> None:
 
 
 def write_model(folder: Path, model: TrainingModel, checkpoint: Checkpoint) -> None:
-    """Write the whole model in the published layout, in half precision, with adapters merged.
-
-    Raises:
-        UserError: a weight is not finite.
-    """
+    """Write the whole model in the published layout, in half precision, with adapters merged."""
     check_finite(model.trainable().values())
     save_checkpoint(
         folder,

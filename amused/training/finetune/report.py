@@ -16,14 +16,10 @@ from torch import Tensor
 
 from amused.atomic import atomic_file
 from amused.generation.images import to_image
-from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
-from amused.model.transformer import UViT, concatenate
 from amused.model.vqgan import VQGAN
-from amused.recipe.recipe import Recipe
 
 COLUMNS = ("step", "loss", "learning_rate", "masking_rate", "seconds")
 SMOOTHING = 0.05  # weight of a new loss in the running average
-SEED = 0  # of every validation image, so that those of different steps can be compared
 
 
 class LossLog:
@@ -38,9 +34,8 @@ class LossLog:
         self.folder, self.path = folder, folder / "loss.csv"
         self.rows: list[dict[str, str]] = []
         if self.path.is_file():
-            with self.path.open(newline="") as stream:
-                self.rows = [row for row in csv.DictReader(stream) if row["step"].isdigit()]
-        self.rows = [row for row in self.rows if int(row["step"]) <= steps_done]
+            with self.path.open(newline="", encoding="utf-8", errors="replace") as stream:
+                self.rows = [row for row in csv.DictReader(stream) if is_whole(row) and int(row["step"]) <= steps_done]
         with atomic_file(self.path) as part, part.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", restval="")
             writer.writeheader()
@@ -55,6 +50,14 @@ class LossLog:
         draw_curve([(int(row["step"]), float(row["loss"])) for row in self.rows]).savefig(self.folder / "loss.png")
 
 
+def is_whole(row: dict[str, str]) -> bool:
+    """Whether a row can be drawn: a program that was killed or a spreadsheet leaves others."""
+    try:
+        return int(row["step"]) > 0 and math.isfinite(float(row["loss"]))
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
     """A chart of (step, loss) points and their running average."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -67,42 +70,6 @@ def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
         axes.plot(steps, list(averages), color="#3b4cc0", label="running average")
         axes.legend(frameon=False)
     return figure
-
-
-@torch.no_grad()
-def sample(
-    transformer: UViT,
-    texts: tuple[Tensor, Tensor],
-    unconditional: tuple[Tensor, Tensor],
-    side: int,
-    micro: Tensor,
-) -> Tensor:
-    """Sample one image per prompt with the default steps, guidance and temperature of a recipe.
-
-    Args:
-        texts: hidden states (batch, length, width) and pooled embeddings (batch, width) of the prompts.
-        unconditional: the same of the empty prompt, a batch of one.
-        side: of the token grid.
-        micro: (1, 5) micro-conditions.
-
-    Returns:
-        Tokens, (batch, side, side).
-    """
-    size, config, device = len(texts[0]), transformer.config, micro.device
-    micro = micro.expand(size, -1)
-    hidden, pooled = (part.expand(size, *part.shape[1:]) for part in unconditional)
-    conditioning = concatenate(
-        [transformer.condition(hidden, pooled, micro), transformer.condition(texts[0], texts[1], micro)]
-    )
-    mask_id = config.vocab_size - 1
-    tokens = torch.full((size, side, side), mask_id, device=device)
-    generators = [torch.Generator(device).manual_seed(SEED) for _ in range(size)]
-    for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
-        logits: Tensor = transformer(tokens.repeat(2, 1, 1), conditioning)
-        without_text, with_text = logits.float().chunk(2)
-        logits = apply_cfg(without_text, with_text, Recipe.guidance_scale)
-        tokens = unmask_step(logits, tokens, mask_id, step, generators)
-    return tokens
 
 
 @torch.no_grad()

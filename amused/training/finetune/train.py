@@ -13,24 +13,22 @@ import gc
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from amused.atomic import sweep
 from amused.checkpoints.adapters import FINISHED
-from amused.checkpoints.catalog import PUBLISHED, Published
-from amused.checkpoints.hub import fetch_checkpoint, locate
+from amused.checkpoints.hub import locate
 from amused.checkpoints.json_file import read_json
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
@@ -47,12 +45,23 @@ from amused.training.finetune.model import (
     write_model,
 )
 from amused.training.finetune.options import parse_options
-from amused.training.finetune.report import LossLog, sample, save_images
-from amused.training.finetune.state import PROGRESS, find_state, list_states, read_state, write_state
+from amused.training.finetune.report import LossLog, save_images
+from amused.training.finetune.state import (
+    PROGRESS,
+    add_to_history,
+    find_state,
+    is_inside,
+    read_state,
+    start_history,
+    write_state,
+)
+from amused.training.sampling import sample_tokens
 
 log = logging.getLogger(__name__)
 
+CANNOT_WRITE = ("No space left", "quota exceeded", "Permission denied", "Read-only file system")
 PROMPTS_PER_BATCH = 4
+VALIDATION_SEED = 0  # of every validation image, so that those of different steps can be compared
 
 
 def main() -> None:
@@ -61,134 +70,113 @@ def main() -> None:
         train(parse_options())
     except UserError as error:
         sys.exit(f"{error}")
+    except (OSError, SafetensorError) as error:
+        if any(text in f"{error}" for text in CANNOT_WRITE):
+            sys.exit(f"Training stopped, since a file cannot be written; earlier checkpoints are kept. {error}")
+        raise
 
 
 def train(options: argparse.Namespace) -> None:
-    """Fine-tune from `parse_options` to results in `options.output_dir`.
-
-    Raises:
-        UserError: options, data or checkpoint are unusable, or the loss is not finite.
-    """
-    accelerator = new_accelerator(options)
-    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
-    checkpoint = find_model(options)
-    resolution = check_resolution(checkpoint, options.resolution)
-    if accelerator.is_main_process:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        sweep(options.output_dir)
-        sweep(options.cache_dir)
-    accelerator.wait_for_everyone()
-    resumed = find_state(options.output_dir, options.resume_from_checkpoint)
-    progress: dict[str, Any]
-    progress = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": share_seed(accelerator, options)}
-    seed = progress["seed"] if options.seed is None else options.seed
-    batches, captions = load_data(options, accelerator, checkpoint, resolution, seed)
-    free_memory()
-
-    torch.manual_seed(seed)  # new adapters are random
-    model = build_model(checkpoint, options, accelerator.device)
-    batch_size = options.train_batch_size * accelerator.num_processes * options.gradient_accumulation_steps
-    learning_rate = options.learning_rate * (batch_size if options.scale_lr else 1)
-    optimizer = new_optimizer(model, options, learning_rate)
-    ema = EMA(model, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
-    if resumed:
-        read_state(resumed, model, optimizer, ema)
-        log.info("Resuming from step %d", progress["step"])
-    trainer = Trainer(
-        options=options,
-        accelerator=accelerator,
-        checkpoint=checkpoint,
-        resolution=resolution,
-        seed=seed,
-        batches=batches,
-        captions=captions,
-        model=model,
-        optimizer=optimizer,
-        ema=ema,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-    )
-    trainer.run(progress["step"], progress.get("scaler"))
+    """Fine-tune from `parse_options` to results in `options.output_dir`."""
+    Trainer(options).run()
 
 
-def load_data(
-    options: argparse.Namespace, accelerator: Accelerator, checkpoint: Checkpoint, resolution: int, seed: int
-) -> tuple[Batches, CaptionEncoder]:
-    """Encode images and captions, or read them from the cache. One process per machine encodes, the others wait."""
-    with accelerator.local_main_process_first():
-        examples = read_examples(options)
-        images = encode_images(
-            checkpoint, examples, resolution, options.cache_dir, accelerator.device, options.split_vae_encode
-        )
-        captions = [example.caption for example in examples]
-        encoder = CaptionEncoder(
-            checkpoint,
-            captions,
-            options.validation_prompts,
-            cache=options.cache_dir,
-            device=accelerator.device,
-            dtype=torch.float32 if accelerator.mixed_precision == "no" else torch.float16,
-            train_text_encoder=options.train_text_encoder,
-        )
-    log.info("%d images, %d crops", len(examples), len(images.tokens))
-    return Batches(images, captions, options, seed), encoder
-
-
-@dataclass
 class Trainer:
-    """The training loop, and what it reports and saves.
+    """Everything that a run needs, its loop, and what it reports and saves."""
 
-    Attributes:
-        resolution: side of the images in pixels.
-        batch_size: images per step, over all devices and accumulated passes.
-        learning_rate: before the schedule.
-    """
-
-    options: argparse.Namespace
-    accelerator: Accelerator
-    checkpoint: Checkpoint
-    resolution: int
-    seed: int
-    batches: Batches
-    captions: CaptionEncoder
-    model: TrainingModel
-    optimizer: torch.optim.Optimizer
-    ema: EMA | None
-    batch_size: int
-    learning_rate: float
-    saved_step: int = 0
-    losses: LossLog | None = None  # on the main process only
-
-    def run(self, first_step: int, scaler: dict[str, Any] | None) -> None:
-        """Train from `first_step` to the end and write the results.
-
-        Args:
-            scaler: state of the gradient scaler to resume from, if there is one.
-        """
+    def __init__(self, options: argparse.Namespace) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+        self.options, self.accelerator = options, new_accelerator(options)
         if self.accelerator.is_main_process:
-            self.losses = LossLog(self.options.output_dir, first_step)
-        self.loop(first_step, scaler)
+            sweep(options.output_dir)
+            sweep(options.cache_dir)
+        self.accelerator.wait_for_everyone()
+        self.resumed = resumed = find_state(options.output_dir, options.resume_from_checkpoint)
+        progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": self.share_seed()}
+        self.first_step: int = progress["step"]
+        if resumed and self.first_step > options.max_train_steps:
+            raise UserError(
+                f"There is nothing to do: {resumed.name} has {self.first_step} steps, "
+                f"--max_train_steps is {options.max_train_steps}."
+            )
+        self.checkpoint = locate(options.pretrained_model_name_or_path, revision=options.revision)
+        self.resolution = check_resolution(self.checkpoint, options.resolution)
+        self.scaler_state: dict[str, Any] | None = progress.get("scaler")
+        self.seed: int = progress["seed"] if options.seed is None else options.seed
+        self.load_data()
+        free_memory()
+
+        torch.manual_seed(self.seed)  # new adapters are random
+        self.model = build_model(self.checkpoint, options, self.accelerator.device)
+        # Images per step, over all devices and accumulated passes.
+        self.batch_size = (
+            options.train_batch_size * self.accelerator.num_processes * options.gradient_accumulation_steps
+        )
+        self.learning_rate = options.learning_rate * (self.batch_size if options.scale_lr else 1)  # before the schedule
+        self.optimizer = new_optimizer(self.model, options, self.learning_rate)
+        self.ema = EMA(self.model, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
+        if resumed:
+            read_state(resumed, self.model, self.optimizer, self.ema)
+            log.info("Resuming from step %d", self.first_step)
+        self.saved_step = self.first_step if is_inside(options.output_dir, resumed) else 0
+        self.losses: LossLog | None = None  # on the main process only
+
+    def share_seed(self) -> int:
+        """The main process's new seed, on all processes."""
+        own = self.options.new_seed if self.accelerator.is_main_process else 0
+        return int(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
+
+    def load_data(self) -> None:
+        """Encode images and captions, or read them from the cache. One process per machine encodes, the others wait."""
+        options, device = self.options, self.accelerator.device
+        with self.accelerator.local_main_process_first():
+            examples = read_examples(options)
+            images = encode_images(
+                self.checkpoint, examples, self.resolution, options.cache_dir, device, options.split_vae_encode
+            )
+            captions = [example.caption for example in examples]
+            self.captions = CaptionEncoder(
+                self.checkpoint,
+                captions,
+                options.validation_prompts,
+                cache=options.cache_dir,
+                device=device,
+                dtype=torch.float32 if self.accelerator.mixed_precision == "no" else torch.float16,
+                train_text_encoder=options.train_text_encoder,
+            )
+        log.info("%d images, %d crops", len(examples), len(images.tokens))
+        self.batches = Batches(images, captions, options, self.seed)
+
+    def run(self) -> None:
+        """Train to the end and write the results."""
+        options = self.options
+        if self.accelerator.is_main_process:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+            start_history(options.output_dir, self.resumed)
+            self.losses = LossLog(options.output_dir, self.first_step)
+        self.accelerator.init_trackers("amused", {name: public(value) for name, value in vars(options).items()})
+        self.loop()
         # Release the wrapped model before the process group: as its last owner it would wait for threads that wait
         # for Python.
         self.accelerator.free_memory()
         self.finish()
 
-    def loop(self, first_step: int, scaler: dict[str, Any] | None) -> None:
+    def loop(self) -> None:
         options = self.options
         # Computes factors only; the optimizer takes the rate from `step`.
         schedule: Callable[[int], float] = get_scheduler(
             options.lr_scheduler, self.optimizer, options.lr_warmup_steps, options.max_train_steps
         ).lr_lambdas[0]
         wrapped, optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        if scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(scaler)
+        if self.scaler_state is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.scaler_state)
         with tqdm(
             total=options.max_train_steps,
-            initial=first_step,
+            initial=self.first_step,
             desc="Training",
             disable=not self.accelerator.is_main_process,
         ) as bar:
-            for step in range(first_step, options.max_train_steps):
+            for step in range(self.first_step, options.max_train_steps):
                 row = self.step(wrapped, optimizer, step, self.learning_rate * schedule(step))
                 self.report(row)
                 bar.update()
@@ -243,11 +231,7 @@ class Trainer:
         return [samples[start : start + size] for start in starts]
 
     def check_loss(self, loss: Tensor, step: int) -> None:
-        """Stop all processes if the loss of one is not finite.
-
-        Raises:
-            UserError: it is not.
-        """
+        """Stop all processes if the loss of one is not finite."""
         bad = (~torch.isfinite(loss.detach())).float()
         if self.accelerator.reduce(bad, "sum").item():
             raise UserError(
@@ -268,16 +252,15 @@ class Trainer:
             self.validate(step)
 
     def save(self, step: int) -> None:
-        """Write `checkpoint-N`, then delete the oldest ones above the limit."""
+        """Write `checkpoint-N`, then delete the oldest ones of this run above the limit."""
         self.saved_step = step
         if self.losses is None:  # only the main process writes
             return
         folder, limit = self.options.output_dir, self.options.checkpoints_total_limit
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        write_state(folder, step, self.seed, self.model, self.optimizer, self.ema, scaler)
+        state = write_state(folder, step, self.seed, self.model, self.optimizer, self.ema, scaler)
         self.losses.draw()
-        for old in list_states(folder)[:-limit] if limit else ():
-            shutil.rmtree(old)
+        add_to_history(folder, state, limit)
 
     def validate(self, step: int) -> None:
         """Write `validation/step-N`: one image per validation prompt, with the averaged weights if there are any."""
@@ -299,17 +282,19 @@ class Trainer:
     @torch.no_grad()
     def sample(self, prompts: Sequence[str]) -> Tensor:
         """Tokens of one image per prompt, (prompts, height, width)."""
-        side = self.resolution // self.checkpoint.vqgan.scale_factor
-        micro = torch.tensor(
-            [[self.resolution, self.resolution, 0, 0, AESTHETIC_SCORE]], device=self.accelerator.device
-        )
+        side, transformer = self.resolution // self.checkpoint.vqgan.scale_factor, self.model.transformer
+        conditions = [self.resolution, self.resolution, 0, 0, AESTHETIC_SCORE]
         tokens = []
         with self.accelerator.autocast():
-            empty = self.captions.encode_prompts([""], self.model.text_encoder)
             for start in range(0, len(prompts), PROMPTS_PER_BATCH):
                 batch = prompts[start : start + PROMPTS_PER_BATCH]
-                texts = self.captions.encode_prompts(batch, self.model.text_encoder)
-                tokens.append(sample(self.model.transformer, texts, empty, side, micro))
+                micro = torch.tensor([conditions], device=self.accelerator.device).expand(len(batch), -1)
+                unconditional, conditional = (
+                    transformer.condition(*self.captions.encode_prompts(texts, self.model.text_encoder), micro)
+                    for texts in ([""] * len(batch), batch)
+                )
+                seeds = [VALIDATION_SEED] * len(batch)
+                tokens.append(sample_tokens(transformer, unconditional, conditional, side, seeds))
         return torch.cat(tokens)
 
     def finish(self) -> None:
@@ -356,32 +341,19 @@ def new_accelerator(options: argparse.Namespace) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         project_dir=options.output_dir / options.logging_dir,
     )
-    if tracker != "none":
-        accelerator.init_trackers("amused", config={key: str(value) for key, value in vars(options).items()})
     if not accelerator.is_main_process:
-        logging.disable(logging.INFO)
+        logging.disable(logging.WARNING)
     return accelerator
 
 
-def find_model(options: argparse.Namespace) -> Checkpoint:
-    """The checkpoint to start from, downloaded if need be.
-
-    Raises:
-        UserError: it cannot be found.
-    """
-    name = options.pretrained_model_name_or_path
-    if options.revision is None or os.path.isdir(name):
-        return locate(name)
-    published = PUBLISHED.get(name, Published(name))
-    return fetch_checkpoint(name, replace(published, revision=options.revision), None)
+def public(value: object) -> str:
+    """An option as a tracker, which may be on the internet, gets it: of a path, only its last part."""
+    text = str(value)
+    return Path(text).resolve().name if isinstance(value, Path) or os.path.exists(text) else text
 
 
 def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
-    """The resolution in pixels, by default the model's own.
-
-    Raises:
-        UserError: the model cannot be trained at it.
-    """
+    """The resolution in pixels, by default the model's own."""
     if resolution is None:
         return checkpoint.size
     if resolution % checkpoint.multiple:
@@ -391,17 +363,7 @@ def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
     return resolution
 
 
-def share_seed(accelerator: Accelerator, options: argparse.Namespace) -> int:
-    """The main process's seed, on all processes."""
-    seed = torch.tensor(options.new_seed if accelerator.is_main_process else 0, device=accelerator.device)
-    return int(accelerator.reduce(seed, "sum"))
-
-
 def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amused.atomic import atomic_file
+from amused.errors import UserError
 
 ASSETS_URL = "https://registry.npmjs.org/@nouns/assets/-/assets-0.10.0.tgz"
 ASSETS_SHA256 = "60ed1040e399e10113bd3e4a5c47b1618517c3bba082790b8bd5588af6ca3551"
@@ -49,21 +50,19 @@ BACKGROUNDS = {
 
 
 def fetch_assets(cache: Path) -> Mapping[str, Any]:
-    """The package's `image-data.json`, downloaded into `cache` unless it is there.
-
-    Raises:
-        ValueError: the download is not the expected file.
-        OSError: the download failed.
-    """
+    """The package's `image-data.json`, downloaded into `cache` unless it is there."""
     archive = cache / "nouns-assets.tgz"
     if not archive.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(ASSETS_URL, timeout=60) as response:
-            content = response.read()
-        if hashlib.sha256(content).hexdigest() != ASSETS_SHA256:
-            raise ValueError(f"{ASSETS_URL} has a different SHA-256 from the file this recipe was made with")
+        try:
+            with urllib.request.urlopen(ASSETS_URL, timeout=60) as response:
+                content = response.read()
+        except OSError as error:
+            raise UserError(f"{ASSETS_URL} cannot be downloaded: check the connection.") from error
         with atomic_file(archive) as part:
             part.write_bytes(content)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != ASSETS_SHA256:
+        raise UserError(f"{archive} is not the file that this recipe was made with: delete it and try again.")
     with tarfile.open(archive) as tar:
         file = tar.extractfile("package/dist/image-data.json")
         assert file is not None
@@ -153,7 +152,7 @@ class Vocabulary:
                 head=rng.choice(self.heads),
                 glasses=rng.choice(self.glasses),
             )
-            if not held_out(noun):
+            if not held_out_pair(noun.head, noun.glasses):
                 return noun
 
     def evaluation(self, count: int) -> list[Noun]:
@@ -173,10 +172,6 @@ class Vocabulary:
 def held_out_pair(head: str, glasses: str) -> bool:
     """Whether training skips this pair of head and glasses: one in sixteen, for every vocabulary."""
     return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
-
-
-def held_out(noun: Noun) -> bool:
-    return held_out_pair(noun.head, noun.glasses)
 
 
 def caption(noun: Noun) -> str:
@@ -237,39 +232,10 @@ def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) 
 
 
 HEADS = [
-    "ape",
-    "baseball-gameball",
-    "bear",
-    "burger-dollarmenu",
-    "cake",
-    "cow",
-    "crab",
-    "diamond-blue",
-    "dog",
-    "duck",
-    "fox",
-    "frog",
-    "ghost-B",
-    "mushroom",
-    "moose",
-    "owl",
-    "panda",
-    "pizza",
-    "pumpkin",
-    "rabbit",
-    "rainbow",
-    "robot",
-    "shark",
-    "skeleton-hat",
-    "snowman",
-    "toaster",
-    "unicorn",
-    "watermelon",
-    "whale",
-    "wizardhat",
-    "zebra",
-    "volcano",
-]
+    "ape", "baseball-gameball", "bear", "burger-dollarmenu", "cake", "cow", "crab", "diamond-blue", "dog", "duck",
+    "fox", "frog", "ghost-B", "mushroom", "moose", "owl", "panda", "pizza", "pumpkin", "rabbit", "rainbow", "robot",
+    "shark", "skeleton-hat", "snowman", "toaster", "unicorn", "watermelon", "whale", "wizardhat", "zebra", "volcano",
+]  # fmt: skip
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from amused.generation.sampling import apply_cfg, sampling_steps, unmask_step
+from amused.generation.sampling import apply_cfg
 from amused.model.text import encode_text, tokenize
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
 from amused.training.nouns.text import WIDTH
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
+from amused.training.sampling import sample_tokens
 
 GRID = SIZE // 2
 LENGTH = GRID * GRID
@@ -185,21 +186,11 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     return with_caption.detach().view_as(targets), loss
 
 
-@torch.no_grad()
-def sample_tokens(
-    model: TextToTokens, captions: Sequence[str], *, steps: int = 12, guidance_scale: float = 10.0, seed: int = 0
-) -> Tensor:
-    """Sample tokens, (batch, length), for a batch of captions. Image i has the seed `seed` + i."""
-    size = len(captions)
-    conditioning = concatenate([model.condition([""] * size), model.condition(captions)])
-    tokens = torch.full((size, LENGTH), MASK)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(size)]
-    for step in sampling_steps("cosine", steps, (2.0, 0.0), tokens == MASK):
-        logits = model.transformer(tokens.view(-1, GRID, GRID).repeat(2, 1, 1), conditioning)
-        unconditional, conditional = logits.chunk(2)
-        logits = apply_cfg(unconditional, conditional, guidance_scale)
-        tokens = unmask_step(logits, tokens, MASK, step, generators)
-    return tokens
+def sample(model: TextToTokens, captions: Sequence[str]) -> Tensor:
+    """Tokens of one image per caption, (batch, length); image i has seed i."""
+    with torch.no_grad():
+        unconditional, conditional = (model.condition(texts) for texts in ([""] * len(captions), captions))
+    return sample_tokens(model.transformer, unconditional, conditional, GRID, range(len(captions))).flatten(1)
 
 
 def codebook_art(codebook: Tensor, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image to image: an uploaded image, fitted to a size the model can work at, is redrawn after a prompt."""
+"""Image to image: an uploaded image, fitted to a size of the model, is redrawn to match a prompt."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from amused.errors import UserError
 from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
-from amused.serving.runtime import Runtime
+from amused.serving.runtime import Runtime, scaled_sides
 from amused.ui import examples, grid
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
-from amused.ui.results import TabState, build_result
+from amused.ui.results import TabState, build_result, image_at
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 OWN_SHAPE = "Original"
@@ -69,7 +69,7 @@ class ImageTab(Tab):
         return read_image(values[self.image], expected), None
 
     def sized(self, recipe: Recipe, values: Values) -> Recipe:
-        """The recipe with the size and fit that are chosen."""
+        """The recipe with the selected size and fit."""
         width, height = sides(values[self.shape], *self.runtime.native_size(recipe.model))
         return replace(recipe, width=width, height=height, fit=values[self.fit])
 
@@ -83,7 +83,7 @@ class ImageTab(Tab):
         return {} if image is None else {self.image: image}
 
     def show_seen(self, values: Values) -> Updates:
-        """What the model will be given; nothing while there is no image that can be read."""
+        """What the model will be given; nothing while there is no readable image."""
         try:
             image = read_image(values[self.image])
             recipe = self.sized(Recipe(IMAGE_TO_IMAGE, "", (0,), model=values[self.settings.model]), values)
@@ -93,23 +93,18 @@ class ImageTab(Tab):
         label = f"What the model sees: {shown.width} x {shown.height}"
         return {self.seen: gr.Image(value=shown, visible=True, label=label), self.fit_row: gr.Row(visible=True)}
 
-    def compare(self, values: Values, index: int = 0) -> Updates:
+    def compare(self, values: Values, index: Any = 0) -> Updates:
         """The input as the model saw it, and a result; nothing if another image has been uploaded since."""
         state: TabState = values[self.result.state]
-        results = state.gallery.images
-        result = results[index] if 0 <= index < len(results) else None
+        result = image_at(state.images, index)
         try:
             image = read_image(values[self.image])
         except UserError:
             image = None
-        if (
-            result is None
-            or image is None
-            or result.recipe.task != IMAGE_TO_IMAGE
-            or digest(image) != result.recipe.image
-        ):
-            return {self.comparison: gr.Accordion(visible=False), self.slider: None}
-        return {self.comparison: gr.Accordion(visible=True), self.slider: (fitted(result.recipe, image), result.path)}
+        if result and image and result.recipe.task == IMAGE_TO_IMAGE and digest(image) == result.recipe.image:
+            pair = fitted(result.recipe, image), result.path
+            return {self.comparison: gr.Accordion(visible=True), self.slider: pair}
+        return {self.comparison: gr.Accordion(visible=False), self.slider: None}
 
 
 def build(runtime: Runtime) -> ImageTab:
@@ -188,14 +183,11 @@ def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
 
 
 def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:
-    """Width and height of a shape, the longer side being the model's native size; (None, None) for the image's own."""
+    """Width and height of a shape at a model's native size; (None, None) for the image's own shape."""
     if shape not in SHAPES:
-        raise UserError(f"A shape is one of {', '.join(SHAPES)}.")
+        raise UserError(f"Choose a shape: {', '.join(SHAPES)}.")
     ratio = SHAPES[shape]
-    if ratio is None:
-        return None, None
-    width, height = (max(multiple, round(side / max(ratio) * size / multiple) * multiple) for side in ratio)
-    return width, height
+    return (None, None) if ratio is None else scaled_sides(ratio, size, multiple)
 
 
 def fitted(recipe: Recipe, image: Image.Image) -> Image.Image:

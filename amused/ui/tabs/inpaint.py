@@ -1,7 +1,4 @@
-"""Inpaint: a part of an image is repainted, the rest stays.
-
-The part is what is painted, what is white in a mask file, or a box: see `mask_tools`.
-"""
+"""Inpaint: repaint a part of an image, which is painted, white in a mask file, or a box (`mask_tools`)."""
 
 from __future__ import annotations
 
@@ -17,19 +14,20 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
 from amused.generation.pixel_masks import mask_rule
-from amused.recipe.recipe import INPAINT, MAX_FEATHER, SIDE_MULTIPLE, Recipe
+from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
+from amused.serving import file_cache
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import png_bytes, save_file
+from amused.ui.files import png_bytes
 from amused.ui.inputs import ImageInput
 from amused.ui.latest import sync
 from amused.ui.results import build_result
 from amused.ui.tab import Tab, build_controls, connect_tab
 
-MAX_EDITOR_SIDE = 768  # pixels; of larger images the editor gets a reduced copy
+MAX_EDITOR_SIDE = 768  # pixels; the editor gets a reduced copy of larger images
 
 
 @dataclass(frozen=True)
@@ -113,14 +111,15 @@ class InpaintTab(Tab):
         return {} if image is None else {self.drawing: editor_value(image), self.mask_file: mask, **self.no_box()}
 
     def show_cells(self, values: Values) -> Updates:
-        """A preview of what a run would repaint; none while a run would be refused, which then says why."""
+        """A preview of what a run would repaint; none while a run would be refused."""
         model = values[self.settings.model]
         try:
             image, mask = self.read_images(values)
             recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=values[self.only_masked])
             size, _ = self.runtime.native_size(model)
             recipe = self.runtime.with_default_size(recipe, image)
-            shown, count, total = mask_tools.preview(recipe, image, mask, size, SIDE_MULTIPLE)
+            pixels_per_token = self.runtime.pixels_per_token(model)
+            shown, count, total = mask_tools.preview_cells(recipe, image, mask, size, pixels_per_token)
         except UserError:
             return {self.cells: gr.Image(value=None, visible=False)}
         label = f"Will be repainted: {count} of {total} cells"
@@ -129,7 +128,7 @@ class InpaintTab(Tab):
         return {self.cells: gr.Image(value=shown, visible=True, label=label)}
 
     def reduce(self, values: Values) -> Updates:
-        """Put a reduced copy of a large image into the editor, which uploads all of it at every stroke."""
+        """Give the editor a reduced copy of a large image: it uploads the whole image at every stroke."""
         drawing: Drawing = values[self.mirror]
         try:
             image = drawing.image()
@@ -140,8 +139,8 @@ class InpaintTab(Tab):
             return {self.original: None}
         copy = image.copy()
         copy.thumbnail((MAX_EDITOR_SIDE, MAX_EDITOR_SIDE))
-        path = save_file(png_bytes(copy), "picture.png")
-        original = Original(save_file(png_bytes(image, compress_level=1), "original.png"), digest(copy))
+        path = file_cache.save(png_bytes(copy), "reduced.png")
+        original = Original(file_cache.save(png_bytes(image, compress_level=1), "original.png"), digest(copy))
         return {self.drawing: editor_value(path), self.original: original}
 
 
@@ -183,10 +182,10 @@ def build_inputs() -> dict[str, Any]:
             height = percent_slider("down", "Box height", "0 means no box")
     with gr.Group():
         with gr.Row():
-            inverted = gr.Checkbox(label="Repaint the rest instead", elem_id=f"{INPAINT}-inverted", min_width=140)
+            inverted = gr.Checkbox(label="Invert the mask", elem_id=f"{INPAINT}-inverted", min_width=140)
             only_masked = gr.Checkbox(
-                label="Only the masked part",
-                info="A large image keeps its size",
+                label="Repaint at full resolution",
+                info="Crops to the mask; the rest keeps its size",
                 elem_id=f"{INPAINT}-only-masked",
                 min_width=140,
             )
@@ -196,7 +195,7 @@ def build_inputs() -> dict[str, Any]:
             value=Recipe.feather,
             step=1,
             label="Feather",
-            info="Pixels over which new blends into old",
+            info="Soft edge, in pixels",
             elem_id=f"{INPAINT}-feather",
         )
     cells = gr.Image(

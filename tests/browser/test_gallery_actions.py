@@ -1,6 +1,6 @@
-"""From a picture to the one that is kept, in a real browser: pick, vary, touch up, keep, compare, download.
+"""From an image to the one that is kept, in a real browser: select, vary, touch up, keep, compare, download.
 
-And that what a picture says of itself makes the same picture again.
+And that what an image says of itself makes the same image again.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def make(page: Page, task: str, seeds: str, count: int) -> None:
     expect_done(page, task, count)
 
 
-def pick(page: Page, task: str, index: int) -> str:
-    """Click a picture; gives its caption."""
+def select(page: Page, task: str, index: int) -> str:
+    """Click an image; gives its caption."""
     tile = tiles(page, task).nth(index)
     caption = tile.inner_text().strip()
     tile.click()
@@ -128,16 +128,16 @@ def fresh(runtime: Runtime) -> Runtime:
 # The journey
 
 
-def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
+def test_select_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     expect(part(page, TEXT, "facts")).to_contain_text("Guidance")
     keep(page, TEXT, 1)
 
     vary(page, TEXT, 0.3, 2)
     expect(tiles(page, TEXT)).to_have_count(4)
     expect(part(page, TEXT, "status")).to_contain_text("2 images in")
-    pick(page, TEXT, 3)
+    select(page, TEXT, 3)
     expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
     first, _, varied, _ = (np.asarray(file) for file in files(page, TEXT))
     assert (varied != first).any()
@@ -145,7 +145,7 @@ def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runti
     touch_up(page, TEXT, 1)
     expect(tiles(page, TEXT)).to_have_count(5)
     expect(part(page, TEXT, "status")).to_contain_text("1 image in")
-    pick(page, TEXT, 4)
+    select(page, TEXT, 4)
     expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
     keep(page, TEXT, 2)
 
@@ -167,13 +167,13 @@ def test_pick_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runti
     assert name.endswith(".png") and labelled.width > 2 * image.width and labelled.height > image.height
 
 
-def test_every_picture_is_made_again_by_what_it_says_of_itself(page: Page, runtime: Runtime) -> None:
+def test_every_image_is_made_again_by_what_it_says_of_itself(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     vary(page, TEXT, 0.5, 1)
     expect(tiles(page, TEXT)).to_have_count(2)
     expect(part(page, TEXT, "status")).to_contain_text("1 image in")
-    pick(page, TEXT, 1)
+    select(page, TEXT, 1)
     touch_up(page, TEXT, 1, prompt="a pixel art character with square red glasses")
     expect(tiles(page, TEXT)).to_have_count(3)
     expect(part(page, TEXT, "status")).to_contain_text("1 image in")
@@ -190,7 +190,7 @@ def test_every_picture_is_made_again_by_what_it_says_of_itself(page: Page, runti
 
 def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "20", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     touch_up(page, TEXT, 2, prompt="a pixel art character on a warm background")
     expect(tiles(page, TEXT)).to_have_count(3)
     recipe = from_png(files(page, TEXT)[1]).recipe
@@ -202,17 +202,17 @@ def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtim
     assert set(changed.tolist()) <= set(recipe.cells)
 
 
-def test_a_picture_of_a_picture_goes_on(page: Page, runtime: Runtime, picture: Path) -> None:
+def test_an_image_of_an_image_goes_on(page: Page, runtime: Runtime, image_file: Path) -> None:
     task = "image_to_image"
     open_tab(page, "Image to image")
-    part(page, task, "picture").locator("input[type=file]").set_input_files(picture)
+    part(page, task, "picture").locator("input[type=file]").set_input_files(image_file)
     expect(part(page, task, "picture").locator("img")).to_be_visible()
     make(page, task, "5", 1)
-    pick(page, task, 0)
+    select(page, task, 0)
     vary(page, task, 0.3, 1)
     expect(tiles(page, task)).to_have_count(2)
     expect(part(page, task, "status")).to_contain_text("1 image in")
-    given = Image.open(picture)
+    given = Image.open(image_file)
     for image in files(page, task):
         said = from_png(image)
         assert replay(fresh(runtime), said, given) == said.digest == digest(image)
@@ -243,50 +243,50 @@ def shared_by(link: str) -> Shared:
 @pytest.mark.parametrize(
     ("task", "tab"), [(TEXT, "Text to image"), ("image_to_image", "Image to image"), ("inpaint", "Inpaint")]
 )
-def test_every_pick_has_a_link_of_its_own(page: Page, picture: Path, task: str, tab: str) -> None:
+def test_every_selected_image_has_a_link_of_its_own(page: Page, image_file: Path, task: str, tab: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     open_tab(page, tab)
     if task == "image_to_image":
-        part(page, task, "picture").locator("input[type=file]").set_input_files(picture)
+        part(page, task, "picture").locator("input[type=file]").set_input_files(image_file)
         expect(part(page, task, "picture").locator("img")).to_be_visible()
     elif task == "inpaint":
         part(page, task, "drawing").locator("canvas").first.wait_for()
-        part(page, task, "drawing").locator("input[type=file]").first.set_input_files(picture)
+        part(page, task, "drawing").locator("input[type=file]").first.set_input_files(image_file)
         expect(part(page, task, "drawing").get_by_text("Upload an image")).to_be_hidden()
         paint_the_middle(page, part(page, task, "drawing"))
     make(page, task, "40", 3)
     made = [digest(image) for image in files(page, task)]
     for index in range(3):
-        pick(page, task, index)
+        select(page, task, index)
         shared = shared_by(copied_link(page, task))
         assert shared.recipe.seeds == (40 + index,) and shared.digest == made[index]
     make(page, task, "50", 2)
-    pick(page, task, 1)
+    select(page, task, 1)
     assert shared_by(copied_link(page, task)).recipe.seeds == (51,)
 
 
-def test_a_kept_picture_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
+def test_a_kept_image_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     make(page, TEXT, "40", 2)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     keep(page, TEXT, 1)
-    pick(page, TEXT, 1)
+    select(page, TEXT, 1)
     assert shared_by(copied_link(page, TEXT)).recipe.seeds == (41,)
     page.locator("#tray-open").click()
     expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
     assert shared_by(copied_link(page, TEXT)).recipe.seeds == (40,)
 
 
-def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_pick(page: Page) -> None:
+def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_selection(page: Page) -> None:
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
     make(page, TEXT, "40", 2)
     shown = part(page, TEXT, "link").locator("input, textarea")
     for index in range(2):
-        pick(page, TEXT, index)
+        select(page, TEXT, index)
         expect(part(page, TEXT, "copy-link")).to_have_text("Copy link")
         expect(shown).to_be_hidden()
         part(page, TEXT, "copy-link").click()
-        expect(part(page, TEXT, "copy-link")).to_have_text("Copy it from below")
+        expect(part(page, TEXT, "copy-link")).to_have_text("Copy the link below")
         expect(shown).to_be_visible()
         assert shared_by(shown.input_value()).recipe.seeds == (40 + index,)
 
@@ -303,7 +303,7 @@ def test_nothing_waits_for_the_change_of_a_state(runtime: Runtime) -> None:
 
 def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     make(page, TEXT, "30-31", 2)
-    pick(page, TEXT, 1)
+    select(page, TEXT, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
     page.get_by_role("button", name="Use this seed", exact=True).click()
     expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
@@ -312,10 +312,10 @@ def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
 
 
-def test_a_picture_is_sent_to_image_to_image(page: Page) -> None:
+def test_an_image_is_sent_to_image_to_image(page: Page) -> None:
     part(page, TEXT, "prompt").get_by_role("textbox").fill("a pixel art character on a sky background")
     make(page, TEXT, "8", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     part(page, TEXT, "to-image").click()
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     box = part(page, "image_to_image", "prompt").get_by_role("textbox")
@@ -324,10 +324,10 @@ def test_a_picture_is_sent_to_image_to_image(page: Page) -> None:
     assert list(pixels(page, "image_to_image")) == ["seed 2"]
 
 
-def test_a_picture_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
+def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 1)
     before = pixels(page, TEXT)["seed 8"]
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     part(page, TEXT, "to-inpaint").click()
     editor = part(page, "inpaint", "drawing")
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
@@ -345,7 +345,7 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
     expect(page.locator("#tray")).to_be_hidden()
     make(page, TEXT, "40", 3)
     for index in range(3):
-        pick(page, TEXT, index)
+        select(page, TEXT, index)
         keep(page, TEXT, index + 1)
     part(page, TEXT, "keep").click()
     expect(part(page, TEXT, "note")).to_contain_text("Kept")
@@ -364,7 +364,7 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
 
 def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     keep(page, TEXT, 1)
     page.locator("#tray-discard").click()
     expect(page.locator("#tray-note")).to_contain_text("No images kept")
@@ -376,12 +376,12 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
 
 
-def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:
+def test_kept_images_outlast_runs_and_open_again(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     keep(page, TEXT, 1)
     make(page, TEXT, "50", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     open_tab(page, "Inpaint")
     expect(kept(page)).to_have_count(1)
     page.locator("#tray-open").click()
@@ -390,7 +390,7 @@ def test_kept_pictures_outlast_runs_and_open_again(page: Page) -> None:
 
 def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     keep(page, TEXT, 1)
     name, content = downloaded(page, "#tray-single")
     assert name == "amused-seed-40.png"
@@ -405,7 +405,7 @@ def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
 # Runs
 
 
-def test_a_run_that_waited_keeps_the_pictures_of_the_one_before(page: Page, turnstile: Turnstile) -> None:
+def test_a_run_that_waited_keeps_the_images_of_the_one_before(page: Page, turnstile: Turnstile) -> None:
     turnstile.open.clear()
     try:
         set_seeds(page, TEXT, "60", 2)
@@ -445,17 +445,36 @@ def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None
     assert list(pixels(page, TEXT)) == ["seed 80"]
 
 
-def test_strokes_belong_to_the_picture_they_were_painted_on(page: Page) -> None:
+def test_strokes_belong_to_the_image_they_were_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 2)
-    pick(page, TEXT, 0)
+    select(page, TEXT, 0)
     touch_up(page, TEXT, 1)
     expect(tiles(page, TEXT)).to_have_count(3)
     expect(part(page, TEXT, "status")).to_contain_text("1 image in")
-    pick(page, TEXT, 1)
+    select(page, TEXT, 1)
     expect(part(page, TEXT, "touching")).to_be_hidden()
     part(page, TEXT, "touch").click()
     expect(part(page, TEXT, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
     part(page, TEXT, "retouch").click()
-    expect(part(page, TEXT, "status")).to_contain_text("Nothing to repaint")
+    expect(part(page, TEXT, "status")).to_contain_text("Paint over the part to change first")
     expect(tiles(page, TEXT)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()
+
+
+@pytest.mark.parametrize("keys", ["Control+Enter", "Shift+Enter", "Enter"])
+def test_a_held_key_is_one_run(page: Page, keys: str) -> None:
+    """Pressed on the prompt, or on the button for Enter alone. A key that is already down repeats."""
+    runs: list[str] = []
+    page.on("request", lambda request: runs.append(request.url) if "/queue/join" in request.url else None)
+    set_seeds(page, TEXT, "90", 1)
+    (part(page, TEXT, "run") if keys == "Enter" else part(page, TEXT, "prompt").get_by_role("textbox")).focus()
+    *modifiers, key = keys.split("+")
+    for one in (*modifiers, *[key] * 6):
+        page.keyboard.down(one)
+    for one in (key, *modifiers):
+        page.keyboard.up(one)
+    expect_done(page, TEXT, 1)
+    set_seeds(page, TEXT, "91", 1)
+    run(page, TEXT)
+    expect(tiles(page, TEXT)).to_contain_text(["seed 91"])
+    assert len(runs) == 2
