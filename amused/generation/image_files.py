@@ -2,7 +2,8 @@
 
 Text, comments and other metadata never decide whether an image can be read, and cost neither time nor memory: Pillow
 would unpack and join all of it. Kept is what changes how the pixels look: transparency, the EXIF orientation, and one
-colour profile of bounded size. Anything unexpected is left as it is, for Pillow to judge.
+colour profile of bounded size. Anything unexpected is left as it is, for Pillow to judge; only files of absurdly many
+parts, which no program writes, are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 
 MAX_METADATA = 1_000_000  # bytes of an EXIF block or a colour profile, unpacked
+MAX_PARTS = 100_000  # of a file; each of them takes Pillow a moment
+MAX_BLOCKS = 1_000_000  # of a part of a GIF, each up to 255 bytes
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = frozenset((b"tRNS", b"acTL", b"fcTL", b"fdAT"))  # chunks that are not critical, but are about pixels
@@ -34,17 +37,29 @@ TIFF_LAST, TIFF_KEPT = 532, (700, 34675)  # the last tag of the specification; X
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A file of any format, without most of what is beside its pixels; of a GIF, only the first frame."""
+    """A file of any format, without most of what is beside its pixels; of a GIF, only the first frame.
+
+    Raises:
+        ValueError: it has absurdly many parts.
+    """
     for start, parts in ((PNG_SIGNATURE, png_parts), (JPEG_START, jpeg_parts), (b"GIF8", gif_parts)):
         if data.startswith(start):
             return b"".join(parts(data))
     return tiff_with_few_tags(data) if data[:4] in TIFF_LAYOUTS else data
 
 
+def bounded(number: int) -> Iterator[None]:
+    for _ in range(number):
+        yield
+    raise ValueError("the file has too many parts")
+
+
 def png_parts(data: bytes) -> Iterator[bytes]:
     position, seen = len(PNG_SIGNATURE), set[bytes]()
     yield data[:position]
-    while position + 12 <= len(data):
+    for _ in bounded(MAX_PARTS):
+        if position + 12 > len(data):
+            break
         length = int.from_bytes(data[position : position + 4], "big")
         kind, end = data[position + 4 : position + 8], position + length + 12
         if not kind[0] & 0x20 or kind in PNG_PIXELS:
@@ -83,7 +98,12 @@ def is_useful_chunk(kind: bytes, content: bytes, checksum: bytes) -> bool:
 def jpeg_parts(data: bytes) -> Iterator[bytes]:
     position, kept = 2, 0
     yield data[:2]
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    for _ in bounded(MAX_PARTS):
+        if data[position : position + 2] == b"\xff\xff":  # padding
+            position += 1
+            continue
+        if position + 4 > len(data) or data[position] != 0xFF:
+            break
         marker = data[position + 1]
         if marker == JPEG_SCAN or not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9:
             break  # the pixels, or nothing that has a length
@@ -102,8 +122,10 @@ def gif_parts(data: bytes) -> Iterator[bytes]:
     """The first frame."""
     position = 13 + color_table(data[10:11])
     yield data[:position]
-    while position < len(data):
+    for _ in bounded(MAX_PARTS):
         start = position
+        if position >= len(data):
+            break
         if data[position] == GIF_EXTENSION:
             position = end_of_blocks(data, position + 2)
             if data[start + 1 : start + 2] == bytes([GIF_CONTROL]):
@@ -147,6 +169,8 @@ def color_table(flags: bytes) -> int:
 
 def end_of_blocks(data: bytes, position: int) -> int:
     """Where a chain of GIF's sub-blocks ends."""
-    while position < len(data) and data[position]:
+    for _ in bounded(MAX_BLOCKS):
+        if position >= len(data) or not data[position]:
+            break
         position += data[position] + 1
     return position + 1

@@ -114,8 +114,7 @@ def expand(recipe: Recipe, across: str, across_values: str, down: str, down_valu
     Raises:
         UserError: an axis is unknown, empty, given twice, makes no sense for the task, or there are over 64 images.
     """
-    given = ((across, across_values), (down, down_values))
-    for axis, _ in given:
+    for axis in (across, down):
         if not isinstance(axis, str) or axis not in AXES:
             raise UserError(f"Choose an axis: {', '.join(AXES)}.")
         if axis == "strength" and recipe.task not in STRENGTHS:

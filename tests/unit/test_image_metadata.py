@@ -84,7 +84,7 @@ def jpeg_segment(marker: int, content: bytes) -> bytes:
         jpeg_segment(0xE2, b"ICC_PROFILE\0\1\2" + b"x" * 60_000) * 100,
         jpeg_segment(0xE2, b"MPF\0" + b"\xff" * 200),
         jpeg_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\xff\xff\xff\xff"),
-        jpeg_segment(0xFE, b"") * 100_000,
+        jpeg_segment(0xFE, b"") * 50_000,
     ],
     ids=["EXIF", "much EXIF", "profile", "frames", "Photoshop", "comments"],
 )
@@ -128,6 +128,30 @@ def test_a_tiff_s_tags_take_no_more_memory_than_the_file() -> None:
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+MANY = {
+    "PNG chunks": raw_png(b"\0\0", (1, 1), 8, 0, chunk(b"abCd", b"") * 2_000_000),
+    "JPEG segments": jpeg_segment(0xDB, b"") * 6_000_000,
+    "JPEG padding": b"\xff" * 24_000_000,
+    "GIF extensions": b"\x21\xfe\0" * 8_000_000,
+    "GIF blocks": b"\x21\xfe" + b"\1a" * 12_000_000 + b"\0",
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_files_of_millions_of_parts_are_refused_at_once(name: str) -> None:
+    data = MANY[name]
+    if name.startswith("JPEG"):
+        plain = encoded(noise(), "JPEG")
+        data = plain[:2] + data + plain[2:]
+    elif name.startswith("GIF"):
+        data = gif_of(0)[:13] + data if not gif_of(0)[10] & 0x80 else gif_of(0)[: gif_of(0).index(b"!")] + data
+    assert len(data) < MAX_PICTURE_BYTES
+    start = time.perf_counter()
+    with pytest.raises(UserError):
+        load_image(data)
+    assert time.perf_counter() - start < 2
 
 
 # Transparent values
