@@ -344,7 +344,7 @@ def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: s
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
     expect(replay(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
-    expect(replay(page)).to_contain_text("it was made on mps")
+    expect(replay(page)).to_contain_text("Original: mps")
 
 
 def copied_link(page: Page) -> str:
@@ -360,7 +360,7 @@ def test_a_varied_image_is_replayed_from_its_link(page: Page, address: str) -> N
     query = to_query(recipe)
     _, results = Client(address, verbose=False).predict(query, api_name="/recipe")
     open_link(page, address, results[0]["query"])
-    expect(card(page)).to_contain_text("then varied or touched up")
+    expect(card(page)).to_contain_text("varied or touched up")
     expect(replay(page)).to_contain_text("The same image, bit for bit.")
 
 
