@@ -148,10 +148,8 @@ def test_files_of_millions_of_parts_are_refused_at_once(name: str) -> None:
     elif name.startswith("GIF"):
         data = gif_of(0)[:13] + data if not gif_of(0)[10] & 0x80 else gif_of(0)[: gif_of(0).index(b"!")] + data
     assert len(data) < MAX_PICTURE_BYTES
-    start = time.perf_counter()
-    with pytest.raises(UserError):
+    with no_longer_than(1), pytest.raises(UserError):
         load_image(data)
-    assert time.perf_counter() - start < 2
 
 
 # Transparent values
