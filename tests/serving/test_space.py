@@ -140,7 +140,7 @@ def test_runs_in_forked_processes_share_the_loaded_model(tmp_path: Path) -> None
     assert len([line for line in reads if "model" in line and "diffusion" not in line]) == 1
     assert told["durations"][:3] == [17, 15, 15] and len(told["durations"]) == 6
     assert told["events"] == [*["Progress"] * 8, "Result"] * 2 and told["previews"] >= 1
-    assert told["refused"] == "The mask is empty: paint the part to repaint."
+    assert told["refused"] == "Paint over the part to change, or upload a mask."
     model = amused.load(folder, device="cpu")
     for _, module, _, size, made in told["made"]:
         assert module == "numpy" and size == [64, 64] and made == model.fingerprint
