@@ -63,7 +63,9 @@ class Lettering:
         """An upper estimate: kerning and joined letters make it shorter."""
         return sum(self._width(char) for char in text)
 
-    def draw(self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: tuple[int, int, int]) -> None:
+    def draw(
+        self, draw: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Sequence[str], ink: tuple[int, int, int]
+    ) -> None:
         left, top = corner
         baseline = top + self.default.getmetrics()[0]
         for number, line in enumerate(lines):

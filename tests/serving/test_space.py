@@ -84,7 +84,7 @@ def run(recipe, *given):
 def digest(event):
     return [event.seed, type(event.tokens).__module__, event.tokens.tolist(), event.image.size, event.fingerprint]
 
-model = dict(model=sys.argv[1])
+model = dict(model=runtime.default)
 picture = Image.open(sys.argv[2]).convert("RGB")
 sweep = run(Recipe("text_to_image", "a red cat", (1, 2), steps=8, **model))
 redrawn = run(Recipe("image_to_image", "a red cat", (3,), steps=4, **model), picture)
