@@ -612,7 +612,7 @@ def test_the_readmes_script_runs(address: str, tmp_path: Path, monkeypatch: pyte
         ("task=text_to_image&prompt=a&steps=1e9", "steps"),
         (json.dumps({"version": 1, "task": "text_to_image"}), "damaged"),
         ("{" * 50_000, "damaged"),
-        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "not the image"),
+        (to_query(Recipe("image_to_image", "a", (1,), image="a" * 16)), "needs the image"),
     ],
 )
 @pytest.mark.slow
