@@ -14,6 +14,7 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.recipe import Recipe
+from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples
 from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
@@ -57,9 +58,10 @@ def test_an_example_that_the_model_does_not_have_changes_nothing(index: Any, fil
 
 @pytest.mark.parametrize(("pixels_per_token", "cell"), [(16, 16 * 1 + 2), (8, 32 * 2 + 5)])
 def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path: Path) -> None:
-    runtime, model = fake_runtime(), FakeModel("nouns")
+    model = FakeModel("nouns")
     model.pixels_per_token = pixels_per_token
-    runtime.note_size("nouns", model)
+    runtime = Runtime([Choice("nouns", "")], lambda name, report: model, default="nouns")
+    runtime.warm_up().join()
     stroke = Image.new("RGBA", (256, 256))
     stroke.putpixel((41, 20), (255, 0, 0, 255))
     drawing = Drawing(png(TEAL), (png(stroke),))
