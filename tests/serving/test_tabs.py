@@ -14,7 +14,7 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.recipe import Recipe
-from amused.serving.runtime import Runtime
+from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples
 from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
@@ -58,12 +58,9 @@ def test_an_example_that_the_model_does_not_have_changes_nothing(index: Any, fil
 
 @pytest.mark.parametrize(("pixels_per_token", "cell"), [(16, 16 * 1 + 2), (8, 32 * 2 + 5)])
 def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path: Path) -> None:
-    def load(name: str, report: object) -> FakeModel:
-        model = FakeModel(name)
-        model.pixels_per_token = pixels_per_token
-        return model
-
-    runtime = Runtime(load=load, default="nouns")
+    model = FakeModel("nouns")
+    model.pixels_per_token = pixels_per_token
+    runtime = Runtime([Choice("nouns", "")], lambda name, report: model, default="nouns")
     runtime.warm_up().join()
     stroke = Image.new("RGBA", (256, 256))
     stroke.putpixel((41, 20), (255, 0, 0, 255))
