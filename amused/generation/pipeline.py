@@ -19,6 +19,7 @@ from torch import Tensor
 import amused
 from amused.checkpoints.adapters import with_digests
 from amused.checkpoints.weights import Checkpoint
+from amused.generation.batches import batch_size_on_gpu, out_of_memory_refused
 from amused.generation.components import Components, Networks
 from amused.generation.images import Source, digest, to_image, to_tensor
 from amused.generation.inputs import InputReader, Inputs
@@ -27,6 +28,7 @@ from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
 from amused.generation.sampling import StepPlan, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.limits import MAX_BATCH
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
@@ -78,13 +80,12 @@ class Amused:
         device, dtype, dtype_reason: where it runs, in which precision, and why.
         quantize: "int8" or None.
         adapters: the folder of adapters, or None.
-        batch_size: images that are sampled together. A short last batch is filled up with its last seed, so that the
-            network always sees the same shapes.
+        batch_size: images that are sampled together: 1 on a CPU, where more gain nothing; on a GPU measured before the
+            first image, and halved when memory runs out. A short last batch is filled up with its last seed, so that
+            the network always sees the same shapes.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None, batch_size: int = 1
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
         self.checkpoint = checkpoint
         self.name, self.traits = checkpoint.name, checkpoint.traits
         self.size, self.multiple = checkpoint.size, checkpoint.multiple
@@ -92,7 +93,8 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
-        self.batch_size = batch_size
+        self.batch_size = 1
+        self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
         self._encodings: LRUCache[str, Tensor] = LRUCache(CACHED_IMAGES)
@@ -100,7 +102,8 @@ class Amused:
 
     def read_weights(self, everything: bool = False) -> None:
         """Load the weights now instead of at the first image; `everything` includes those of image tasks only."""
-        self.components.load(with_encoder=everything)
+        with out_of_memory_refused():
+            self.components.load(with_encoder=everything)
 
     @property
     def fingerprint(self) -> str:
@@ -113,7 +116,7 @@ class Amused:
             return made
         # Random numbers depend on the card: torch draws as many at once as it has multiprocessors.
         library = f"cuda-{torch.version.cuda}" if torch.version.cuda else f"rocm-{torch.version.hip}"
-        return f"{made} {library} {torch.cuda.get_device_name(self.device)}"
+        return f"{made} {library} batch-{self.batch_size} {torch.cuda.get_device_name(self.device)}"
 
     @property
     def made(self) -> str:
@@ -196,7 +199,10 @@ class Amused:
             UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
             CheckpointError: the weights are unusable.
         """
-        recipe = with_digests(self.adapters, recipe)
+        with out_of_memory_refused():
+            yield from self._generate(with_digests(self.adapters, recipe), image, mask)
+
+    def _generate(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Generator[Step | Picture]:
         reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
@@ -206,11 +212,33 @@ class Amused:
                 warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
         given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
-        mask_id, batch_size = self.checkpoint.mask_token_id, self.batch_size
-        predict = Predictor(networks.transformer, prompts, recipe, batch_size, mask_id)
-        for first in range(0, len(recipe.seeds), batch_size):
-            seeds = recipe.seeds[first : first + batch_size]
-            padded = (*seeds, *[seeds[-1]] * (batch_size - len(seeds)))
+        if not self._is_batch_measured:
+            self._is_batch_measured = True
+            side = self.checkpoint.transformer.sample_size
+            self.batch_size = batch_size_on_gpu(networks.transformer, prompts[-1].conditioning, side, MAX_BATCH)
+        done = 0
+        while done < len(recipe.seeds):
+            predict = Predictor(networks.transformer, prompts, recipe, self.batch_size, self.checkpoint.mask_token_id)
+            try:
+                for event in self._sample(recipe, inputs, given, predict, done):
+                    done += isinstance(event, Picture)
+                    yield event
+            except torch.OutOfMemoryError:
+                if predict.batch_size == 1:
+                    raise
+                self.batch_size = predict.batch_size // 2
+            else:
+                return
+            torch.cuda.empty_cache()  # here, where the exception no longer holds the tensors
+
+    def _sample(
+        self, recipe: Recipe, inputs: Inputs, given: Tensor | None, predict: Predictor, done: int
+    ) -> Generator[Step | Picture]:
+        """Sample the seeds of a recipe but for the first `done`."""
+        mask_id = self.checkpoint.mask_token_id
+        for first in range(done, len(recipe.seeds), predict.batch_size):
+            seeds = recipe.seeds[first : first + predict.batch_size]
+            padded = (*seeds, *[seeds[-1]] * (predict.batch_size - len(seeds)))
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in padded]
             tokens = self._initial_tokens(recipe, inputs, given, generators)  # b h w
             steps = self._steps_of(recipe, tokens)

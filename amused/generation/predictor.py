@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amused.generation.batches import repeat
 from amused.generation.sampling import StepPlan, apply_cfg
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
@@ -40,16 +41,13 @@ class Predictor:
         self, network: UViT, prompts: Sequence[EncodedPrompt], recipe: Recipe, batch_size: int, mask_token_id: int
     ) -> None:
         self.network, self.prompts, self.mask_token_id = network, prompts, mask_token_id
+        self.batch_size = batch_size
         self.guidance_scale = recipe.guidance_scale
         self.starts_fully_masked = recipe.task == TEXT_TO_IMAGE
         self.starts_alike = recipe.task not in RANDOM_START
         self.conditioning = concatenate([prompt.conditioning for prompt in prompts])  # p
         # Images of one prompt are neighbours: first all without the prompt, then all with it.
-        self.batch_conditioning: Conditioning = self.conditioning
-        if batch_size > 1:
-            self.batch_conditioning = [
-                tuple(tensor.repeat_interleave(batch_size, dim=0) for tensor in stage) for stage in self.conditioning
-            ]
+        self.batch_conditioning = repeat(self.conditioning, batch_size)
         self.first_logits: Tensor | None = None  # shared by all images that start from the same tokens
 
     def masked_idx(self, tokens: Tensor) -> Tensor | None:

@@ -80,6 +80,7 @@ class Result:
         tokens: an array (height, width).
         fingerprint: what every bit of the image depends on besides the recipe (`Model.fingerprint`).
         cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
+        ends_batch: no image that was sampled together with this one is still to come.
     """
 
     index: int
@@ -89,6 +90,7 @@ class Result:
     tokens: np.ndarray
     fingerprint: str
     cut: tuple[str, ...] = ()
+    ends_batch: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Job:
             self._slot.release(for_good=True)
 
     def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
-        """Sample one recipe, letting other runs have their turn after each image."""
+        """Sample one recipe, letting other runs have their turn after each batch."""
         if ON_ZERO_GPU:
             yield from self._sample_on_lease(recipe, image, mask)
             return
@@ -217,8 +219,8 @@ class Job:
                 first, worked = done, self._worked
                 self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:]), image, mask)
             event = self._next_event(before + first)
-            if isinstance(event, Result):
-                done += 1
+            done += isinstance(event, Result)
+            if isinstance(event, Result) and event.ends_batch:
                 steps = (recipe.steps - recipe.start) * (done - first)
                 self._runtime.note_pace(recipe, (self._worked - worked) / steps)
                 if done == len(recipe.seeds):
@@ -247,7 +249,7 @@ class Job:
                     if isinstance(event, Result):
                         done += 1
                         steps = (recipe.steps - recipe.start) * (done - first) - 1
-                        if steps:
+                        if steps and event.ends_batch:
                             self._runtime.note_pace(recipe, (time.monotonic() - began) / steps)
                     yield event
             except Exception as error:
@@ -309,14 +311,16 @@ def sample(
     if recipe.guidance_scale > 1:  # otherwise the negative prompt is unused
         texts["negative prompt"] = recipe.negative_prompt
     cut = tuple(name for name, text in texts.items() if model.prompt_is_cut(text))
-    events = model.generate(recipe, image, mask)
+    events, batch = model.generate(recipe, image, mask), set[int]()
     try:
         for event in events:
             if isinstance(event, FinishedImage):
-                seed, tokens = event.seed, np.asarray(event.tokens)
+                batch.discard(event.index)
+                seed, tokens, made = event.seed, np.asarray(event.tokens), model.fingerprint
                 alone = recipe.with_seeds([seed])
-                yield Result(event.index, seed, alone, event.image, tokens, model.fingerprint, cut)
+                yield Result(event.index, seed, alone, event.image, tokens, made, cut, ends_batch=not batch)
                 continue
+            batch.add(event.index)
             preview = None
             if event.step < event.steps and budget.allows_one():
                 with budget:

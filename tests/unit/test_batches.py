@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import amused
 from amused.generation import sampling
+from amused.generation.batches import batch_for, rows_are_independent
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.sampling import (
     StepPlan,
@@ -23,6 +24,8 @@ from amused.generation.sampling import (
 )
 from amused.model.transformer import UViT
 from amused.recipe.recipe import Recipe
+from amused.serving.jobs import Progress, Request, Result
+from amused.serving.runtime import Runtime
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +72,92 @@ def test_a_batch_gives_the_images_of_single_seeds(folder, task) -> None:
                     assert torch.equal(one.masked, other.masked)
                 else:
                     assert one.image.tobytes() == other.image.tobytes()
+
+
+def images(model: amused.Amused, recipe: Recipe, *given) -> dict[int, bytes]:
+    """By seed."""
+    found = (event for event in model.generate(recipe, *given) if isinstance(event, amused.Picture))
+    return {event.seed: event.image.tobytes() for event in found}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("task", ["text_to_image", "image_to_image", "inpaint"])
+def test_an_image_is_the_same_at_every_place_of_a_batch_and_alone(folder, task, dtype) -> None:
+    """In half precision as well, as every batch has the same shape."""
+    recipe, *given = TASKS[task]
+    model = amused.load(folder, device="cpu", dtype=dtype)
+    model.batch_size = 4
+    together = images(model, recipe.with_seeds(range(6)), *given)
+    assert images(model, recipe.with_seeds((5, 3, 1, 0, 4, 2)), *given) == together
+    for seed in (0, 5):
+        assert images(model, recipe.with_seeds([seed]), *given) == {seed: together[seed]}
+
+
+@pytest.mark.parametrize("place", ["step", "decode"])
+def test_images_are_not_lost_when_memory_runs_out(folder, place, monkeypatch) -> None:
+    recipe = replace(PARENT, seeds=range(6))
+    expected = images(load(folder, 1), recipe)
+    model, calls = load(folder, 4), []
+    method = {"step": (Predictor, "__call__"), "decode": (type(model), "decode")}[place]
+    works = getattr(*method)
+
+    def fails_at_times(*arguments):
+        calls.append(1)
+        if len(calls) in (3, 5):  # once in a batch of four, once in one of two
+            raise torch.OutOfMemoryError
+        return works(*arguments)
+
+    monkeypatch.setattr(*method, fails_at_times)
+    events = [event for event in model.generate(recipe) if isinstance(event, amused.Picture)]
+    assert [event.index for event in events] == list(range(6))
+    assert {event.seed: event.image.tobytes() for event in events} == expected
+    assert model.batch_size == 1
+
+
+@pytest.mark.parametrize("place", ["load", "step"])
+def test_a_single_image_without_memory_is_refused_in_a_sentence(folder, place, monkeypatch) -> None:
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    model = load(folder, 1)
+    method = {"load": (type(model.checkpoint), "load_transformer"), "step": (Predictor, "__call__")}[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(*method, fails)
+        with pytest.raises(amused.UserError, match="out of memory"):
+            images(model, PARENT)
+        if place == "load":
+            with pytest.raises(amused.UserError, match="out of memory"):
+                model.read_weights()
+    assert images(model, PARENT)  # it can be tried again
+
+
+def test_a_batch_is_as_large_as_the_free_memory_allows() -> None:
+    assert [batch_for(free, 100, cap=8) for free in (0, 100, 249, 250, 499, 500, 999, 1000, 10**9)] == [
+        *(1, 1, 1, 2, 2, 4, 4, 8, 8)
+    ]
+    assert [batch_for(10**9, 1, cap) for cap in (1, 2, 3, 4, 5)] == [1, 2, 2, 4, 4]
+
+
+def test_a_network_whose_rows_depend_on_their_place_is_found_out() -> None:
+    network = tiny_transformer()
+    conditioning = network.condition(torch.rand(1, 7, 32), torch.rand(1, 32), torch.rand(1, 5))
+    assert rows_are_independent(network, conditioning, 4, 4)
+    network.mlm_layer.register_forward_hook(lambda _, __, logits: logits + torch.arange(len(logits))[:, None, None])
+    assert not rows_are_independent(network, conditioning, 4, 4)
+    network = tiny_transformer()
+    network.mlm_layer.register_forward_hook(lambda _, __, logits: logits + logits.sum())
+    assert not rows_are_independent(network, conditioning, 4, 4)
+
+
+def test_a_run_lets_others_have_their_turn_after_a_batch(folder) -> None:
+    model = load(folder, 2)
+    runtime = Runtime(load=lambda name, report: model, default="nouns")
+    recipe = replace(PARENT, model="nouns", seeds=(5, 3, 4))
+    events = list(runtime.run(lambda: Request((recipe,))))
+    results = [event for event in events if isinstance(event, Result)]
+    assert [(event.index, event.ends_batch) for event in results] == [(0, False), (1, True), (2, True)]
+    steps = [(event.index, event.step) for event in events if isinstance(event, Progress)]
+    assert steps == [(index, step) for batch in ((0, 1), (2,)) for step in range(1, 5) for index in batch]
 
 
 def test_steps_of_a_batch_come_together_and_then_its_images_in_order(folder) -> None:
