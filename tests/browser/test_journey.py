@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers.browser import (
-    PATIENCE,
     expect_done,
     kept,
+    new_context,
     open_tab,
     paint_the_middle,
     part,
@@ -29,10 +29,8 @@ SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
     width, height = SIZES[request.param]
     scheme = "light" if request.param == "desk" else "dark"
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = new_context(browser, width, height, color_scheme=scheme)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
     page = context.new_page()
     page.goto(f"{address}?__theme={scheme}")
     part(page, TEXT, "run").wait_for()

@@ -20,7 +20,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import PATIENCE, part
+from helpers.browser import new_context, part
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -280,10 +280,8 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = new_context(browser, 1280, 900)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
     yield context.new_page()
     context.close()
 

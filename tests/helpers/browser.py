@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-gpu-compositing",
+    "--disable-gpu-rasterization",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+# Drawn by a CPU, Gradio's pulsing borders take as much of it as the model does.
+WITHOUT_ANIMATIONS = """addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent = "*, ::before, ::after { animation: none !important; transition: none !important; }";
+  document.head.append(style);
+})"""
 PATIENCE = 30_000  # milliseconds: a busy machine with two cores
 PATIENCE_PER_IMAGE = 5_000
 
 
-def open_page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": width, "height": height})
+def new_context(browser: Browser, width: int, height: int, **options: Any) -> BrowserContext:
+    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    context.add_init_script(WITHOUT_ANIMATIONS)
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
+    return context
+
+
+def open_page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
+    context = new_context(browser, width, height)
     page = context.new_page()
     page.goto(address)
     part(page, "text_to_image", "run").wait_for()

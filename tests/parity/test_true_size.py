@@ -41,8 +41,8 @@ from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request, Result
 from amused.serving.metrics import MemoryCollector
 from amused.serving.runtime import Runtime
-runtime = Runtime(load=lambda name, tell: amused.load(name, dtype="float32"), default=sys.argv[1])
-recipe = Recipe("text_to_image", "a cat", (0,), model=sys.argv[1], steps=2)
+runtime = Runtime(load=lambda name, report: amused.load(name, dtype="float32"), default=sys.argv[1])
+recipe = Recipe("text_to_image", "a cat", (0,), model=runtime.default, steps=2)
 (last,) = (event for event in runtime.run(lambda: Request((recipe,))) if isinstance(event, Result))
 assert last.image.size == (int(sys.argv[2]),) * 2
 peak = next(family for family in MemoryCollector().collect() if family.name == "amused_memory_peak_bytes")
