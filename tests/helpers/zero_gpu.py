@@ -157,6 +157,7 @@ def zero_gpu_space(folder: Path, *arguments: str) -> Iterator[Space]:
         "AMUSED_PORT": str(port),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "AMUSED_BATCH": "1",  # the memory of a GPU cannot be measured here
         "OMP_NUM_THREADS": "1",  # as a Space's two cores have, and threads of OpenMP do not survive a fork
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
