@@ -183,7 +183,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_page(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+def wait_for_page(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(address, timeout=10) as response:
