@@ -61,7 +61,7 @@ def batch_size_on_gpu(network: UViT, conditioning: Conditioning, side: int, cap:
 
 @torch.inference_mode()
 def rows_are_independent(network: UViT, conditioning: Conditioning, size: int, side: int) -> bool:
-    """Whether the logits of an image are the same, bit for bit, at every place in a batch and whatever is beside it."""
+    """Whether an image's logits are bit-identical at any position in a batch, whatever the other images are."""
     tokens = random_tokens(network, size, side)
     logits = logits_of(network, conditioning, tokens)
     turned = logits_of(network, conditioning, tokens.roll(1, dims=0))

@@ -1,4 +1,4 @@
-"""Image files without what is beside their pixels, before Pillow reads them.
+"""Strips metadata from image files before Pillow reads them.
 
 Text, comments and other metadata never decide whether an image can be read, and cost neither time nor memory: Pillow
 would unpack and join all of it. Kept is what changes how the pixels look: transparency, the EXIF orientation, and one
@@ -37,7 +37,7 @@ TIFF_LAST, TIFF_KEPT = 532, (700, 34675)  # the last tag of the specification; X
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A file of any format, without most of what is beside its pixels; of a GIF, only the first frame.
+    """The file without most of its metadata; of a GIF, only the first frame.
 
     Raises:
         ValueError: it has absurdly many parts.

@@ -25,7 +25,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def load_mask(source: Source, size: tuple[int, int]) -> Image.Image:
-    """Read a mask and resize it to `size` (width, height). What it paints is told by `mask_rule`.
+    """Read a mask and resize it to `size` (width, height). `mask_rule` says which pixels it marks.
 
     No stroke vanishes when the mask gets smaller, however thin.
 

@@ -360,7 +360,7 @@ def open_grid(page: Page, task: str, across: str) -> Locator:
 
 
 def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_images(page: Page) -> None:
-    estimate = part(page, TEXT_TO_IMAGE, "grid-told")
+    estimate = part(page, TEXT_TO_IMAGE, "grid-estimate")
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
     expect(estimate).to_contain_text("9 images")
     values.fill("2, 4, 6")
@@ -409,7 +409,7 @@ def test_values_typed_before_the_server_answers_stay(page: Page) -> None:
 def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
     """Make it, and see that the values are those that were typed, before and after."""
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
-    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("2 images")
+    expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("2 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     expect_done(page, TEXT_TO_IMAGE, 2)
     expect(values).to_have_value(typed)
@@ -418,7 +418,7 @@ def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
 def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
     values.fill("four")
-    expect(part(page, TEXT_TO_IMAGE, "grid-told")).to_contain_text("Give the values of guidance as numbers")
+    expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("Give the values of guidance as numbers")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
     expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of guidance as numbers")
     expect(part(page, TEXT_TO_IMAGE, "stop")).to_be_hidden()
@@ -444,7 +444,7 @@ def test_a_grid_of_strengths_in_image_to_image(page: Page, image_files: Path) ->
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
     open_grid(page, IMAGE_TO_IMAGE, "strength").fill("0.3, 0.9")
     part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
-    expect(part(page, IMAGE_TO_IMAGE, "grid-told")).to_contain_text("2 images")
+    expect(part(page, IMAGE_TO_IMAGE, "grid-estimate")).to_contain_text("2 images")
     part(page, IMAGE_TO_IMAGE, "grid-make").click()
     expect_done(page, IMAGE_TO_IMAGE, 2)
     expect(part(page, IMAGE_TO_IMAGE, "sheet").locator("img")).to_be_visible()
