@@ -7,6 +7,7 @@ files.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -76,6 +77,8 @@ REPLAYED = (
     '"same": whether its digest is that of the recipe, or null where that has none; "cut": the prompts that are longer '
     "than the model reads."
 )
+
+CANCEL_SECONDS = 0.5  # a client that has gone is noticed within this time and a step
 
 Arguments = Mapping[str, Any]
 
@@ -217,14 +220,17 @@ def read_replay(runtime: Runtime, shared: Shared, arguments: Arguments) -> Reque
 
 
 def run(runtime: Runtime, read: Callable[[], Request]) -> Iterator[list[GeneratedImage]]:
-    """The finished images of a run, after each of its events: a client can cancel at any of them."""
+    """The finished images of a run: after each of them, and often enough in between, where a client can cancel."""
     images: list[GeneratedImage] = []
-    sentence = None
+    sentence, sent = None, 0.0
     try:
         for event in runtime.run(read):
             if isinstance(event, Result):
                 images = [*images, save_result(event, write_metadata=True)]
+            elif time.monotonic() - sent < CANCEL_SECONDS:
+                continue  # Gradio prepares all images again each time: more work than the step of a small model
             yield images
+            sent = time.monotonic()
     except Exception as error:
         sentence = explain(error)
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on

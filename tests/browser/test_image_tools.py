@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
-from helpers.browser import expect_done, open_page, open_tab, part, pixels, run, set_seeds, tiles
+from helpers.browser import expect_done, open_page, open_tab, paint_the_middle, part, pixels, run, set_seeds, tiles
 from helpers.images import HOSTILE, odd_images, png
 from helpers.tabs import build_tab, values_of
 from PIL import Image, ImageDraw
@@ -80,20 +80,6 @@ def set_slider(page: Page, task: str, name: str, value: int) -> None:
 IMAGE_SENT = re.compile("/gradio_api/(upload|component_server)")
 
 
-def paint(page: Page) -> None:
-    """A short stroke through the middle of the image."""
-    editor = part(page, INPAINT, "drawing")
-    canvas = editor.locator("canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 30, y)
-    page.mouse.down()
-    page.mouse.move(x + 30, y, steps=6)
-    page.mouse.up()
-    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
-
-
 def shown(page: Page, place: Locator) -> Image.Image:
     return Image.open(io.BytesIO(page.request.get(place.locator("img").first.get_attribute("src")).body()))
 
@@ -115,7 +101,7 @@ def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, image_files: P
     open_inpainting(page, image_files / "square.png")
     cells = part(page, INPAINT, "cells")
     expect(cells).to_be_hidden()
-    paint(page)
+    paint_the_middle(page, part(page, INPAINT, "drawing"))
     expect(cells).to_contain_text(re.compile(r"Will be repainted: \d+ of 256 cells"))
     first = number_of_cells(page)
     assert 2 <= first <= 24
@@ -166,7 +152,7 @@ def test_a_box_for_those_who_cannot_draw(page: Page, image_files: Path) -> None:
 def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, image_files: Path) -> None:
     with page.expect_response(re.compile("/reduced[.]png")):  # the reduced copy is in the editor
         open_inpainting(page, image_files / "large.png")
-    paint(page)
+    paint_the_middle(page, part(page, INPAINT, "drawing"))
     part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
     cells = part(page, INPAINT, "cells")
     expect(cells).to_contain_text("of 256 cells")
@@ -186,7 +172,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     page: Page, image_files: Path, tmp_path: Path
 ) -> None:
     open_inpainting(page, image_files / "square.png")
-    paint(page)
+    paint_the_middle(page, part(page, INPAINT, "drawing"))
     set_slider(page, INPAINT, "feather", 8)
     expect(part(page, INPAINT, "cells")).to_contain_text("of 256 cells")
     set_seeds(page, INPAINT, "3", 1)
