@@ -44,7 +44,8 @@ ALWAYS = ("prompt", "seeds", "model", "steps", "guidance_scale", "temperature")
 def describe_image(image: GeneratedImage) -> str:
     width, height = image.size
     head = f"<h2>Seed {image.seed}</h2><p>{TITLES[image.recipe.task]}, {width} × {height}</p>"
-    return f'<div class="facts">{head}{describe_recipe(image.recipe)}</div>'
+    info = f"<details class='info'><summary>Info</summary>{describe_recipe(image.recipe)}</details>"
+    return f'<div class="facts">{head}{info}</div>'
 
 
 def describe_recipe(recipe: Recipe) -> str:

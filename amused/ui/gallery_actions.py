@@ -1,36 +1,40 @@
 """Actions on a generated image: inspect, vary, touch up, keep, send to another tab, share.
 
-The selected image of a gallery is shown below it, with its actions.
+A gallery shows the selected image large; its facts and actions are below. A kept image that is opened again may not be
+in any gallery: it is shown with its actions.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEED, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, DrawingMirror, build_drawing, editor_value, mirror_drawing
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import RunAction, TabState, connect, image_at
+from amused.ui.results import MORE, RunAction, TabState, connect, image_at
 from amused.ui.settings import RANDOM_SEEDS
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
+NOTHING_TO_CONTINUE = "There are no images to continue: press Generate."
 OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask")
 """Fields that variations do not inherit: they say how an input image is used."""
 
@@ -76,14 +80,14 @@ class DetailsView:
         with tab.result.details as self.place:
             self.selected = gr.State(None)
             self.image = gr.Image(
-                label="Selected image",
+                label="Kept image",
                 format="png",
                 interactive=False,
+                visible=False,
                 height=420,
                 buttons=["download", "fullscreen"],
                 elem_id=f"{task}-picked-image",
             )
-            self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
             with gr.Row(elem_classes="button-row"):
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
@@ -99,8 +103,8 @@ class DetailsView:
                 self.mask = gr.DownloadButton(
                     "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
                 )
-                self.buttons["close"] = small_button("Close", 70, f"{task}-close")
             self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
+            self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
 
     @property
     def outputs(self) -> list[Block]:
@@ -110,11 +114,11 @@ class DetailsView:
             self.mask, *self.copy_link.outputs,
         ]  # fmt: skip
 
-    def show(self, image: GeneratedImage) -> Updates:
+    def show(self, image: GeneratedImage, in_gallery: bool = True) -> Updates:
         return {
             self.place: gr.Column(visible=True),
             self.selected: image,
-            self.image: gr.Image(value=image.path, label=f"Seed {image.seed}"),
+            self.image: gr.Image(value=None if in_gallery else image.path, visible=not in_gallery),
             self.facts: describe_image(image),
             self.note: "",
             self.vary.place: gr.Column(visible=False),
@@ -132,6 +136,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         connect_details(tab, view)
         connect_keep(view, tray)
         connect_vary(tab, view)
+        connect_more(tab)
         connect_touch_up(tab, view)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
@@ -139,9 +144,11 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     def reopen(kept: KeptImages) -> Updates:
         image = kept.selected_image()
         task = image.recipe.first.task
-        return {tab_bar: gr.Tabs(selected=task), **views[task].show(image)}
+        closed = {galleries[task]: gr.Gallery(selected_index=None)}
+        return {tab_bar: gr.Tabs(selected=task), **closed, **views[task].show(image, in_gallery=False)}
 
-    outputs = [tab_bar, *(part for view in views.values() for part in view.outputs)]
+    galleries = {tab.task: tab.result.gallery for tab in tabs}
+    outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]
     tray.reopen.click(reopen, tray.state, outputs, **UI_ONLY)
 
 
@@ -157,12 +164,13 @@ def count_slider(elem_id: str) -> gr.Slider:
 
 
 def connect_details(tab: Tab, view: DetailsView) -> None:
-    """Select, close, use the seed."""
+    """Open and close an image, use its seed."""
     result, settings = tab.result, tab.settings
 
     def select(state: TabState, event: gr.SelectData) -> Updates:
         image = image_at(state.images, event.index)
-        return NO_CHANGE if image is None else view.show(image)  # None: the preview of the next image
+        # None: the preview of the next image.
+        return {view.place: gr.Column(visible=False)} if image is None else view.show(image)
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed
@@ -172,8 +180,8 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    scroll_to(view.place, result.gallery.select(select, result.state, view.outputs, **UI_ONLY))
-    view.buttons["close"].click(lambda: gr.Column(visible=False), None, view.place, **UI_ONLY)
+    result.gallery.select(select, result.state, view.outputs, **UI_ONLY)
+    result.gallery.preview_close(lambda: gr.Column(visible=False), None, view.place, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
@@ -209,7 +217,7 @@ def connect_vary(tab: Tab, view: DetailsView) -> None:
 
     unfolded = view.buttons["more"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
-    action = RunAction(read=read, inputs={view.selected, form.mask_ratio, form.count}, append=True)
+    action = deriving(view, read, {view.selected, form.mask_ratio, form.count})
     connect(tab.runtime, tab, [form.run.click], action)
 
 
@@ -232,8 +240,27 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
     # The editor gets its image once it is visible: a hidden one does not know its size.
     unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
-    action = RunAction(read=read, inputs={view.selected, form.mirror, form.prompt, form.count}, append=True)
+    action = deriving(view, read, {view.selected, form.mirror, form.prompt, form.count})
     connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
+
+
+def connect_more(tab: Tab) -> None:
+    result = tab.result
+
+    def read(values: Values) -> Request:
+        state: TabState = values[result.state]
+        return continue_request(state.images)
+
+    connect(tab.runtime, tab, [result.more.click], RunAction(read, {result.state}, append=True))
+
+
+def deriving(view: DetailsView, read: Callable[[Values], Request], inputs: AbstractSet[Block]) -> RunAction:
+    """More images in the gallery, the first of which is open at the end."""
+
+    def finish(request: Request, images: Sequence[GeneratedImage]) -> Updates:
+        return view.show(images[0])
+
+    return RunAction(read, inputs, append=True, opens=True, finish=finish, outputs=tuple(view.outputs))
 
 
 def scroll_to(place: gr.Column, event: Any) -> None:
@@ -253,7 +280,25 @@ def required(selected: GeneratedImage | None) -> GeneratedImage:
 def derive_request(image: GeneratedImage, task: str, count: float, **changes: Any) -> Request:
     """New images from the tokens of one, with random seeds."""
     recipe = derive_recipe(image.recipe, task, count, **changes)
-    return Request((recipe,), *(None if path is None else open_image(path) for path in (image.image, image.mask)))
+    return Request((recipe,), *given_images(image))
+
+
+def continue_request(images: Sequence[GeneratedImage]) -> Request:
+    """The next seeds of the last image's sweep."""
+    if not images:
+        raise UserError(NOTHING_TO_CONTINUE)
+    last = images[-1]
+    used = [image.seed for image in images if image.recipe.with_seeds(last.recipe.seeds) == last.recipe]
+    first = max(used) + 1
+    seeds = [seed % (MAX_SEED + 1) for seed in range(first, first + MORE)]
+    recipe = last.recipe.with_seeds(seeds)
+    return Request((recipe,), *given_images(last))
+
+
+def given_images(image: GeneratedImage) -> tuple[Image.Image | None, Image.Image | None]:
+    """The image and the mask that its recipe, or the first of its parents, started from."""
+    given, mask = (None if path is None else open_image(path) for path in (image.image, image.mask))
+    return given, mask
 
 
 def derive_recipe(parent: Recipe, task: str, count: float, **changes: Any) -> Recipe:

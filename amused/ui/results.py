@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
 
+MORE = 4  # images that continue a sweep
+
 # Runs in the browser when the button is pressed, before the server answers.
 WAITING_JS = f"() => [{json.dumps(busy_line('Waiting for the model'))}, {{__type__: 'update', visible: true}}]"
 
@@ -89,7 +91,9 @@ class ResultView:
     """The components that runs of a tab fill.
 
     Attributes:
-        details: where the selected image is shown, built by `gallery_actions`.
+        more: continues the sweep, see `gallery_actions`.
+        gallery: a click opens an image large in its place.
+        details: below it, the facts and the actions of the open image, built by `gallery_actions`.
         state: a TabState.
         write_metadata: whether files carry their recipe.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
@@ -98,19 +102,19 @@ class ResultView:
 
     def __init__(self, task: str, hint: str, stop: gr.Button) -> None:
         self.stop = stop
-        self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
         self.gallery = gr.Gallery(
             label="Images",
             show_label=False,
             format="png",
             columns=2,
             object_fit="contain",
-            allow_preview=False,  # the selected image is shown below, with its actions
             interactive=False,
-            buttons=["download_all", "fullscreen"],
+            buttons=["download", "download_all", "fullscreen"],
             elem_id=f"{task}-gallery",
             elem_classes="images",
         )
+        self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
+        self.more = gr.Button(f"{MORE} more", size="sm", visible=False, elem_id=f"{task}-next")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
         self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
         self.state, self.write_metadata = gr.State(TabState()), gr.State(True)
@@ -126,6 +130,7 @@ class RunAction:
     Attributes:
         read: the request, from the values of `inputs`; raises UserError to refuse.
         append: add to the images in the gallery instead of replacing them.
+        opens: open the first image in the gallery at the end.
         shows_seeds: put random seeds into their field, to be used again.
         remark: a sentence about the images of a complete run, before its note.
         finish: updates of `outputs` from the request and its finished images, also after Stop.
@@ -134,6 +139,7 @@ class RunAction:
     read: Callable[[Values], Request]
     inputs: AbstractSet[Block] = frozenset()
     append: bool = False
+    opens: bool = False
     shows_seeds: bool = False
     remark: Callable[[Values, Sequence[GeneratedImage]], str] = lambda values, images: ""
     finish: Callable[[Any, Sequence[GeneratedImage]], Updates] = lambda request, images: {}
@@ -158,7 +164,7 @@ def connect(
     running = start(
         partial(stream_run, runtime, tab, action),
         {view.state, view.write_metadata, tab.settings.random_seeds, *action.inputs},
-        [view.status, view.gallery, view.stop, tab.settings.seeds, *action.outputs],
+        list(dict.fromkeys([view.status, view.gallery, view.details, view.stop, tab.settings.seeds, *action.outputs])),
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="multiple",
@@ -166,7 +172,7 @@ def connect(
     )
     # Runs also after an error. "multiple": else Gradio drops the end of a run that follows quickly, and its status
     # stays at the last step.
-    outputs = [view.status, view.gallery, view.stop]
+    outputs = [view.status, view.gallery, view.more, view.stop]
     for ended in (running.then, running.failure):
         ended(partial(show_end, view), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
         ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
@@ -247,6 +253,8 @@ class ShownRun:
         self.num_tiles = len(self.earlier) + event.num_images
         self.state.note = ""
         updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
+        if not self.earlier:  # the open image is about to be replaced
+            updates |= {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
         settings = self.tab.settings
         # Typed seeds stay: the visitor may be typing the next ones.
         if self.action.shows_seeds and self.values[settings.random_seeds]:
@@ -260,7 +268,12 @@ class ShownRun:
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
         self.state.note = note
-        return self.action.finish(self.request, self.images) if self.images else {}
+        if not self.images:
+            return {}
+        updates = self.action.finish(self.request, self.images)
+        if self.action.opens:
+            updates[self.view.gallery] = gr.Gallery(selected_index=len(self.earlier))
+        return updates
 
     def tiles(self, working: Progress | None = None) -> gr.Gallery:
         return show_gallery(self.earlier + self.images, self.num_tiles, working)
@@ -274,6 +287,7 @@ def show_end(view: ResultView, values: Values) -> Updates:
     return {
         view.status: status_line(state.note or "Stopped"),
         view.gallery: show_gallery(state.images),
+        view.more: gr.Button(visible=bool(state.images)),
         view.stop: gr.Button(visible=bool(state.requested)),
     }
 
@@ -294,4 +308,4 @@ def show_gallery(
 
 
 def columns_for(count: int) -> int:
-    return 1 if count <= 1 else 2 if count <= 4 else 3 if count <= 9 else 4 if count <= 32 else 6
+    return 1 if count <= 1 else 2 if count <= 4 else 3 if count in (5, 6, 9) else 4 if count <= 32 else 6

@@ -18,6 +18,7 @@ from fake import Turnstile, fake_runtime, sampled
 from helpers.browser import (
     expect_done,
     kept,
+    open_image,
     open_page,
     open_tab,
     paint_the_middle,
@@ -77,7 +78,7 @@ def select(page: Page, task: str, index: int) -> str:
     """Click an image; gives its caption."""
     tile = tiles(page, task).nth(index)
     caption = tile.inner_text().strip()
-    tile.click()
+    open_image(page, task, index)
     expect(part(page, task, "facts")).to_contain_text(caption.replace("seed", "Seed"))
     return caption
 

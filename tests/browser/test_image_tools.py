@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from fake import fake_runtime
 from gradio.components.image_editor import AcceptBlobs, EditorData
-from helpers.browser import expect_done, open_page, open_tab, paint_the_middle, part, pixels, run, set_seeds, tiles
+from helpers.browser import (
+    expect_done,
+    open_image,
+    open_page,
+    open_tab,
+    paint_the_middle,
+    part,
+    pixels,
+    run,
+    set_seeds,
+    tiles,
+)
 from helpers.images import HOSTILE, odd_images, png
 from helpers.tabs import build_tab, values_of
 from PIL import Image, ImageDraw
@@ -179,7 +190,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     run(page, INPAINT)
     expect_done(page, INPAINT, 1)
     before = np.asarray(Image.open(image_files / "square.png"))
-    tiles(page, INPAINT).first.click()
+    open_image(page, INPAINT, 0)
     with page.expect_download() as download:
         part(page, INPAINT, "mask-file").click()
     download.value.save_as(tmp_path / "mask.png")
@@ -192,7 +203,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     expect(part(page, INPAINT, "status")).to_contain_text("4 images in")
     for made in pixels(page, INPAINT).values():
         assert np.array_equal(made[outside], before[outside])
-    tiles(page, INPAINT).nth(1).click()
+    open_image(page, INPAINT, 1)
     expect(part(page, INPAINT, "facts")).to_contain_text("From seed 3")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     part(page, INPAINT, "copy-link").click()
@@ -296,7 +307,7 @@ def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, im
     sides = part(page, IMAGE_TO_IMAGE, "compare").locator("img")
     expect(sides).to_have_count(2)
     assert (compared(page) == made["seed 3"]).all()
-    tiles(page, IMAGE_TO_IMAGE).nth(1).click()
+    open_image(page, IMAGE_TO_IMAGE, 1)
     expect(part(page, IMAGE_TO_IMAGE, "compare").locator("img[src*=seed-4]")).to_have_count(1)
     assert (compared(page) == made["seed 4"]).all()
 

@@ -83,7 +83,14 @@ def expect_done(page: Page, task: str, count: int) -> None:
 
 
 def tiles(page: Page, task: str) -> Locator:
-    return part(page, task, "gallery").locator(".thumbnail-item")
+    return part(page, task, "gallery").locator(".grid-container .thumbnail-item")
+
+
+def open_image(page: Page, task: str, index: int) -> None:
+    """Click an image of the gallery, or its thumbnail where another one is open."""
+    gallery = part(page, task, "gallery")
+    place = gallery.locator(".preview") if gallery.locator(".preview").count() else gallery.locator(".grid-container")
+    place.locator(".thumbnail-item").nth(index).click()
 
 
 def pixels(page: Page, task: str) -> dict[str, np.ndarray]:
