@@ -144,8 +144,8 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     def reopen(kept: KeptImages) -> Updates:
         image = kept.selected_image()
         task = image.recipe.first.task
-        closed = {galleries[task]: gr.Gallery(selected_index=None)}
-        return {tab_bar: gr.Tabs(selected=task), **closed, **views[task].show(image, in_gallery=False)}
+        updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
+        return updates | views[task].show(image, in_gallery=False)
 
     galleries = {tab.task: tab.result.gallery for tab in tabs}
     outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]

@@ -1,4 +1,4 @@
-"""Help with the prompt: examples, a surprise, and the words that a bundled model knows."""
+"""Help with the prompt: examples, a surprise, the words that a bundled model knows, and a hint where it knows none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import gradio as gr
 
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
+from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.latest import sync
 
 
 class PromptHelp:
@@ -18,6 +20,7 @@ class PromptHelp:
     def __init__(self, task: str, runtime: Runtime) -> None:
         traits = runtime.choice(runtime.default).traits
         samples = prompts.examples(task, runtime.default, traits)
+        self.hint = gr.HTML(visible=False, padding=False, elem_id=f"{task}-hint")
         with gr.Row(elem_classes="ideas"):
             self.surprise = gr.Button("Surprise me", size="sm", scale=0, min_width=110, elem_id=f"{task}-surprise")
             self.examples = gr.Dataset(
@@ -47,7 +50,7 @@ class PromptHelp:
 
 
 def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Textbox, model: gr.Dropdown) -> None:
-    """Surprises and words write the prompt."""
+    """Surprises and words write the prompt; the hint follows it."""
 
     def surprise(name: str) -> str:
         return prompts.surprise(runtime.choice(name).traits, random.Random())
@@ -55,6 +58,11 @@ def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Te
     def write_prompt(values: Values) -> Updates:
         return {prompt: prompts.sentence(**{part: values[dropdown] for part, dropdown in prompt_help.parts.items()})}
 
+    def show_hint(values: Values) -> Updates:
+        hint = prompts.hint(runtime.choice(values[model]).traits, values[prompt])
+        return {prompt_help.hint: gr.HTML(value=note(hint), visible=bool(hint))}
+
+    sync([prompt, model], show_hint, {prompt, model}, [prompt_help.hint])
     prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
     for dropdown in prompt_help.parts.values():
         dropdown.input(write_prompt, set(prompt_help.parts.values()), [prompt], **UI_ONLY)

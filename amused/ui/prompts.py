@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,17 @@ def sentence(glasses: str | None, head: str | None, body: str | None, background
     if background:
         text += f" on a {background} background"
     return text
+
+
+def hint(traits: dict[str, Any] | None, prompt: str) -> str:
+    """What a model of few words can draw, if the prompt has none of them; else ""."""
+    if traits is None:
+        return ""
+    known = {word for part in PARTS for name in words(traits, part) for word in name.split()}
+    if not prompt.strip() or not known.isdisjoint(re.findall(r"\w+", prompt.lower())) or "character" in prompt.lower():
+        return ""
+    head, glasses, body = (words(traits, part)[0] for part in ("head", "glasses", "body"))
+    return f"This model draws pixel-art characters: a {head} head, {glasses} glasses, a {body} body and more."
 
 
 def surprise(traits: dict[str, Any] | None, rng: random.Random) -> str:

@@ -120,9 +120,9 @@ def slider_at(value: float, low: float, high: float) -> gr.Slider:
 # Components, in the order of the page
 
 
-def build_basic_settings(task: str) -> dict[str, Component]:
-    """Number of images, seeds, strength."""
-    with gr.Group():
+def build_basic_settings(task: str) -> tuple[gr.Group, dict[str, Component]]:
+    """Number of images, seeds, strength, and the group they are in."""
+    with gr.Group() as group:
         with gr.Row():
             count = gr.Slider(1, MAX_SEEDS, value=4, step=1, label="Images", elem_id=f"{task}-count")
             seeds = gr.Textbox(
@@ -144,7 +144,7 @@ def build_basic_settings(task: str) -> dict[str, Component]:
             visible=task != TEXT_TO_IMAGE,
             elem_id=f"{task}-strength",
         )
-    return {"count": count, "seeds": seeds, "random_seeds": random_seeds, "strength": strength}
+    return group, {"count": count, "seeds": seeds, "random_seeds": random_seeds, "strength": strength}
 
 
 def build_model_settings(task: str, runtime: Runtime) -> tuple[dict[str, Component], gr.Row]:

@@ -32,6 +32,7 @@ class Controls:
     generate: gr.Button
     stop: gr.Button
     adapter_row: gr.Row
+    basic: gr.Group
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Tab(ABC):
 
 
 def build_controls(task: str, runtime: Runtime) -> Controls:
-    """Prompt, buttons, prompt help and settings, from top to bottom."""
+    """Prompt, buttons, prompt help, model and settings, from top to bottom."""
     prompt = gr.Textbox(
         label="Prompt", lines=3, max_lines=8, placeholder="Describe the image", elem_id=f"{task}-prompt"
     )
@@ -110,16 +111,16 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
     prompt_help = PromptHelp(task, runtime)
     prompt.value = prompt_help.examples.samples[0][0]
-    basic = build_basic_settings(task)
+    model, adapter_row = build_model_settings(task, runtime)
+    basic_group, basic = build_basic_settings(task)
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
-        model, adapter_row = build_model_settings(task, runtime)
         sampling = build_sampling_settings(task)
     settings = Settings(task=task, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
     connect_prompt_help(runtime, prompt_help, prompt, settings.model)
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
     )
-    return Controls(settings, prompt_help, generate, stop, adapter_row)
+    return Controls(settings, prompt_help, generate, stop, adapter_row, basic_group)
 
 
 def connect_tab(tab: Tab) -> None:

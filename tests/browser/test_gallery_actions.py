@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,60 @@ def test_every_image_is_made_again_by_what_it_says_of_itself(page: Page, runtime
         by_link = from_query(to_query(said.recipe, said.digest))
         assert by_link.recipe == said.recipe and by_link.digest == said.digest
         assert replay(again, by_link) == said.digest
+
+
+def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None:
+    make(page, TEXT, "8", 4)
+    facts, gallery = part(page, TEXT, "facts"), part(page, TEXT, "gallery")
+    before = gallery.bounding_box()
+    select(page, TEXT, 1)
+    assert page.evaluate("scrollY") == 0 and gallery.bounding_box()["y"] == before["y"]
+    for key, seed in (("ArrowRight", 10), ("ArrowRight", 11), ("ArrowRight", 11), ("ArrowLeft", 10)):
+        page.keyboard.press(key)
+        expect(facts).to_contain_text(f"Seed {seed}")
+    page.keyboard.press("k")
+    expect(kept(page)).to_have_count(1)
+    page.keyboard.press("v")
+    expect(part(page, TEXT, "varying")).to_be_visible()
+    page.keyboard.press("e")
+    expect(part(page, TEXT, "touching")).to_be_visible()
+    expect(part(page, TEXT, "varying")).to_be_hidden()
+    page.keyboard.press("i")
+    expect(facts.get_by_text("Guidance")).to_be_visible()
+    prompt = part(page, TEXT, "prompt").get_by_role("textbox")
+    prompt.press("End")
+    prompt.press("k")  # a letter, not a command
+    expect(prompt).to_have_value(re.compile("k$"))
+    expect(part(page, TEXT, "note")).not_to_contain_text("Kept images (2)")
+    gallery.locator(".preview").get_by_label("Close").click()
+    expect(facts).to_be_hidden()
+    expect(tiles(page, TEXT).first).to_be_visible()
+
+
+def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, TEXT, 0)
+    vary(page, TEXT, 0.4, 2)
+    facts, opened = part(page, TEXT, "facts"), part(page, TEXT, "gallery").locator(".preview")
+    expect(facts).to_contain_text("Variation")
+    caption = opened.locator("caption").inner_text()
+    expect(facts).to_contain_text(caption.replace("seed", "Seed"))
+    assert caption == tiles(page, TEXT).nth(2).text_content().strip()
+    run(page, TEXT)
+    expect_done(page, TEXT, 2)
+    expect(opened).to_have_count(0)
+    expect(facts).to_be_hidden()
+
+
+def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> None:
+    make(page, TEXT, "8", 2)
+    for count in (6, 10):
+        part(page, TEXT, "next").click()
+        expect(tiles(page, TEXT)).to_have_count(count)
+        expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+    recipes = [from_png(file).recipe for file in files(page, TEXT)]
+    assert recipes == [recipes[0].with_seeds([seed]) for seed in range(8, 18)]
+    assert replay(fresh(runtime), Shared(recipes[-1])) == digest(files(page, TEXT)[-1])
 
 
 def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtime) -> None:

@@ -40,6 +40,7 @@ from amused.serving.runtime import Choice, Runtime
 from amused.ui import grid as grid_section
 from amused.ui import mask_tools, prompts
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, UploadedDrawings
+from amused.ui.shapes import OWN_SHAPE, SHAPES, sides
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 
@@ -319,11 +320,11 @@ def compared(page: Page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.request.get(result).body())).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("shape", list(image_tab.SHAPES))
+@pytest.mark.parametrize("shape", [*SHAPES, OWN_SHAPE])
 @pytest.mark.parametrize("choice", [Choice("a", "", size=256, multiple=16), Choice("b", "", size=512, multiple=32)])
 def test_every_shape_fits_the_model(shape: str, choice: Choice) -> None:
-    width, height = image_tab.sides(shape, choice.size, choice.multiple)
-    if shape != image_tab.OWN_SHAPE:
+    width, height = sides(shape, choice.size, choice.multiple)
+    if shape != OWN_SHAPE:
         assert max(width, height) == choice.size
         assert width % choice.multiple == height % choice.multiple == 0
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import FakeModel, fake_runtime
+from fake import TRAITS, FakeModel, fake_runtime
 from helpers.images import png
 from helpers.tabs import build_tab, values_of
 from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.images import digest
-from amused.recipe.recipe import Recipe
+from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
-from amused.ui import examples
+from amused.ui import examples, prompts
 from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
-from amused.ui.gallery_actions import painted_cells
+from amused.ui.gallery_actions import continue_request, painted_cells
 from amused.ui.kept_images import KeptImages, write_sheet
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
@@ -94,3 +94,34 @@ def test_a_contact_sheet_shows_large_images_reduced(tmp_path: Path) -> None:
     tray = KeptImages().keep(kept(1, tmp_path / "1.png", 3000)).keep(kept(2, tmp_path / "2.png", 100))
     with Image.open(write_sheet(tray, True)) as sheet:
         assert 2 * 512 < sheet.width < 2 * 512 + 100
+
+
+def test_the_last_seed_is_followed_by_the_first() -> None:
+    recipe = Recipe("text_to_image", "a fox", (MAX_SEED - 1,))
+    image = GeneratedImage("", MAX_SEED - 1, recipe, "0" * 16, (256, 256))
+    (continued,) = continue_request([image]).recipes
+    assert continued.seeds == (MAX_SEED, 0, 1, 2)
+    with pytest.raises(UserError, match="no images"):
+        continue_request([])
+
+
+def test_text_to_image_has_the_selected_shape() -> None:
+    tab = build_tab(text_tab.build, fake_runtime())
+    (square,) = tab.read(values_of(tab)).recipes
+    assert (square.width, square.height) == (None, None)
+    (wide,) = tab.read(values_of(tab, shape="Landscape 16:9")).recipes
+    assert wide.width == 256 and wide.height == 128
+    assert tab.own_from_recipe(wide) == {tab.shape: "Landscape 16:9"}
+    assert tab.own_from_recipe(square) == {tab.shape: "Square"}
+    with pytest.raises(UserError, match="Choose a shape"):
+        tab.read(values_of(tab, shape="round"))
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "a Whale wearing glasses", "", "a pixel art character", "red body"])
+def test_a_prompt_of_known_words_needs_no_hint(prompt: str) -> None:
+    assert prompts.hint({**TRAITS, "heads": ["head-fox", "head-whale"]}, prompt) == ""
+
+
+def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
+    assert "a baseball head" in prompts.hint(TRAITS, "a castle by the sea")
+    assert prompts.hint(None, "a castle by the sea") == ""

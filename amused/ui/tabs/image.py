@@ -14,25 +14,15 @@ from amused.errors import UserError
 from amused.generation.images import digest, fit, load_image
 from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
-from amused.serving.runtime import Runtime, scaled_sides
+from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
 from amused.ui.results import ResultView, TabState, image_at
+from amused.ui.shapes import OWN_SHAPE, SHAPES, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
 
-OWN_SHAPE = "Original"
-SHAPES = {
-    OWN_SHAPE: None,
-    "Square": (1, 1),
-    "Landscape 4:3": (4, 3),
-    "Portrait 3:4": (3, 4),
-    "Landscape 3:2": (3, 2),
-    "Portrait 2:3": (2, 3),
-    "Landscape 16:9": (16, 9),
-    "Portrait 9:16": (9, 16),
-}
 FIT_LABELS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
 
 
@@ -75,9 +65,8 @@ class ImageTab(Tab):
 
     def own_from_recipe(self, recipe: Recipe) -> Updates:
         """The image's own shape stands for a size that no other shape has."""
-        size, native_size = (recipe.width, recipe.height), self.runtime.native_size(recipe.model)
-        shape = next((shape for shape in SHAPES if sides(shape, *native_size) == size), OWN_SHAPE)
-        return {self.shape: shape, self.fit: recipe.fit}
+        shape = shape_of(recipe.width, recipe.height, *self.runtime.native_size(recipe.model))
+        return {self.shape: shape or OWN_SHAPE, self.fit: recipe.fit}
 
     def use_files(self, image: str | None, mask: str | None) -> Updates:
         return {} if image is None else {self.image: image}
@@ -156,7 +145,7 @@ def build_inputs() -> dict[str, Any]:
             elem_id=f"{IMAGE_TO_IMAGE}-seen",
         )
     with gr.Row(visible=False) as fit_row:
-        shape = gr.Dropdown(list(SHAPES), value=OWN_SHAPE, label="Shape", elem_id=f"{IMAGE_TO_IMAGE}-shape")
+        shape = gr.Dropdown([OWN_SHAPE, *SHAPES], value=OWN_SHAPE, label="Shape", elem_id=f"{IMAGE_TO_IMAGE}-shape")
         fit_mode = gr.Radio(
             [(FIT_LABELS[mode], mode) for mode in FITS],
             value=Recipe.fit,
@@ -180,14 +169,6 @@ def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
     if file is None:
         raise UserError(NO_IMAGE)
     return load_image(file, expected)
-
-
-def sides(shape: str, size: int, multiple: int) -> tuple[int | None, int | None]:
-    """Width and height of a shape at a model's native size; (None, None) for the image's own shape."""
-    if shape not in SHAPES:
-        raise UserError(f"Choose a shape: {', '.join(SHAPES)}.")
-    ratio = SHAPES[shape]
-    return (None, None) if ratio is None else scaled_sides(ratio, size, multiple)
 
 
 def fitted(recipe: Recipe, image: Image.Image) -> Image.Image:
