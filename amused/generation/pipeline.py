@@ -27,11 +27,19 @@ from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
-from amused.generation.sampling import StepPlan, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.generation.sampling import (
+    StepPlan,
+    corrector_plans,
+    mask_at_random,
+    mask_least_likely,
+    mask_schedule,
+    sampling_steps,
+    unmask_step,
+)
 from amused.limits import MAX_BATCH
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 
 CACHED_PROMPTS = 8
 CACHED_IMAGES = 8
@@ -40,7 +48,7 @@ CACHED_RESULTS = 1024  # 2 to 8 kB each
 
 @dataclass(frozen=True)
 class Step:
-    """Emitted after each sampling step.
+    """Emitted after each sampling step, and after each of the two passes of a corrector round.
 
     Attributes:
         index: of the seed in the recipe, from 0.
@@ -236,17 +244,28 @@ class Amused:
     ) -> Generator[Step | Picture]:
         """Sample the seeds of a recipe but for the first `done`."""
         mask_id = self.checkpoint.mask_token_id
+        may_change = None if inputs.editable is None else torch.from_numpy(inputs.editable).to(self.device)
+        start = self._mask_by_prompt(recipe, given, predict) if recipe.mask_by == "prompt" else None
         for first in range(done, len(recipe.seeds), predict.batch_size):
             seeds = recipe.seeds[first : first + predict.batch_size]
             padded = (*seeds, *[seeds[-1]] * (predict.batch_size - len(seeds)))
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in padded]
-            tokens = self._initial_tokens(recipe, inputs, given, generators)  # b h w
-            steps = self._steps_of(recipe, tokens)
+            tokens = (  # b h w
+                self._initial_tokens(recipe, inputs, given, generators)
+                if start is None
+                else start.repeat(len(generators), 1, 1)
+            )
+            steps = self._steps_of(recipe, inputs, tokens)
             for step in steps:
                 with torch.inference_mode():
-                    masked_idx = predict.masked_idx(tokens)  # b k, or None for all positions
-                    logits = predict(tokens, step, masked_idx)  # b k codebook
-                    tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
+                    if step.num_to_mask is not None:
+                        tokens = mask_least_likely(
+                            predict(tokens, step, None), tokens, mask_id, step.num_to_mask, may_change
+                        )
+                    else:
+                        masked_idx = predict.masked_idx(tokens)  # b k, or None for all positions
+                        logits = predict(tokens, step, masked_idx)  # b k codebook
+                        tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
                     masked = tokens == mask_id
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
@@ -269,6 +288,8 @@ class Amused:
         if inputs.initial_mask is not None:
             initial_mask = torch.from_numpy(inputs.initial_mask).to(self.device)
             return given.masked_fill(initial_mask, mask_id).repeat(len(generators), 1, 1)
+        if recipe.task == IMPROVE:
+            return given.repeat(len(generators), 1, 1)
         mask_ratio: Tensor | float | None = recipe.share
         if mask_ratio is None:
             mask_ratio = mask_schedule(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
@@ -277,17 +298,33 @@ class Amused:
             return tokens
         return torch.where(torch.from_numpy(inputs.editable_mask).to(self.device), tokens, given)
 
-    def _steps_of(self, recipe: Recipe, tokens: Tensor) -> list[StepPlan]:
+    @torch.inference_mode()
+    def _mask_by_prompt(self, recipe: Recipe, given: Tensor | None, predict: Predictor) -> Tensor:
+        """(1, h, w): the tokens of an image, those masked that are the least likely with the prompt."""
+        assert given is not None
+        ratio = mask_schedule(self.checkpoint.masking_schedule, recipe.steps, "cpu")[recipe.start]
+        plan = StepPlan(0, None, ratio)  # before the first step: of which only the number counts
+        logits = predict(given[None], plan, None)
+        count = max(1, int(ratio * given.numel()))
+        return mask_least_likely(logits, given[None], self.checkpoint.mask_token_id, count)
+
+    def _steps_of(self, recipe: Recipe, inputs: Inputs, tokens: Tensor) -> list[StepPlan]:
         # The reference inpaints with the linear schedule whatever the checkpoint says.
         schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
-        return sampling_steps(
-            schedule,
-            recipe.steps,
-            recipe.temperature,
-            (tokens == self.checkpoint.mask_token_id).flatten(1),
-            start=recipe.start,
-            scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
-        )
+        plans: list[StepPlan] = []
+        if recipe.task != IMPROVE:
+            plans = sampling_steps(
+                schedule,
+                recipe.steps,
+                recipe.temperature,
+                (tokens == self.checkpoint.mask_token_id).flatten(1),
+                start=recipe.start,
+                scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
+                sampler=recipe.sampler,
+            )
+        num_tokens = tokens[0].numel() if inputs.editable is None else int(inputs.editable.sum())
+        first = len(plans) + 1
+        return plans + corrector_plans(first, recipe.corrector_rounds, num_tokens, recipe.sampler, tokens.device)
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
         """The tokens (h, w) of an earlier result: cached, or sampled again."""
