@@ -13,7 +13,7 @@ from torch import nn
 
 from amused.atomic import atomic_dir, write_json
 from amused.checkpoints.catalog import INDEX, TRAITS
-from amused.checkpoints.config import CLASSES, CONFIGS, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
+from amused.checkpoints.config import CLASSES, CONFIGS, PRIVATE, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
 from amused.checkpoints.weights import WEIGHTS, is_finite
 from amused.errors import CheckpointError, UserError
 from amused.model.text import config_of
@@ -60,7 +60,9 @@ def save_checkpoint(
             write_weights(part, component, network, dtype, variant)
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             written_by = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
-            write_json(part / CONFIGS[component], {**written_by, **dataclasses.asdict(config)})
+            values = dataclasses.asdict(config)
+            private = {key: value for name, key in PRIVATE.items() if (value := values.pop(name, None)) is not None}
+            write_json(part / CONFIGS[component], {**written_by, **values, **private})
         clip = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
         write_json(part / CONFIGS["text_encoder"], {**clip, **dataclasses.asdict(config_of(text_encoder))})
         if isinstance(tokenizer, (str, Path)):

@@ -88,6 +88,7 @@ class Amused:
         device, dtype, dtype_reason: where it runs, in which precision, and why.
         quantize: "int8" or None.
         adapters: the folder of adapters, or None.
+        defaults: the checkpoint's own settings, by field of a recipe: `Recipe(..., **model.defaults)`.
         batch_size: images that are sampled together: 1 on a CPU, where more gain nothing; on a GPU measured before the
             first image, and halved when memory runs out. A short last batch is filled up with its last seed, so that
             the network always sees the same shapes.
@@ -95,7 +96,7 @@ class Amused:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
         self.checkpoint = checkpoint
-        self.name, self.traits = checkpoint.name, checkpoint.traits
+        self.name, self.traits, self.defaults = checkpoint.name, checkpoint.traits, checkpoint.defaults
         self.size, self.multiple = checkpoint.size, checkpoint.multiple
         self.pixels_per_token = checkpoint.vqgan.scale_factor
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
@@ -105,7 +106,7 @@ class Amused:
         self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
-        self._encodings: LRUCache[str, Tensor] = LRUCache(CACHED_IMAGES)
+        self._encodings: LRUCache[tuple[str, int], Tensor] = LRUCache(CACHED_IMAGES)
         self._results: LRUCache[Recipe, Tensor] = LRUCache(CACHED_RESULTS)
 
     def read_weights(self, everything: bool = False) -> None:
@@ -152,8 +153,9 @@ class Amused:
         Args:
             prompt: what to draw.
             seeds: integers in [0, 2**32).
-            options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `aesthetic_score`, `crop`, `width`,
-                `height`, `adapter`, `adapter_strength`: see `Recipe` for meaning, range and default.
+            options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `sampler`, `corrector_rounds`,
+                `aesthetic_score`, `crop`, `width`, `height`, `adapter`, `adapter_strength`: see `Recipe` for meaning
+                and range. Defaults are `defaults`, then those of `Recipe`.
 
         Raises:
             UserError: a value is out of range.
@@ -167,8 +169,8 @@ class Amused:
         """Images that start from `image`: a PIL image, a path, or the bytes of a file.
 
         `strength`, above 0 to 1, is the share of the steps that run; at 1 nothing of `image` is left. Without `width`
-        and `height` the image keeps its size, reduced to a multiple of `multiple`. Other arguments and errors as for
-        `text_to_image`.
+        and `height` the image keeps its size, reduced to a multiple of `multiple`. `mask_by` is one more option. Other
+        arguments and errors as for `text_to_image`.
         """
         return self._images(IMAGE_TO_IMAGE, prompt, image, seeds=seeds, strength=strength, **options)
 
@@ -190,7 +192,7 @@ class Amused:
         return self._images(INPAINT, prompt, image, mask, seeds=seeds, strength=strength, **options)
 
     def _images(self, task: str, prompt: str, *inputs: Source, **options: Any) -> list[Image.Image]:
-        events = self.generate(Recipe(task, prompt, model=self.name, **options), *inputs)
+        events = self.generate(Recipe(task, prompt, model=self.name, **{**self.defaults, **options}), *inputs)
         return [event.image for event in events if isinstance(event, Picture)]
 
     # Sampling
@@ -212,6 +214,7 @@ class Amused:
 
     def _generate(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Generator[Step | Picture]:
         reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
+        self.components.vqgan(recipe.model_version)
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
@@ -219,7 +222,9 @@ class Amused:
             if self.prompt_is_cut(prompt):
                 warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
-        given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
+        given = inputs.tokens
+        if given is None and inputs.image is not None:
+            given = self.encode(inputs.image, recipe.model_version)
         if not self._is_batch_measured:
             self._is_batch_measured = True
             side = self.checkpoint.transformer.sample_size
@@ -270,7 +275,7 @@ class Amused:
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
             for i, seed in enumerate(seeds):
-                result = self.decode(tokens[i])
+                result = self.decode(tokens[i], recipe.model_version)
                 if inputs.frame is not None:
                     result = inputs.frame.composite_result(result)
                 on_cpu = tokens[i].cpu()
@@ -360,22 +365,24 @@ class Amused:
         return encoded
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image) -> Tensor:
+    def encode(self, image: Image.Image, model_version: int | None = None) -> Tensor:
         """An image, whose sides are multiples of `multiple`, to its tokens (h, w). Cached."""
-        key = digest(image)
+        encoder, _ = self.components.vqgan(model_version or self.checkpoint.version)
+        key = digest(image), model_version or self.checkpoint.version
         tokens = self._encodings.get(key)
         if tokens is None:
             # cuDNN computes convolutions in TF32 by default.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
+                tokens = encoder.get().encode(to_tensor(image).to(self.device))[0]
             self._encodings.put(key, tokens)
         return tokens
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> Image.Image:
+    def decode(self, tokens: Tensor, model_version: int | None = None) -> Image.Image:
         """Tokens (h, w), integers in [0, codebook_size), to their image."""
+        _, decoder = self.components.vqgan(model_version or self.checkpoint.version)
         tokens = tokens.to(self.device)
-        pixels = self.components.decoder.get().decode(tokens[None])[0]
+        pixels = decoder.get().decode(tokens[None])[0]
         self._previewer.observe(tokens, pixels)
         return to_image(pixels)
 

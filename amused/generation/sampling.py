@@ -2,7 +2,7 @@
 
 Pure functions over a batch of token sequences. Every row has its own generator and takes its draws in the reference's
 order (one multinomial draw per position, then the Gumbel noise), so a seed gives the reference's tokens in any batch.
-Not in the reference: the annealed sampler, and corrector rounds, which mask the least likely tokens and draw them again.
+Not in the reference: the annealed sampler, and the corrector, which masks the least likely tokens and draws them again.
 Nothing here waits for a GPU except `sampling_steps`, which runs once before the loop.
 
 Shapes: b images, n positions of an image, k positions with logits, c codes.
@@ -186,9 +186,7 @@ def unmask_step(
     if step.sample_temperature == 0:
         sampled = probabilities.argmax(dim=-1)
     else:
-        tempered = (
-            probabilities if step.sample_temperature == 1 else (logits / step.sample_temperature).softmax(dim=-1)
-        )
+        tempered = probabilities if step.sample_temperature == 1 else (logits / step.sample_temperature).softmax(dim=-1)
         sampled = sample_multinomial(tempered, tokens.shape[1], generators, masked_idx)
     chosen = probabilities.gather(2, sampled[..., None])[..., 0]  # b k
     if masked_idx is not None:

@@ -19,7 +19,7 @@ from amused.recipe.seeds import format_ranges, parse_cells, parse_seeds
 VERSION = 3
 """Version 1: a variation of an inpainted image ignored its mask. Version 3 added the task "improve" and `ADDED`. A
 recipe is written as version 2 if it has neither, so that older versions of the program read it."""
-ADDED = ("sampler", "corrector_rounds", "mask_by")
+ADDED = ("sampler", "corrector_rounds", "mask_by", "model_version")
 MAX_QUERY = 20_000
 DAMAGED = "The link is damaged: please copy it again."
 
@@ -141,7 +141,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "crop": parse_each(int),
     "temperature": parse_each(float),
     **dict.fromkeys(("composite", "only_masked"), parse_bool),
-    **dict.fromkeys(("steps", "width", "height", "feather", "corrector_rounds"), int),
+    **dict.fromkeys(("steps", "width", "height", "feather", "corrector_rounds", "model_version"), int),
     **dict.fromkeys(("guidance_scale", "strength", "aesthetic_score", "share", "adapter_strength"), float),
 }
 """How the text of a field is read; the other fields are text."""

@@ -41,7 +41,10 @@ SIDE_MULTIPLE = 16
 FITS = ("crop", "pad", "stretch")
 SAMPLERS = ("multinomial", "annealed")
 MAX_CORRECTOR_ROUNDS = 10
+MAX_MODEL_VERSION = 1000
 MASK_BY = ("random", "prompt")
+OF_A_MODEL = ("steps", "guidance_scale", "temperature", "sampler", "corrector_rounds", "mask_by", "model_version")
+"""The fields for which a model may have values of its own, which apply where a request says nothing."""
 MAX_FEATHER = 64
 MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
@@ -86,6 +89,7 @@ class Recipe:
             "improve" does nothing else, at least once. A round takes as long as two steps.
         mask_by: which tokens of an input image image to image masks: "random" ones, as in the reference, or those that
             the "prompt" makes least likely.
+        model_version: of the checkpoint: version 2 of "nouns" has another decoder.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.
@@ -119,6 +123,7 @@ class Recipe:
     sampler: str = "multinomial"
     corrector_rounds: int = 0
     mask_by: str = "random"
+    model_version: int = 1
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -156,6 +161,7 @@ class Recipe:
             raise UserError(f"mask_by must be {' or '.join(MASK_BY)}.")
         if self.task != IMAGE_TO_IMAGE:
             set_(self, "mask_by", "random")
+        set_(self, "model_version", whole("version of the model", self.model_version, 1, MAX_MODEL_VERSION))
         for name in ("composite", "only_masked"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false.")

@@ -21,6 +21,7 @@ LABELS = {
     "negative_prompt": "Negative prompt",
     "seeds": "Seed",
     "model": "Model",
+    "model_version": "Model version",
     "adapter": "Adapter",
     "adapter_strength": "Adapter strength",
     "adapter_digest": "Adapter digest",

@@ -31,7 +31,7 @@ from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
-OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask")
+OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask", "mask_by")
 """Fields that variations do not inherit: they say how an input image is used."""
 
 # Scrolls to what opened; a gallery may be longer than the window.

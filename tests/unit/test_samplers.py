@@ -1,4 +1,4 @@
-"""What the reference does not have: the annealed sampler, the corrector, masking by the prompt. Against plain formulas."""
+"""What the reference does not have, against plain formulas: annealed sampling, the corrector, masking by the prompt."""
 
 from __future__ import annotations
 
