@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from amused.atomic import atomic_dir, write_json
-from amused.checkpoints.catalog import INDEX, TRAITS
+from amused.checkpoints.catalog import GENERATION_CONFIG, INDEX, TRAITS
 from amused.checkpoints.config import CLASSES, CONFIGS, PRIVATE, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
 from amused.checkpoints.weights import WEIGHTS, is_finite
 from amused.errors import CheckpointError, UserError
@@ -36,6 +36,7 @@ def save_checkpoint(
     tokenizer: CLIPTokenizer | str | Path,
     masking_schedule: str = "cosine",
     traits: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
 ) -> None:
@@ -45,6 +46,7 @@ def save_checkpoint(
 
     Args:
         tokenizer: a tokenizer, or a folder with its files.
+        defaults: the checkpoint's own settings, by field of a recipe.
         dtype: of the weights in the files.
         variant: part of the weights' file names: "fp16", or None for full precision.
     """
@@ -80,6 +82,8 @@ def save_checkpoint(
         )
         if traits is not None:
             write_json(part / TRAITS, dict(traits))
+        if defaults is not None:
+            write_json(part / GENERATION_CONFIG, dict(defaults))
         write_json(
             part / INDEX,
             {

@@ -25,6 +25,7 @@ from PIL import Image
 import amused
 from amused.errors import UserError
 from amused.generation.contact_sheet import sheet
+from amused.recipe.recipe import MASK_BY, SAMPLERS
 from amused.training.finetune.options import positive_int
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.nouns.scores import PARTS, coherence, difference, trait_scores
@@ -32,7 +33,7 @@ from amused.training.nouns.scores import PARTS, coherence, difference, trait_sco
 TASKS = ("text_to_image", "image_to_image", "inpaint")
 COHERENCE = "coherence"
 LEFT_OUT = [parts for count in (0, 1, 2, len(PARTS)) for parts in combinations(PARTS, count)]
-SAMPLING = ("steps", "guidance_scale", "temperature")
+SAMPLING = ("steps", "guidance_scale", "temperature", "sampler", "corrector_rounds", "mask_by")
 COLUMNS = (*PARTS, "whole", "exact", "specks", "seeds differ", "seconds")
 
 
@@ -52,7 +53,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="as the following, by default the checkpoint's own")
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--temperature", type=float, nargs=2)
-    parser.add_argument("--strength", type=float, default=0.7, help="of image to image")
+    parser.add_argument("--sampler", choices=SAMPLERS)
+    parser.add_argument("--corrector-rounds", type=int)
+    parser.add_argument("--mask-by", choices=MASK_BY, help="of image to image")
+    parser.add_argument("--strength", type=float, default=0.5, help="of image to image")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--quantize")
     parser.add_argument("--sheet", type=Path, help="save a contact sheet of the first images of each task")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
+from amused.checkpoints.catalog import GENERATION_CONFIG
 from amused.checkpoints.save import save_checkpoint
 from amused.errors import UserError
 from amused.model.vqgan import VQGAN
@@ -256,9 +257,8 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
-    """Write a checkpoint in the published layout and half precision. An existing model card is kept."""
-    card = target / "README.md"
-    text = card.read_bytes() if card.exists() else None
+    """Write a checkpoint in the published layout and half precision. An existing model card and settings are kept."""
+    kept = {name: (target / name).read_bytes() for name in ("README.md", GENERATION_CONFIG) if (target / name).exists()}
     save_checkpoint(
         target,
         transformer=model.transformer,
@@ -268,8 +268,8 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         masking_schedule="cosine",
         traits=dataclasses.asdict(known),
     )
-    if text is not None:
-        card.write_bytes(text)
+    for name, content in kept.items():
+        (target / name).write_bytes(content)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:
