@@ -1,4 +1,4 @@
-"""Actions on a generated image: inspect, vary, touch up, keep, send to another tab, share.
+"""Actions on a generated image: inspect, vary, touch up, improve, keep, send to another tab, share.
 
 The selected image of a gallery is shown below it, with its actions.
 """
@@ -17,7 +17,7 @@ from gradio.blocks import Block
 from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
@@ -31,6 +31,7 @@ from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
+IMPROVE_ROUNDS = 2  # as long as four steps
 OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask", "mask_by")
 """Fields that variations do not inherit: they say how an input image is used."""
 
@@ -88,6 +89,7 @@ class DetailsView:
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+                self.buttons["improve"] = gr.Button("Improve", min_width=100, elem_id=f"{task}-improve")
             self.vary = VaryForm(task)
             self.touch_up = TouchUpForm(task)
             with gr.Row(elem_classes="button-row"):
@@ -133,6 +135,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         connect_keep(view, tray)
         connect_vary(tab, view)
         connect_touch_up(tab, view)
+        connect_improve(tab, view)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
@@ -234,6 +237,15 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
     action = RunAction(read=read, inputs={view.selected, form.mirror, form.prompt, form.count}, append=True)
     connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
+
+
+def connect_improve(tab: Tab, view: DetailsView) -> None:
+    def read(values: Values) -> Request:
+        changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
+        return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
+
+    action = RunAction(read=read, inputs={view.selected}, append=True)
+    connect(tab.runtime, tab, [view.buttons["improve"].click], action)
 
 
 def scroll_to(place: gr.Column, event: Any) -> None:

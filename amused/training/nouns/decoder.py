@@ -48,7 +48,7 @@ def channels(used: Iterable[Pair]) -> set[int]:
     return {channel for pair in used for channel in pair}
 
 
-def set_anchors(bias: nn.Parameter | None, used: Collection[int], size: float = ANCHOR) -> None:
+def set_anchors(bias: Tensor | None, used: Collection[int], size: float = ANCHOR) -> None:
     """Anchors in all channels that are not used, of alternating sign, so that the mean of a group stays zero."""
     assert bias is not None
     for channel in range(len(bias)):
