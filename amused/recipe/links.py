@@ -13,12 +13,12 @@ from typing import TypeGuard
 from urllib.parse import parse_qsl, urlencode
 
 from amused.errors import UserError
-from amused.recipe.recipe import IMPROVE, INPAINT, Recipe
+from amused.recipe.recipe import INPAINT, Recipe
 from amused.recipe.seeds import format_ranges, parse_cells, parse_seeds
 
 VERSION = 3
-"""Version 1: a variation of an inpainted image ignored its mask. Version 3 added the task "improve" and `ADDED`. A
-recipe is written as version 2 if it has neither, so that older versions of the program read it."""
+"""Version 1: a variation of an inpainted image ignored its mask. Version 3 added the fields `ADDED`. A recipe
+that uses none of them is written as version 2, so that older versions of the program read it."""
 ADDED = ("sampler", "corrector_rounds", "mask_by", "model_version")
 MAX_QUERY = 20_000
 DAMAGED = "The link is damaged: please copy it again."
@@ -69,7 +69,7 @@ def to_query(recipe: Recipe, digest: str | None = None, fingerprint: str | None 
 
 def version_of(recipe: Recipe) -> int:
     """The oldest version of the format that has all of a recipe."""
-    is_new = recipe.task == IMPROVE or any(getattr(recipe, field) != DEFAULTS[field] for field in ADDED)
+    is_new = any(getattr(recipe, field) != DEFAULTS[field] for field in ADDED)
     return VERSION if is_new else 2 if recipe.parent is None else version_of(recipe.parent)
 
 
