@@ -78,9 +78,11 @@ def load_amused(options: argparse.Namespace) -> Generate:
         compile_layers()
     model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
 
+    as_reference = {name: getattr(amused.Recipe, name) for name in model.defaults if name != "model_version"}
+
     def generate(request: dict[str, Any]) -> None:
         prompt, size = request["prompt"], model.size
-        settings: dict[str, Any] = {"seeds": range(request["num_images"]), "steps": request["steps"]}
+        settings = {**as_reference, "seeds": range(request["num_images"]), "steps": request["steps"]}
         if request["task"] == "text_to_image":
             model.text_to_image(prompt, **settings)
         elif request["task"] == "image_to_image":

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from amused.checkpoints.json_file import read_json
+from amused.errors import CheckpointError, UserError
+from amused.recipe.recipe import IMAGE_TO_IMAGE, OF_A_MODEL, Recipe
 
 BUNDLED = Path(__file__).parent
 
 INDEX = "model_index.json"  # marks a folder as a checkpoint
 TRAITS = "traits.json"  # the words a model was trained on
+GENERATION_CONFIG = "generation_config.json"  # a model's own settings
 
 
 @dataclass(frozen=True)
@@ -36,3 +42,20 @@ PUBLISHED = {
 
 def bundled_names() -> list[str]:
     return sorted(path.name for path in BUNDLED.iterdir() if (path / INDEX).is_file())
+
+
+def read_defaults(folder: Path) -> dict[str, Any]:
+    """A model's own settings, by field of a recipe; those of `Recipe` where it states none.
+
+    Raises:
+        CheckpointError: a setting is unknown or invalid.
+    """
+    stated = read_json(folder, GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else {}
+    for name in stated:
+        if name not in OF_A_MODEL:
+            raise CheckpointError(f"{GENERATION_CONFIG}: {name[:40]!r} is not one of {', '.join(OF_A_MODEL)}.")
+    try:
+        recipe = Recipe(IMAGE_TO_IMAGE, "", (0,), **stated)
+    except UserError as error:
+        raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from error
+    return {name: getattr(recipe, name) for name in OF_A_MODEL}

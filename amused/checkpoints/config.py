@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amused.checkpoints.catalog import INDEX, TRAITS
+from amused.checkpoints.catalog import GENERATION_CONFIG, INDEX, TRAITS, read_defaults
 from amused.checkpoints.json_file import read_json
 from amused.errors import CheckpointError
 from amused.model.text import TextConfig
@@ -26,6 +26,8 @@ CONFIGS = {
     "vqvae": "vqvae/config.json",
     "text_encoder": "text_encoder/config.json",
 }
+VQGAN_V1 = "vqvae_v1"
+"""The folder of version 1's VQ-GAN in a checkpoint of version 2, for recipes that were made with it."""
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
 TOKENIZER = (
@@ -36,10 +38,12 @@ TOKENIZER = (
     "tokenizer/added_tokens.json",
     "tokenizer/tokenizer.json",
 )
-SMALL_FILES = (INDEX, TRAITS, SCHEDULER, *CONFIGS.values(), *TOKENIZER)
+SMALL_FILES = (INDEX, TRAITS, GENERATION_CONFIG, SCHEDULER, *CONFIGS.values(), *TOKENIZER)
 REQUIRED_FILES = (SCHEDULER, *CONFIGS.values(), TOKENIZER_CONFIG)
 CLASSES = {"transformer": "UVit2DModel", "vqvae": "VQModel"}
 SCHEDULES = ("cosine", "linear")
+PRIVATE = {"tile_size": "_tile_size"}
+"""Fields that other libraries do not know, by their keys in the files: they ignore underscored ones in silence."""
 
 MAX_WIDTH = 65_536
 MAX_TOKENS_A_SIDE = 256
@@ -65,7 +69,12 @@ Config = TypeVar("Config", UViTConfig, VQGANConfig, TextConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """The configurations of a checkpoint, valid and consistent with each other."""
+    """The configurations of a checkpoint, valid and consistent with each other.
+
+    Attributes:
+        defaults: values for the fields `OF_A_MODEL` of a recipe.
+        vqgan_v1: of version 1, if this is a later version that still has it.
+    """
 
     transformer: UViTConfig
     vqgan: VQGANConfig
@@ -73,6 +82,12 @@ class CheckpointConfig:
     mask_token_id: int
     masking_schedule: str  # "cosine" or "linear"
     traits: dict[str, Any] | None = None
+    defaults: dict[str, Any]
+    vqgan_v1: VQGANConfig | None = None
+
+    @property
+    def version(self) -> int:
+        return self.defaults["model_version"]
 
     @property
     def size(self) -> int:
@@ -110,6 +125,11 @@ def read_configs(folder: Path) -> CheckpointConfig:
         f"num_vq_embeddings of {CONFIGS['vqvae']}",
         vqgan.num_vq_embeddings,
     )
+    vqgan_v1 = None
+    if (folder / VQGAN_V1).is_dir():
+        vqgan_v1 = read_config(folder, "vqvae", VQGANConfig, f"{VQGAN_V1}/config.json")
+        for key in ("num_vq_embeddings", "scale_factor"):
+            check_equal(f"{VQGAN_V1}: {key}", getattr(vqgan_v1, key), CONFIGS["vqvae"], getattr(vqgan, key))
     last = transformer.vocab_size - 1
     check_equal(f"{SCHEDULER}: mask_token_id", mask_token_id, f"the last of vocab_size of {u_vit}", last)
     hidden, projected = transformer.encoder_hidden_size, transformer.cond_embed_dim
@@ -133,6 +153,8 @@ def read_configs(folder: Path) -> CheckpointConfig:
         mask_token_id=mask_token_id,
         masking_schedule=masking_schedule,
         traits=read_traits(folder),
+        defaults=read_defaults(folder),
+        vqgan_v1=vqgan_v1,
     )
 
 
@@ -141,16 +163,19 @@ def check_equal(name: str, value: int, other: str, expected: int) -> None:
         raise CheckpointError(f"{name} is {value} but {other} is {expected}.")
 
 
-def read_config(folder: Path, component: str, kind: type[Config]) -> Config:
-    file = CONFIGS[component]
+def read_config(folder: Path, component: str, kind: type[Config], file: str | None = None) -> Config:
+    """`file`: if not the component's own."""
+    file = file or CONFIGS[component]
     data = read_json(folder, file)
-    fields = {field.name for field in dataclasses.fields(kind)}
+    fields = {PRIVATE.get(field.name, field.name): field.name for field in dataclasses.fields(kind)}
     if component in CLASSES:
         check_class(data, file, CLASSES[component])
     # Unknown keys are ignored: most are bookkeeping of other libraries. One that changes the network shows up as a
     # missing or an unexpected key in the weights.
     hints = typing.get_type_hints(kind)
-    values = {key: checked(file, key, value, hints[key]) for key, value in data.items() if key in fields}
+    values = {
+        fields[key]: checked(file, key, value, hints[fields[key]]) for key, value in data.items() if key in fields
+    }
     try:
         return kind(**values)
     except ValueError as error:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from amused.atomic import atomic_dir, write_json
-from amused.checkpoints.catalog import INDEX, TRAITS
-from amused.checkpoints.config import CLASSES, CONFIGS, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
+from amused.checkpoints.catalog import GENERATION_CONFIG, INDEX, TRAITS
+from amused.checkpoints.config import CLASSES, CONFIGS, PRIVATE, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
 from amused.checkpoints.weights import WEIGHTS, is_finite
 from amused.errors import CheckpointError, UserError
 from amused.model.text import config_of
@@ -36,6 +36,7 @@ def save_checkpoint(
     tokenizer: CLIPTokenizer | str | Path,
     masking_schedule: str = "cosine",
     traits: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
 ) -> None:
@@ -45,6 +46,7 @@ def save_checkpoint(
 
     Args:
         tokenizer: a tokenizer, or a folder with its files.
+        defaults: the checkpoint's own settings, by field of a recipe.
         dtype: of the weights in the files.
         variant: part of the weights' file names: "fp16", or None for full precision.
     """
@@ -60,7 +62,9 @@ def save_checkpoint(
             write_weights(part, component, network, dtype, variant)
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             written_by = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
-            write_json(part / CONFIGS[component], {**written_by, **dataclasses.asdict(config)})
+            values = dataclasses.asdict(config)
+            private = {key: value for name, key in PRIVATE.items() if (value := values.pop(name, None)) is not None}
+            write_json(part / CONFIGS[component], {**written_by, **values, **private})
         clip = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
         write_json(part / CONFIGS["text_encoder"], {**clip, **dataclasses.asdict(config_of(text_encoder))})
         if isinstance(tokenizer, (str, Path)):
@@ -78,6 +82,8 @@ def save_checkpoint(
         )
         if traits is not None:
             write_json(part / TRAITS, dict(traits))
+        if defaults is not None:
+            write_json(part / GENERATION_CONFIG, dict(defaults))
         write_json(
             part / INDEX,
             {

@@ -79,9 +79,9 @@ class Components:
         self.tokenizer = Lazy(checkpoint.load_tokenizer)
         self.text_encoder = Lazy(lambda: checkpoint.load_text_encoder(device, dtype))
         self.transformer = Lazy(lambda: load_transformer(checkpoint, placement))
-        # The encoder runs in float32: a rounding error there is another token.
-        self.encoder = Lazy(lambda: checkpoint.load_vqgan(device, torch.float32, half="encoder"))
-        self.decoder = Lazy(lambda: load_decoder(checkpoint, placement))
+        self._vqgans = {version: lazy_vqgan(one, placement) for version, one in checkpoint.versions.items()}
+        self.encoder, self.decoder = self._vqgans[checkpoint.version]
+        self._name = checkpoint.name
         self._adapted: LRUCache[AdapterKey, Networks] = LRUCache(CACHED_ADAPTERS)
 
     def load(self, with_encoder: bool = False) -> None:
@@ -101,6 +101,20 @@ class Components:
 
         if not self.transformer.is_requested:
             threading.Thread(target=work, name="load components", daemon=True).start()
+
+    def vqgan(self, version: int) -> tuple[Lazy[VQGAN], Lazy[VQGAN]]:
+        """Encoder and decoder of a version of the checkpoint.
+
+        Raises:
+            UserError: they are not there.
+        """
+        if version not in self._vqgans:
+            known = " and ".join(str(known) for known in self._vqgans)
+            raise UserError(
+                f"This needs version {version} of the model {self._name}, but here is version {known}: "
+                "use the release of aMUSEd that made it."
+            )
+        return self._vqgans[version]
 
     @torch.inference_mode()
     def networks(self, recipe: Recipe) -> Networks:
@@ -140,6 +154,14 @@ def load_transformer(checkpoint: Checkpoint, placement: Placement) -> UViT:
     return pack(transformer) if can_pack(placement.device, placement.dtype) else transformer
 
 
+def lazy_vqgan(checkpoint: Checkpoint, placement: Placement) -> tuple[Lazy[VQGAN], Lazy[VQGAN]]:
+    # The encoder runs in float32: a rounding error there is another token.
+    encoder = Lazy(lambda: checkpoint.load_vqgan(placement.device, torch.float32, half="encoder"))
+    return encoder, Lazy(lambda: load_decoder(checkpoint, placement))
+
+
 def load_decoder(checkpoint: Checkpoint, placement: Placement) -> VQGAN:
-    in_float32 = placement.dtype == torch.float16 and checkpoint.vqgan.force_upcast
+    half, config = placement.dtype, checkpoint.vqgan
+    # A decoder that works on tiles is constructed: bfloat16 has too few digits for it.
+    in_float32 = (half == torch.float16 and config.force_upcast) or config.tile_size is not None
     return checkpoint.load_vqgan(placement.device, torch.float32 if in_float32 else placement.dtype, half="decoder")

@@ -82,6 +82,11 @@ class Inputs:
     editable_mask: np.ndarray | None = None
     frame: Frame | None = None
 
+    @property
+    def editable(self) -> np.ndarray | None:
+        """Bool (h, w), the cells that the task may change; None for all."""
+        return self.editable_mask if self.initial_mask is None else self.initial_mask
+
 
 @dataclass(frozen=True)
 class InputReader:

@@ -27,11 +27,19 @@ from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
-from amused.generation.sampling import StepPlan, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.generation.sampling import (
+    StepPlan,
+    corrector_plans,
+    mask_at_random,
+    mask_least_likely,
+    mask_schedule,
+    sampling_steps,
+    unmask_step,
+)
 from amused.limits import MAX_BATCH
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 
 CACHED_PROMPTS = 8
 CACHED_IMAGES = 8
@@ -40,7 +48,7 @@ CACHED_RESULTS = 1024  # 2 to 8 kB each
 
 @dataclass(frozen=True)
 class Step:
-    """Emitted after each sampling step.
+    """Emitted after each sampling step, and after each of the two passes of a corrector round.
 
     Attributes:
         index: of the seed in the recipe, from 0.
@@ -80,6 +88,7 @@ class Amused:
         device, dtype, dtype_reason: where it runs, in which precision, and why.
         quantize: "int8" or None.
         adapters: the folder of adapters, or None.
+        defaults: the checkpoint's own settings, by field of a recipe: `Recipe(..., **model.defaults)`.
         batch_size: images that are sampled together: 1 on a CPU, where more gain nothing; on a GPU measured before the
             first image, and halved when memory runs out. A short last batch is filled up with its last seed, so that
             the network always sees the same shapes.
@@ -87,7 +96,7 @@ class Amused:
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
         self.checkpoint = checkpoint
-        self.name, self.traits = checkpoint.name, checkpoint.traits
+        self.name, self.traits, self.defaults = checkpoint.name, checkpoint.traits, checkpoint.defaults
         self.size, self.multiple = checkpoint.size, checkpoint.multiple
         self.pixels_per_token = checkpoint.vqgan.scale_factor
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
@@ -97,7 +106,7 @@ class Amused:
         self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
-        self._encodings: LRUCache[str, Tensor] = LRUCache(CACHED_IMAGES)
+        self._encodings: LRUCache[tuple[str, int], Tensor] = LRUCache(CACHED_IMAGES)
         self._results: LRUCache[Recipe, Tensor] = LRUCache(CACHED_RESULTS)
 
     def read_weights(self, everything: bool = False) -> None:
@@ -144,8 +153,9 @@ class Amused:
         Args:
             prompt: what to draw.
             seeds: integers in [0, 2**32).
-            options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `aesthetic_score`, `crop`, `width`,
-                `height`, `adapter`, `adapter_strength`: see `Recipe` for meaning, range and default.
+            options: `steps`, `guidance_scale`, `negative_prompt`, `temperature`, `sampler`, `corrector_rounds`,
+                `aesthetic_score`, `crop`, `width`, `height`, `adapter`, `adapter_strength`: see `Recipe` for meaning
+                and range. Defaults are `defaults`, then those of `Recipe`.
 
         Raises:
             UserError: a value is out of range.
@@ -159,8 +169,8 @@ class Amused:
         """Images that start from `image`: a PIL image, a path, or the bytes of a file.
 
         `strength`, above 0 to 1, is the share of the steps that run; at 1 nothing of `image` is left. Without `width`
-        and `height` the image keeps its size, reduced to a multiple of `multiple`. Other arguments and errors as for
-        `text_to_image`.
+        and `height` the image keeps its size, reduced to a multiple of `multiple`. `mask_by` is one more option. Other
+        arguments and errors as for `text_to_image`.
         """
         return self._images(IMAGE_TO_IMAGE, prompt, image, seeds=seeds, strength=strength, **options)
 
@@ -182,7 +192,7 @@ class Amused:
         return self._images(INPAINT, prompt, image, mask, seeds=seeds, strength=strength, **options)
 
     def _images(self, task: str, prompt: str, *inputs: Source, **options: Any) -> list[Image.Image]:
-        events = self.generate(Recipe(task, prompt, model=self.name, **options), *inputs)
+        events = self.generate(Recipe(task, prompt, model=self.name, **{**self.defaults, **options}), *inputs)
         return [event.image for event in events if isinstance(event, Picture)]
 
     # Sampling
@@ -204,6 +214,7 @@ class Amused:
 
     def _generate(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Generator[Step | Picture]:
         reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
+        self.components.vqgan(recipe.model_version)
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
@@ -211,7 +222,9 @@ class Amused:
             if self.prompt_is_cut(prompt):
                 warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
-        given = self.encode(inputs.image) if inputs.tokens is None and inputs.image is not None else inputs.tokens
+        given = inputs.tokens
+        if given is None and inputs.image is not None:
+            given = self.encode(inputs.image, recipe.model_version)
         if not self._is_batch_measured:
             self._is_batch_measured = True
             side = self.checkpoint.transformer.sample_size
@@ -236,22 +249,33 @@ class Amused:
     ) -> Generator[Step | Picture]:
         """Sample the seeds of a recipe but for the first `done`."""
         mask_id = self.checkpoint.mask_token_id
+        may_change = None if inputs.editable is None else torch.from_numpy(inputs.editable).to(self.device)
+        start = self._mask_by_prompt(recipe, given, predict) if recipe.mask_by == "prompt" else None
         for first in range(done, len(recipe.seeds), predict.batch_size):
             seeds = recipe.seeds[first : first + predict.batch_size]
             padded = (*seeds, *[seeds[-1]] * (predict.batch_size - len(seeds)))
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in padded]
-            tokens = self._initial_tokens(recipe, inputs, given, generators)  # b h w
-            steps = self._steps_of(recipe, tokens)
+            tokens = (  # b h w
+                self._initial_tokens(recipe, inputs, given, generators)
+                if start is None
+                else start.repeat(len(generators), 1, 1)
+            )
+            steps = self._steps_of(recipe, inputs, tokens)
             for step in steps:
                 with torch.inference_mode():
-                    masked_idx = predict.masked_idx(tokens)  # b k, or None for all positions
-                    logits = predict(tokens, step, masked_idx)  # b k codebook
-                    tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
+                    if step.num_to_mask is not None:
+                        tokens = mask_least_likely(
+                            predict(tokens, step, None), tokens, mask_id, step.num_to_mask, may_change
+                        )
+                    else:
+                        masked_idx = predict.masked_idx(tokens)  # b k, or None for all positions
+                        logits = predict(tokens, step, masked_idx)  # b k codebook
+                        tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
                     masked = tokens == mask_id
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
             for i, seed in enumerate(seeds):
-                result = self.decode(tokens[i])
+                result = self.decode(tokens[i], recipe.model_version)
                 if inputs.frame is not None:
                     result = inputs.frame.composite_result(result)
                 on_cpu = tokens[i].cpu()
@@ -269,6 +293,8 @@ class Amused:
         if inputs.initial_mask is not None:
             initial_mask = torch.from_numpy(inputs.initial_mask).to(self.device)
             return given.masked_fill(initial_mask, mask_id).repeat(len(generators), 1, 1)
+        if recipe.task == IMPROVE:
+            return given.repeat(len(generators), 1, 1)
         mask_ratio: Tensor | float | None = recipe.share
         if mask_ratio is None:
             mask_ratio = mask_schedule(self.checkpoint.masking_schedule, recipe.steps, self.device)[recipe.start]
@@ -277,17 +303,33 @@ class Amused:
             return tokens
         return torch.where(torch.from_numpy(inputs.editable_mask).to(self.device), tokens, given)
 
-    def _steps_of(self, recipe: Recipe, tokens: Tensor) -> list[StepPlan]:
+    @torch.inference_mode()
+    def _mask_by_prompt(self, recipe: Recipe, given: Tensor | None, predict: Predictor) -> Tensor:
+        """(1, h, w): the tokens of an image, those masked that are the least likely with the prompt."""
+        assert given is not None
+        ratio = mask_schedule(self.checkpoint.masking_schedule, recipe.steps, "cpu")[recipe.start]
+        plan = StepPlan(0, None, ratio)  # before the first step: of which only the number counts
+        logits = predict(given[None], plan, None)
+        count = max(1, int(ratio * given.numel()))
+        return mask_least_likely(logits, given[None], self.checkpoint.mask_token_id, count)
+
+    def _steps_of(self, recipe: Recipe, inputs: Inputs, tokens: Tensor) -> list[StepPlan]:
         # The reference inpaints with the linear schedule whatever the checkpoint says.
         schedule = "linear" if recipe.task == INPAINT else self.checkpoint.masking_schedule
-        return sampling_steps(
-            schedule,
-            recipe.steps,
-            recipe.temperature,
-            (tokens == self.checkpoint.mask_token_id).flatten(1),
-            start=recipe.start,
-            scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
-        )
+        plans: list[StepPlan] = []
+        if recipe.task != IMPROVE:
+            plans = sampling_steps(
+                schedule,
+                recipe.steps,
+                recipe.temperature,
+                (tokens == self.checkpoint.mask_token_id).flatten(1),
+                start=recipe.start,
+                scale_by_mask=recipe.task == INPAINT or recipe.parent is not None,
+                sampler=recipe.sampler,
+            )
+        num_tokens = tokens[0].numel() if inputs.editable is None else int(inputs.editable.sum())
+        first = len(plans) + 1
+        return plans + corrector_plans(first, recipe.corrector_rounds, num_tokens, recipe.sampler, tokens.device)
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
         """The tokens (h, w) of an earlier result: cached, or sampled again."""
@@ -323,22 +365,24 @@ class Amused:
         return encoded
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image) -> Tensor:
+    def encode(self, image: Image.Image, model_version: int | None = None) -> Tensor:
         """An image, whose sides are multiples of `multiple`, to its tokens (h, w). Cached."""
-        key = digest(image)
+        encoder, _ = self.components.vqgan(model_version or self.checkpoint.version)
+        key = digest(image), model_version or self.checkpoint.version
         tokens = self._encodings.get(key)
         if tokens is None:
             # cuDNN computes convolutions in TF32 by default.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
+                tokens = encoder.get().encode(to_tensor(image).to(self.device))[0]
             self._encodings.put(key, tokens)
         return tokens
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor) -> Image.Image:
+    def decode(self, tokens: Tensor, model_version: int | None = None) -> Image.Image:
         """Tokens (h, w), integers in [0, codebook_size), to their image."""
+        _, decoder = self.components.vqgan(model_version or self.checkpoint.version)
         tokens = tokens.to(self.device)
-        pixels = self.components.decoder.get().decode(tokens[None])[0]
+        pixels = decoder.get().decode(tokens[None])[0]
         self._previewer.observe(tokens, pixels)
         return to_image(pixels)
 

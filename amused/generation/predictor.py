@@ -64,6 +64,8 @@ class Predictor:
 
     def __call__(self, tokens: Tensor, step: StepPlan, masked_idx: Tensor | None) -> Tensor:
         """Logits of tokens (b, h, w): (b, n, codebook), or (b, k, codebook) at the positions of `masked_idx`."""
+        if step.number == 0:  # what is given is scored, the same for all seeds
+            return self._logits(self._one(tokens), masked_idx)
         if step.number > 1 or not self.starts_alike:
             return self._logits(self._features(tokens), masked_idx)
         if self.first_logits is None:

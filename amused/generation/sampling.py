@@ -2,6 +2,7 @@
 
 Pure functions over a batch of token sequences. Every row has its own generator and takes its draws in the reference's
 order (one multinomial draw per position, then the Gumbel noise), so a seed gives the reference's tokens in any batch.
+Not in the reference: the annealed sampler, and the corrector, which masks the least likely tokens and draws them again.
 Nothing here waits for a GPU except `sampling_steps`, which runs once before the loop.
 
 Shapes: b images, n positions of an image, k positions with logits, c codes.
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 32
+CORRECTED = 0.1
+"""The share of the tokens that a corrector round draws again."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,15 @@ class StepPlan:
         number: counts the steps that run, from 1.
         num_masked: (b,) tokens per image that are still masked after this step; None after the last one: none are.
         temperature: 0-dimensional, of the Gumbel noise on the confidence, 0 or more.
+        sample_temperature: of the logits that tokens are drawn from; at 0 each token is the likeliest.
+        num_to_mask: for the first half of a corrector round: tokens per image to mask, instead of unmasking any.
     """
 
     number: int
     num_masked: Tensor | None
     temperature: Tensor
+    sample_temperature: float = 1.0
+    num_to_mask: int | None = None
 
 
 def sampling_steps(
@@ -43,6 +50,7 @@ def sampling_steps(
     *,
     start: int = 0,
     scale_by_mask: bool = False,
+    sampler: str = "multinomial",
 ) -> list[StepPlan]:
     """The steps from `start` on.
 
@@ -52,17 +60,38 @@ def sampling_steps(
         masked: (b, n) bool, the masked tokens before the first step that runs.
         start: the number of steps to skip.
         scale_by_mask: scale the schedule by the masked share of each image (inpainting, tasks on tokens).
+        sampler: "multinomial" or "annealed".
     """
     ratios = mask_schedule(schedule, steps, masked.device)[start:]
     initial = masked.sum(dim=1)
     mask_ratio = initial / masked.shape[1] if scale_by_mask else torch.ones(len(masked), device=masked.device)
     counts = num_masked(ratios, masked.shape[1], initial, mask_ratio)
     temperatures = torch.linspace(*temperature, steps, device=masked.device)[start:]
-    last = len(counts) + 1
-    return [
-        *(StepPlan(i, count, temperatures[i - 1]) for i, count in enumerate(counts, start=1)),
-        StepPlan(last, None, temperatures[last - 1]),
-    ]
+    plans = zip((*counts, None), temperatures, sample_temperatures(sampler, steps)[start:], strict=True)
+    return [StepPlan(i, *plan) for i, plan in enumerate(plans, start=1)]
+
+
+def sample_temperatures(sampler: str, steps: int) -> list[float]:
+    """At each step: always 1 ("multinomial"), or from 1 down to 0 over the first half of the steps ("annealed")."""
+    if sampler == "multinomial":
+        return [1.0] * steps
+    return [max(0.0, 1 - 2 * step / steps) for step in range(steps)]
+
+
+def corrector_plans(first: int, rounds: int, num_tokens: int, sampler: str, device: torch.device) -> list[StepPlan]:
+    """Two passes a round: mask the least likely tokens, then draw them again.
+
+    Args:
+        first: the number of the first pass.
+        num_tokens: that may change; a share of `CORRECTED` of them does.
+    """
+    count, no_noise = max(1, int(CORRECTED * num_tokens)), torch.zeros((), device=device)
+    sample_temperature = 1.0 if sampler == "multinomial" else 0.0
+    plans: list[StepPlan] = []
+    for number in range(first, first + 2 * rounds, 2):
+        plans.append(StepPlan(number, None, no_noise, num_to_mask=count))
+        plans.append(StepPlan(number + 1, None, no_noise, sample_temperature))
+    return plans
 
 
 def mask_schedule(schedule: str, steps: int, device: torch.device | str) -> Tensor:
@@ -114,6 +143,24 @@ def mask_at_random(
     return torch.where(draws.to(tokens.device) < mask_ratio, mask_token_id, tokens)
 
 
+def mask_least_likely(
+    logits: Tensor, tokens: Tensor, mask_token_id: int, count: int, may_change: Tensor | None = None
+) -> Tensor:
+    """Mask the `count` tokens per image that have the lowest probability.
+
+    Args:
+        logits: (b, n, c), given all tokens.
+        tokens: (b, h, w), none of them masked.
+        may_change: (h, w) bool, the positions to choose from; None for all.
+    """
+    flat = tokens.flatten(1)
+    scores = logits.float().log_softmax(dim=-1).gather(2, flat[..., None])[..., 0]
+    if may_change is not None:
+        scores = scores.masked_fill(~may_change.flatten(), torch.inf)
+    least = scores.topk(count, dim=1, largest=False).indices
+    return flat.scatter(1, least, mask_token_id).view(tokens.shape)
+
+
 def unmask_step(
     logits: Tensor,
     tokens: Tensor,
@@ -136,7 +183,11 @@ def unmask_step(
     shape, tokens = tokens.shape, tokens.flatten(1)
     masked = tokens == mask_token_id
     probabilities = logits.softmax(dim=-1)
-    sampled = sample_multinomial(probabilities, tokens.shape[1], generators, masked_idx)
+    if step.sample_temperature == 0:
+        sampled = probabilities.argmax(dim=-1)
+    else:
+        tempered = probabilities if step.sample_temperature == 1 else (logits / step.sample_temperature).softmax(dim=-1)
+        sampled = sample_multinomial(tempered, tokens.shape[1], generators, masked_idx)
     chosen = probabilities.gather(2, sampled[..., None])[..., 0]  # b k
     if masked_idx is not None:
         sampled = tokens.scatter(1, masked_idx, sampled)

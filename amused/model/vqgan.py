@@ -16,7 +16,12 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """`vqvae/config.json`. `block_out_channels` go from the highest resolution to the lowest, halving it each time."""
+    """`vqvae/config.json`.
+
+    `block_out_channels` go from the highest resolution to the lowest, halving it each time. `tile_size`: side in pixels
+    of the squares that the decoder decodes; None if it decodes images of any size. It is `_tile_size` in the file, as
+    other libraries ignore underscored keys in silence.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -35,6 +40,7 @@ class VQGANConfig:
     mid_block_add_attention: bool = True
     lookup_from_codebook: bool = False
     force_upcast: bool = False
+    tile_size: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -54,6 +60,8 @@ class VQGANConfig:
                 raise ValueError(f"{key} is {found!r}, only {value!r} is supported")
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise ValueError("norm_num_groups must divide every block_out_channels")
+        if self.tile_size is not None and self.tile_size % self.scale_factor:
+            raise ValueError(f"_tile_size must be a multiple of {self.scale_factor}")
 
     @property
     def scale_factor(self) -> int:
@@ -238,5 +246,17 @@ class VQGAN(nn.Module):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, height, width) to pixels, (batch, 3, f * height, f * width), about in [0, 1], not clipped."""
+        if self.config.tile_size is None:
+            return self._decode(tokens)
+        side, scale = self.config.tile_size // self.config.scale_factor, self.config.scale_factor
+        height, width = tokens.shape[1:]
+        rows, columns = -(-height // side), -(-width // side)
+        padded = F.pad(tokens, (0, columns * side - width, 0, rows * side - height))
+        tiles = padded.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3)  # b rows columns h w
+        pixels = self._decode(tiles.flatten(0, 2)).unflatten(0, (len(tokens), rows, columns))
+        whole = pixels.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return whole[..., : height * scale, : width * scale]
+
+    def _decode(self, tokens: Tensor) -> Tensor:
         latents = self.quantize.embedding(tokens).permute(0, 3, 1, 2).contiguous()
         return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))

@@ -16,8 +16,10 @@ from amused.errors import UserError
 from amused.recipe.recipe import INPAINT, Recipe
 from amused.recipe.seeds import format_ranges, parse_cells, parse_seeds
 
-VERSION = 2
-"""Version 1: a variation of an inpainted image ignored its mask."""
+VERSION = 3
+"""Version 1: a variation of an inpainted image ignored its mask. Version 3 added the fields `ADDED`. A recipe
+that uses none of them is written as version 2, so that older versions of the program read it."""
+ADDED = ("sampler", "corrector_rounds", "mask_by", "model_version")
 MAX_QUERY = 20_000
 DAMAGED = "The link is damaged: please copy it again."
 
@@ -53,7 +55,7 @@ class Shared:
 
 def to_query(recipe: Recipe, digest: str | None = None, fingerprint: str | None = None) -> str:
     """The query of a link, without its question mark: short, readable, only what differs from the defaults."""
-    pairs = [("v", str(VERSION))]
+    pairs = [("v", str(version_of(recipe)))]
     for field, name in NAMES.items():
         value = getattr(recipe, field)
         if value != DEFAULTS[field]:
@@ -63,6 +65,12 @@ def to_query(recipe: Recipe, digest: str | None = None, fingerprint: str | None 
     if fingerprint is not None:
         pairs.append(("made", fingerprint))
     return urlencode(pairs)
+
+
+def version_of(recipe: Recipe) -> int:
+    """The oldest version of the format that has all of a recipe."""
+    is_new = any(getattr(recipe, field) != DEFAULTS[field] for field in ADDED)
+    return VERSION if is_new else 2 if recipe.parent is None else version_of(recipe.parent)
 
 
 def format_value(field: str, value: object) -> str:
@@ -133,7 +141,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "crop": parse_each(int),
     "temperature": parse_each(float),
     **dict.fromkeys(("composite", "only_masked"), parse_bool),
-    **dict.fromkeys(("steps", "width", "height", "feather"), int),
+    **dict.fromkeys(("steps", "width", "height", "feather", "corrector_rounds", "model_version"), int),
     **dict.fromkeys(("guidance_scale", "strength", "aesthetic_score", "share", "adapter_strength"), float),
 }
 """How the text of a field is read; the other fields are text."""

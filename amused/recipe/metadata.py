@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo, PngStream
 
 from amused.errors import UserError
-from amused.recipe.links import DEFAULTS, NAMES, VERSION, Shared, assemble, check_version
+from amused.recipe.links import DEFAULTS, NAMES, Shared, assemble, check_version, version_of
 from amused.recipe.recipe import MAX_DEPTH, Recipe
 
 PNG_KEY = "amused"
@@ -29,7 +29,7 @@ DAMAGED_FILE = "This PNG file cannot be read: choose one downloaded from this pa
 
 def to_json(recipe: Recipe) -> dict[str, object]:
     """A recipe as JSON: the version, and every field that differs from its default under its own name."""
-    data: dict[str, object] = {"version": VERSION}
+    data: dict[str, object] = {"version": version_of(recipe)}
     for field in NAMES:
         value = getattr(recipe, field)
         if value != DEFAULTS[field]:

@@ -17,14 +17,15 @@ from numbers import Integral, Real
 from amused.errors import UserError
 from amused.limits import MAX_PIXELS, MAX_PROMPT, MAX_SEEDS, MAX_STEPS
 
-TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT, VARY, TOUCH_UP = TASKS = (
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT, VARY, TOUCH_UP, IMPROVE = TASKS = (
     "text_to_image",
     "image_to_image",
     "inpaint",
     "vary",
     "touch_up",
+    "improve",
 )
-ON_TOKENS = (VARY, TOUCH_UP)
+ON_TOKENS = (VARY, TOUCH_UP, IMPROVE)
 """Tasks that start from the tokens of an earlier result."""
 
 STRENGTHS = {IMAGE_TO_IMAGE: 0.5, INPAINT: 1.0}
@@ -38,6 +39,12 @@ MAX_CROP = 4096
 MAX_SIDE = 2048
 SIDE_MULTIPLE = 16
 FITS = ("crop", "pad", "stretch")
+SAMPLERS = ("multinomial", "annealed")
+MAX_CORRECTOR_ROUNDS = 10
+MAX_MODEL_VERSION = 1000
+MASK_BY = ("random", "prompt")
+OF_A_MODEL = ("steps", "guidance_scale", "temperature", "sampler", "corrector_rounds", "mask_by", "model_version")
+"""The fields for which a model may have values of its own, which apply where a request says nothing."""
 MAX_FEATHER = 64
 MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
 MAX_DEPTH = 16
@@ -50,7 +57,8 @@ class Recipe:
     """One request for images.
 
     Attributes:
-        task: "text_to_image", "image_to_image", "inpaint", or on the tokens of an earlier result "vary", "touch_up".
+        task: "text_to_image", "image_to_image", "inpaint", or on the tokens of an earlier result "vary", "touch_up",
+            "improve".
         prompt: what to generate; text past the model's context (77 tokens for the published ones) is cut.
         seeds: one image each, integers in [0, 2**32), 1 to 64 of them.
         model: the checkpoint's name.
@@ -69,12 +77,19 @@ class Recipe:
         only_masked: inpaint a square around the mask at the model's native size and paste it back into the image,
             which keeps its size and sharpness.
         image, mask: digests (`images.digest`) of the inputs of an image task; None skips the check.
-        parent: the recipe, of one seed, whose tokens are varied or touched up.
+        parent: the recipe, of one seed, whose tokens are varied, touched up or improved.
         adapter: the name of a fine-tuned adapter of the model, or None; "" is None.
         adapter_digest: of that adapter's files, 16 hexadecimal digits; None skips the check.
         adapter_strength: scale of the adapter's change, 0 to 2.
         share: of the parent's tokens to mask again at random (the mask ratio), above 0 to 1.
         cells: of the parent's token grid to resample: token indices, row by row from 0.
+        sampler: how tokens are drawn: "multinomial", as in the reference, or "annealed": at a temperature that falls
+            from 1 to 0 over the first half of the steps.
+        corrector_rounds: how often the least likely tenth of the tokens is masked and drawn again at the end, 0 to 10.
+            "improve" does nothing else, at least once. A round takes as long as two steps.
+        mask_by: which tokens of an input image image to image masks: "random" ones, as in the reference, or those that
+            the "prompt" makes least likely.
+        model_version: of the checkpoint: version 2 of "nouns" has another decoder.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.
@@ -105,6 +120,10 @@ class Recipe:
     adapter: str | None = None
     adapter_digest: str | None = None
     adapter_strength: float = 1.0
+    sampler: str = "multinomial"
+    corrector_rounds: int = 0
+    mask_by: str = "random"
+    model_version: int = 1
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -134,6 +153,15 @@ class Recipe:
             raise UserError(f"Width times height must be at most {MAX_PIXELS} pixels.")
         if self.fit not in FITS:
             raise UserError("Fit must be crop, pad or stretch.")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"The sampler must be {' or '.join(SAMPLERS)}.")
+        rounds = whole("number of corrector rounds", self.corrector_rounds, 0, MAX_CORRECTOR_ROUNDS)
+        set_(self, "corrector_rounds", max(1, rounds) if self.task == IMPROVE else rounds)
+        if self.mask_by not in MASK_BY:
+            raise UserError(f"mask_by must be {' or '.join(MASK_BY)}.")
+        if self.task != IMAGE_TO_IMAGE:
+            set_(self, "mask_by", "random")
+        set_(self, "model_version", whole("version of the model", self.model_version, 1, MAX_MODEL_VERSION))
         for name in ("composite", "only_masked"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be true or false.")
@@ -167,7 +195,8 @@ class Recipe:
 
     def _check_parent(self) -> None:
         """A task on tokens needs a parent and what to change in it; the others take neither."""
-        wanted = {VARY: ("parent", "share"), TOUCH_UP: ("parent", "cells")}.get(self.task, ())
+        by_task = {VARY: ("parent", "share"), TOUCH_UP: ("parent", "cells"), IMPROVE: ("parent",)}
+        wanted = by_task.get(self.task, ())
         for name in ("parent", "share", "cells"):
             if (getattr(self, name) is not None) != (name in wanted):
                 needs = "needs" if name in wanted else "takes no"
@@ -175,7 +204,7 @@ class Recipe:
         if self.parent is None:
             return
         if not isinstance(self.parent, Recipe) or len(self.parent.seeds) != 1:
-            raise UserError("Only a recipe with a single seed can be varied or touched up.")
+            raise UserError("Only a recipe with a single seed can be varied, touched up or improved.")
         if self.width or self.height:
             raise UserError("A varied image keeps its size: leave out width and height.")
         if self.parent.model != self.model:
@@ -211,10 +240,17 @@ class Recipe:
 
     @property
     def start(self) -> int:
-        """The first step to run; at least one is left."""
+        """The first step to run; at least one is left, but for "improve"."""
+        if self.task == IMPROVE:
+            return self.steps
         if self.strength is None:
             return 0
         return self.steps - max(1, int(self.steps * self.strength))
+
+    @property
+    def passes(self) -> int:
+        """The steps that run and the passes of the corrector, two a round; each of them gives a `Step`."""
+        return self.steps - self.start + 2 * self.corrector_rounds
 
     def with_seeds(self, seeds: Sequence[int]) -> Recipe:
         return replace(self, seeds=tuple(seeds))

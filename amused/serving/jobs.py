@@ -191,7 +191,7 @@ class Job:
             self._runtime.choice(recipe.model)
         self._recipe = request.recipes[0]
         self._num_images = sum(len(recipe.seeds) for recipe in request.recipes)
-        self._num_steps = sum(len(recipe.seeds) * (recipe.steps - recipe.start) for recipe in request.recipes)
+        self._num_steps = sum(len(recipe.seeds) * recipe.passes for recipe in request.recipes)
         self._started = time.monotonic()
         yield Started(request, self._num_images)
         yield from self._acquire(self._recipe.model)
@@ -221,7 +221,7 @@ class Job:
             event = self._next_event(before + first)
             done += isinstance(event, Result)
             if isinstance(event, Result) and event.ends_batch:
-                steps = (recipe.steps - recipe.start) * (done - first)
+                steps = recipe.passes * (done - first)
                 self._runtime.note_pace(recipe, (self._worked - worked) / steps)
                 if done == len(recipe.seeds):
                     self._drop_sampling()
@@ -248,7 +248,7 @@ class Job:
                         began = time.monotonic()  # the wait for a GPU is over, and a step is done
                     if isinstance(event, Result):
                         done += 1
-                        steps = (recipe.steps - recipe.start) * (done - first) - 1
+                        steps = recipe.passes * (done - first) - 1
                         if steps and event.ends_batch:
                             self._runtime.note_pace(recipe, (time.monotonic() - began) / steps)
                     yield event

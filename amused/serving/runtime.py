@@ -9,19 +9,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from amused.checkpoints.adapters import list_adapters, log_once, with_digests
-from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names
+from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names, read_defaults
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.limits import QUEUE_LENGTH, RUNS_AT_ONCE
-from amused.recipe.recipe import SIDE_MULTIPLE, Recipe
+from amused.recipe.recipe import OF_A_MODEL, SIDE_MULTIPLE, Recipe
 from amused.serving import jobs
 from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
@@ -42,6 +42,7 @@ class Choice:
         download: what choosing it downloads, for people; None if nothing.
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
         source: what to load if not the name: a folder, whose path stays on this machine.
+        defaults: its own settings, by field of a recipe; those of the published models where nothing is known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Choice:
     size: int = 256
     multiple: int = 32
     source: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=lambda: {name: getattr(Recipe, name) for name in OF_A_MODEL})
 
 
 def choices() -> list[Choice]:
@@ -59,7 +61,8 @@ def choices() -> list[Choice]:
     for name in bundled_names():
         file = BUNDLED / name / TRAITS
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
-        found.append(Choice(name, "small and fast, included", traits=traits))
+        defaults = read_defaults(BUNDLED / name)
+        found.append(Choice(name, "small and fast, included", traits=traits, defaults=defaults))
     for name, published in PUBLISHED.items():
         about = f"any subject, {published.download} download"
         found.append(Choice(name, about, published.download, size=published.size, multiple=published.multiple))
@@ -75,7 +78,7 @@ def choice_of(name_or_path: str, others: Collection[str]) -> Choice:
     number = 2
     while unique in others:
         unique, number = f"{name}-{number}", number + 1
-    return Choice(unique, about, source=name_or_path)
+    return Choice(unique, about, source=name_or_path, defaults=read_defaults(Path(name_or_path)))
 
 
 def load_model(name: str, report: ReportProgress, quantize: str | None = None, adapters: Path | None = None) -> Model:

@@ -67,21 +67,21 @@ def lease_seconds(recipe: Recipe, pace: float, is_packed: bool) -> int:
         pace: seconds per step of one image, at the recipe's size.
         is_packed: the worker need not load the model.
     """
-    steps = len(recipe.seeds) * (recipe.steps - recipe.start) + parent_steps(recipe)
+    steps = len(recipe.seeds) * recipe.passes + parent_steps(recipe)
     return round(START_SECONDS + (0 if is_packed else LOAD_SECONDS) + pace * steps + 0.5)
 
 
 def seeds_per_lease(recipe: Recipe, pace: float, is_packed: bool) -> int:
     """How many of a recipe's seeds one lease is long enough for, at least one."""
     spare = MAX_LEASE_SECONDS - lease_seconds(recipe.with_seeds(recipe.seeds[:1]), pace, is_packed)
-    return max(1, 1 + int(spare / (pace * (recipe.steps - recipe.start))))
+    return max(1, 1 + int(spare / (pace * recipe.passes)))
 
 
 def parent_steps(recipe: Recipe) -> int:
     """Steps of the images whose tokens a recipe starts from: a new worker samples them again."""
     if recipe.parent is None:
         return 0
-    return recipe.parent.steps - recipe.parent.start + parent_steps(recipe.parent)
+    return recipe.parent.passes + parent_steps(recipe.parent)
 
 
 def on_gpu(task: Callable[Arguments, Returned], duration: Callable[Arguments, int]) -> Callable[Arguments, Returned]:

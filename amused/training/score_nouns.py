@@ -1,7 +1,8 @@
 """Score a Nouns checkpoint on held-out characters: `python -m amused.training.score_nouns`.
 
-A score is the share of images whose trait is the one asked for, as `nouns/scores.py` defines it. The characters have
-pairs of head and glasses that training never shows.
+Scores are those of `nouns/scores.py`: of each task, the share of images whose trait is the one asked for; of prompts
+that leave out traits, how much the images look like whole characters, as a Markdown table. The characters have pairs of
+head and glasses that training never shows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,16 @@ from PIL import Image
 import amused
 from amused.errors import UserError
 from amused.generation.contact_sheet import sheet
+from amused.recipe.recipe import MASK_BY, SAMPLERS
 from amused.training.finetune.options import positive_int
 from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
-from amused.training.nouns.scores import trait_scores
+from amused.training.nouns.scores import PARTS, coherence, difference, trait_scores
 
 TASKS = ("text_to_image", "image_to_image", "inpaint")
+COHERENCE = "coherence"
+LEFT_OUT = [parts for count in (0, 1, 2, len(PARTS)) for parts in combinations(PARTS, count)]
+SAMPLING = ("steps", "guidance_scale", "temperature", "sampler", "corrector_rounds", "mask_by")
+COLUMNS = (*PARTS, "whole", "exact", "specks", "seeds differ", "seconds")
 
 
 def main() -> None:
@@ -41,12 +48,15 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nouns", help="name or folder of a checkpoint")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "amused", help="for the trait images")
-    parser.add_argument("--count", type=positive_int, default=256, help="characters per task")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=10.0)
-    parser.add_argument("--temperature", type=float, nargs=2, default=(2.0, 0.0))
-    parser.add_argument("--strength", type=float, default=0.7, help="of image to image")
+    parser.add_argument("--count", type=positive_int, default=256, help="images per task or row")
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, COHERENCE), default=(*TASKS, COHERENCE))
+    parser.add_argument("--steps", type=int, help="as the following, by default the checkpoint's own")
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--temperature", type=float, nargs=2)
+    parser.add_argument("--sampler", choices=SAMPLERS)
+    parser.add_argument("--corrector-rounds", type=int)
+    parser.add_argument("--mask-by", choices=MASK_BY, help="of image to image")
+    parser.add_argument("--strength", type=float, default=0.5, help="of image to image")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--quantize")
     parser.add_argument("--sheet", type=Path, help="save a contact sheet of the first images of each task")
@@ -62,9 +72,12 @@ def score(options: argparse.Namespace) -> None:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary(**model.traits)
     asked = vocabulary.evaluation(options.count)
-    sampling = {"steps": options.steps, "guidance_scale": options.guidance_scale, "temperature": options.temperature}
-    print(f"{options.count} held-out characters, {model.dtype}, {sampling}")
+    sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
+    print(f"{options.count} held-out characters, {model.dtype}, {sampling or 'default settings'}")
     for task in options.tasks:
+        if task == COHERENCE:
+            print_coherence(model, nouns, vocabulary, options.count, sampling)
+            continue
         start = time.monotonic()
         images = list(generate(model, nouns, vocabulary, asked, task, options.strength, sampling))
         seconds = (time.monotonic() - start) / len(images)
@@ -75,6 +88,37 @@ def score(options: argparse.Namespace) -> None:
             labels = [caption(noun) for noun in asked]
             page = sheet(images[:32], labels[:32], columns=8)
             page.save(options.sheet.with_stem(f"{options.sheet.stem}-{task}"))
+
+
+def print_coherence(
+    model: amused.Amused, nouns: Nouns, vocabulary: Vocabulary, count: int, sampling: Mapping[str, Any]
+) -> None:
+    """A row for each set of traits that prompts leave out."""
+    print(f"| left out | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    for parts in LEFT_OUT:
+        scores = score_coherence(model, nouns, vocabulary, count, parts, sampling)
+        name = "all" if parts == PARTS else ", ".join(parts) or "none"
+        print(f"| {name} | {' | '.join(f'{scores[column]:.2f}' for column in COLUMNS)} |", flush=True)
+
+
+def score_coherence(
+    model: amused.Amused,
+    nouns: Nouns,
+    vocabulary: Vocabulary,
+    count: int,
+    left_out: Sequence[str],
+    sampling: Mapping[str, Any],
+) -> dict[str, float]:
+    """By name of `COLUMNS`. Each prompt gets two seeds."""
+    start = time.monotonic()
+    pairs = [
+        model.text_to_image(caption(noun, left_out), seeds=[2 * index, 2 * index + 1], **sampling)
+        for index, noun in enumerate(vocabulary.evaluation(-(-count // 2)))
+    ]
+    seconds = (time.monotonic() - start) / (2 * len(pairs))
+    one, other = (np.stack([to_art(pair[i]) for pair in pairs]) for i in (0, 1))
+    scores = coherence(nouns, vocabulary, np.concatenate([one, other]))
+    return {**scores, "seeds differ": difference(one, other), "seconds": seconds}
 
 
 def generate(

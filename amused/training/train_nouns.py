@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
+from amused.checkpoints.catalog import GENERATION_CONFIG
 from amused.checkpoints.save import save_checkpoint
 from amused.errors import UserError
 from amused.model.vqgan import VQGAN
@@ -29,8 +30,7 @@ from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_ar
 from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
-from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
-from amused.training.nouns.vqgan import new_vqgan, train_decoder
+from amused.training.nouns.vqgan import construct_vqgan, new_vqgan
 
 STATE = "state.safetensors"
 SAMPLED = 64  # positions per image whose loss is computed
@@ -44,8 +44,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cooldown", type=int, default=3_000, help="number of last steps that decay the learning rate")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--vqgan-seconds", type=float, default=600, help="training time of the VQ-GAN's decoder")
-    parser.add_argument("--refine-decoder", action="store_true", help="only continue to train the VQ-GAN's decoder")
+    parser.add_argument("--vqgan-seconds", type=float, help="without effect: the decoder is no longer trained")
+    parser.add_argument("--refine-decoder", action="store_true", help="likewise")
     parser.add_argument("--evaluate-every", type=int, default=200, help="steps between scores and saved states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="only write the averaged weights to this folder, as a checkpoint")
@@ -64,14 +64,12 @@ def train(options: argparse.Namespace) -> None:
     step = saved_step(folder)
     if options.export and not step:
         raise UserError(f"There is nothing to export in {folder}: train first.")
-    if not options.export and not options.refine_decoder and step >= options.steps:
+    if not options.export and step >= options.steps:
         raise UserError(f"There is nothing to do: {folder} has {step} steps, --steps is {options.steps}.")
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     nouns = Nouns(fetch_assets(folder))
     vqgan = prepare_vqgan(options, nouns)
-    if options.refine_decoder:
-        return
     torch.manual_seed(options.seed)
     tokenizer = prepare_tokenizer(nouns, folder / "tokenizer")
     trainer = Trainer(TextToTokens(tokenizer, new_text_encoder(tokenizer)), options, nouns, vqgan)
@@ -92,18 +90,13 @@ def saved_step(folder: Path) -> int:
 
 
 def prepare_vqgan(options: argparse.Namespace, nouns: Nouns) -> VQGAN:
-    """The VQ-GAN of the output folder, its decoder trained if it is new or to be refined."""
-    known, everything = known_traits(nouns), all_traits(nouns)
+    """The VQ-GAN of the output folder, constructed if it is new."""
     weights: Path = options.output / "vqgan.safetensors"
     if weights.exists():
-        vqgan = VQGAN(VQGAN_CONFIG)
-        vqgan.load_state_dict(load_file(weights))
-    else:
-        vqgan = new_vqgan(nouns, known, everything)
-    if options.refine_decoder or not weights.exists():
-        train_decoder(vqgan, nouns, known, everything, options.vqgan_seconds, print, seed=options.seed + 1)
-        with atomic_file(weights) as part:
-            save_file(vqgan.state_dict(), part)
+        return construct_vqgan(load_file(weights)["quantize.embedding.weight"])
+    vqgan = new_vqgan(nouns, known_traits(nouns), all_traits(nouns))
+    with atomic_file(weights) as part:
+        save_file(vqgan.state_dict(), part)
     return vqgan
 
 
@@ -264,9 +257,8 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
-    """Write a checkpoint in the published layout and half precision. An existing model card is kept."""
-    card = target / "README.md"
-    text = card.read_bytes() if card.exists() else None
+    """Write a checkpoint in the published layout and half precision. An existing model card and settings are kept."""
+    kept = {name: (target / name).read_bytes() for name in ("README.md", GENERATION_CONFIG) if (target / name).exists()}
     save_checkpoint(
         target,
         transformer=model.transformer,
@@ -276,8 +268,8 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         masking_schedule="cosine",
         traits=dataclasses.asdict(known),
     )
-    if text is not None:
-        card.write_bytes(text)
+    for name, content in kept.items():
+        (target / name).write_bytes(content)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:

@@ -25,9 +25,12 @@ from amused.recipe.links import Shared
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
     INPAINT,
+    MASK_BY,
     MAX_ADAPTER_STRENGTH,
+    MAX_CORRECTOR_ROUNDS,
     MAX_GUIDANCE_SCALE,
     MAX_TEMPERATURE,
+    SAMPLERS,
     STRENGTHS,
     TEXT_TO_IMAGE,
     Recipe,
@@ -39,6 +42,7 @@ from amused.ui.events import SAMPLING
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_result
 from amused.ui.inputs import NO_IMAGE, ImageInput, NameInput
+from amused.ui.settings import own_settings
 from amused.ui.sharing import from_text, replay_request
 from amused.ui.status import describe_cut
 
@@ -64,7 +68,13 @@ PARAMETERS = {
     "model": "the name of a model that the page offers.",
     "adapter": 'the name of an adapter that the page offers for the model; "" for none.',
     "adapter_strength": f"scale of the adapter's change, 0 to {MAX_ADAPTER_STRENGTH:g}.",
+    "sampler": f"how tokens are drawn: {' or '.join(SAMPLERS)}.",
+    "corrector_rounds": f"how often the least likely tokens are drawn again, 0 to {MAX_CORRECTOR_ROUNDS}.",
+    "mask_by": f"which part of the image is redrawn first: {' or '.join(MASK_BY)}.",
 }
+REQUIRED = ("prompt", "image", "mask")
+OWN = ("steps", "guidance_scale", "first_temperature", "last_temperature", "sampler", "corrector_rounds", "mask_by")
+"""Parameters that take the model's own setting if they are not given."""
 IMAGES = 'PNG files in the order of the seeds, each with its recipe; "note" says if a prompt is too long for the model.'
 REPLAY = "Replay a recipe, and report whether the images are identical to those it came from."
 REPLAY_PARAMETERS = {
@@ -130,23 +140,26 @@ def build(runtime: Runtime) -> None:
 
     others = [name for name in PARAMETERS if name not in ("prompt", *SOURCES[INPAINT])]
     for task, about in ABOUT.items():
-        parameters = {name: PARAMETERS[name] for name in ("prompt", *SOURCES[task], *others)}
-        connect(task, named(partial(generate, runtime, task), about, parameters, IMAGES), [images])
-    function = named(replay, REPLAY, REPLAY_PARAMETERS, REPLAYED, optional=("image", "mask"))
+        names = [name for name in ("prompt", *SOURCES[task], *others) if name != "mask_by" or task == IMAGE_TO_IMAGE]
+        parameters = {name: PARAMETERS[name] for name in names}
+        connect(task, named(partial(generate, runtime, task), about, parameters, IMAGES, REQUIRED), [images])
+    function = named(replay, REPLAY, REPLAY_PARAMETERS, REPLAYED, ("recipe",))
     connect("recipe", function, [images, results])
 
 
 def build_parameters(runtime: Runtime) -> dict[str, Component]:
     """The components of all parameters but strength, whose default depends on the task."""
-    first, last = Recipe.temperature
     components: dict[str, Component] = {
         "prompt": gr.Textbox(value=""),
         "seeds": gr.Textbox(value="0"),
         "negative_prompt": gr.Textbox(value=Recipe.negative_prompt),
-        "steps": gr.Number(value=Recipe.steps),
-        "guidance_scale": gr.Number(value=Recipe.guidance_scale),
-        "first_temperature": gr.Number(value=first),
-        "last_temperature": gr.Number(value=last),
+        "steps": gr.Number(),
+        "guidance_scale": gr.Number(),
+        "first_temperature": gr.Number(),
+        "last_temperature": gr.Number(),
+        "sampler": gr.Textbox(),
+        "corrector_rounds": gr.Number(),
+        "mask_by": gr.Textbox(),
         "model": NameInput([choice.name for choice in runtime.models], value=runtime.default),
         "adapter": gr.Textbox(value=""),
         "adapter_strength": gr.Number(value=Recipe.adapter_strength),
@@ -164,7 +177,7 @@ def named(
     about: str,
     parameters: Mapping[str, str],
     returns: str,
-    optional: tuple[str, ...] = (),
+    required: tuple[str, ...],
 ) -> Callable[..., Iterator[Any]]:
     """`generate` with these parameters: Gradio takes names, defaults and documentation from the function."""
 
@@ -175,28 +188,29 @@ def named(
     endpoint.__doc__ = f"{about}\n\nArgs:\n{described}\n\nReturns:\n    {returns}\n"
     kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind, default=None if name in optional else empty) for name in parameters]
+        [inspect.Parameter(name, kind, default=empty if name in required else None) for name in parameters]
     )
     return endpoint
 
 
 def generate(runtime: Runtime, task: str, arguments: Arguments) -> Iterator[list[GeneratedImage]]:
-    return run(runtime, lambda: read_task(task, arguments))
+    return run(runtime, lambda: read_task(runtime, task, arguments))
 
 
-def read_task(task: str, arguments: Arguments) -> Request:
+def read_task(runtime: Runtime, task: str, arguments: Arguments) -> Request:
+    values = own_settings(runtime, arguments["model"])
+    values |= {name: value for name in OWN if (value := arguments.get(name)) is not None}
     recipe = Recipe(
         task=task,
         prompt=arguments["prompt"],
         seeds=parse_seeds(arguments["seeds"]),
         model=arguments["model"],
         negative_prompt=arguments["negative_prompt"],
-        steps=arguments["steps"],
-        guidance_scale=arguments["guidance_scale"],
-        temperature=(arguments["first_temperature"], arguments["last_temperature"]),
+        temperature=(values.pop("first_temperature"), values.pop("last_temperature")),
         strength=arguments.get("strength"),
         adapter=arguments["adapter"],
         adapter_strength=arguments["adapter_strength"],
+        **values,
     )
     image = mask = None
     if "image" in arguments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, TOUCH_UP, VARY, Recipe
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TEXT_TO_IMAGE, TOUCH_UP, VARY, Recipe
 from amused.ui.files import GeneratedImage
 
 TITLES = {
@@ -14,19 +14,24 @@ TITLES = {
     INPAINT: "Inpaint",
     VARY: "Variation",
     TOUCH_UP: "Touch-up",
+    IMPROVE: "Improvement",
 }
 LABELS = {
     "prompt": "Prompt",
     "negative_prompt": "Negative prompt",
     "seeds": "Seed",
     "model": "Model",
+    "model_version": "Model version",
     "adapter": "Adapter",
     "adapter_strength": "Adapter strength",
     "adapter_digest": "Adapter digest",
     "steps": "Steps",
     "guidance_scale": "Guidance",
     "temperature": "Temperature",
+    "sampler": "Sampler",
+    "corrector_rounds": "Corrector rounds",
     "strength": "Strength",
+    "mask_by": "Masked by",
     "share": "Resampled",
     "cells": "Repainted",
     "aesthetic_score": "Aesthetic score",

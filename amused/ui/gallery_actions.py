@@ -1,4 +1,4 @@
-"""Actions on a generated image: inspect, vary, touch up, keep, send to another tab, share.
+"""Actions on a generated image: inspect, vary, touch up, improve, keep, send to another tab, share.
 
 A gallery shows the selected image large; its facts and actions are below. A kept image that is opened again may not be
 in any gallery: it is shown with its actions.
@@ -20,7 +20,7 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, MAX_SEED, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, MAX_SEED, TOUCH_UP, VARY, Recipe, whole
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
@@ -35,7 +35,8 @@ from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
 NOTHING_TO_CONTINUE = "There are no images to continue: press Generate."
-OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask")
+IMPROVE_ROUNDS = 2  # as long as four steps
+OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask", "mask_by")
 """Fields that variations do not inherit: they say how an input image is used."""
 
 # Scrolls to what opened; a gallery may be longer than the window.
@@ -92,6 +93,7 @@ class DetailsView:
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+                self.buttons["improve"] = gr.Button("Improve", min_width=100, elem_id=f"{task}-improve")
             self.vary = VaryForm(task)
             self.touch_up = TouchUpForm(task)
             with gr.Row(elem_classes="button-row"):
@@ -138,6 +140,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         connect_vary(tab, view)
         connect_more(tab)
         connect_touch_up(tab, view)
+        connect_improve(tab, view)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
@@ -242,6 +245,14 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
     action = deriving(view, read, {view.selected, form.mirror, form.prompt, form.count})
     connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
+
+
+def connect_improve(tab: Tab, view: DetailsView) -> None:
+    def read(values: Values) -> Request:
+        changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
+        return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
+
+    connect(tab.runtime, tab, [view.buttons["improve"].click], deriving(view, read, {view.selected}))
 
 
 def connect_more(tab: Tab) -> None:

@@ -110,7 +110,7 @@ class GridSection:
             return {self.estimate: status_line(str(error))}
         text, seconds_per_step = count_images(len(grid.recipes)), self.tab.runtime.seconds_per_step(model)
         if seconds_per_step is not None:
-            steps = sum(recipe.steps - recipe.start for recipe in grid.recipes)
+            steps = sum(recipe.passes for recipe in grid.recipes)
             text += f", about {describe_seconds(seconds_per_step * steps)}"
         return {self.estimate: status_line(text, *describe_axes(grid))}
 

@@ -16,16 +16,24 @@ from amused.ui.tab import Tab
 
 
 def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
-    """Select a tab's model in all tabs; the prompt help follows the model."""
+    """Select a tab's model in all tabs; the prompt help and settings that nobody changed follow the model."""
 
     def hint(tab: Tab, model: str) -> Updates:
         note = gr.Dropdown(info=model_note(runtime, model))
         return {tab.settings.model: note, **prompt_help_for(runtime, tab.controls.prompt_help, tab.task, model)}
 
+    def follow(picker: gr.Dropdown, values: Values) -> Updates:
+        model = values[picker]
+        updates: Updates = dict.fromkeys((other for other in pickers if other is not picker), model)
+        for tab in tabs:
+            updates |= tab.settings.follow_model(model, values)
+        return updates
+
     pickers = [tab.settings.model for tab in tabs]
+    following = [part for tab in tabs for part in tab.settings.own(runtime.default)]
     for tab, picker in zip(tabs, pickers, strict=True):
         others = [other for other in pickers if other is not picker]
-        picker.input(lambda model, others=others: dict.fromkeys(others, model), picker, others, **UI_ONLY)
+        picker.input(partial(follow, picker), {picker, *following}, [*others, *following], **UI_ONLY)
         picker.change(partial(hint, tab), picker, [picker, *tab.controls.prompt_help.outputs()], **UI_ONLY)
 
 

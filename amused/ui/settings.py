@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
@@ -15,8 +15,12 @@ from gradio.components import Component
 
 from amused.limits import MAX_SEEDS, MAX_STEPS
 from amused.recipe.recipe import (
+    IMAGE_TO_IMAGE,
+    MASK_BY,
     MAX_ADAPTER_STRENGTH,
+    MAX_CORRECTOR_ROUNDS,
     MAX_GUIDANCE_SCALE,
+    SAMPLERS,
     STRENGTHS,
     TEXT_TO_IMAGE,
     Recipe,
@@ -28,7 +32,7 @@ from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
 
 RANDOM_SEEDS = 1_000_000  # of 2**32: short seeds are easier to copy
-MAX_SLIDER_TEMPERATURE = 5.0
+MAX_SLIDER_TEMPERATURE = 10.0
 MIN_SLIDER_STRENGTH = 0.05
 
 
@@ -37,6 +41,7 @@ class Settings:
     """The components whose values make a recipe. A component for a field of Recipe has its name."""
 
     task: str
+    runtime: Runtime
     prompt: gr.Textbox
     negative_prompt: gr.Textbox
     seeds: gr.Textbox
@@ -46,17 +51,37 @@ class Settings:
     guidance_scale: gr.Slider
     first_temperature: gr.Slider
     last_temperature: gr.Slider
+    sampler: gr.Dropdown
+    corrector_rounds: gr.Slider
+    mask_by: gr.Dropdown
     strength: gr.Slider
     model: gr.Dropdown
     adapter: gr.Dropdown
     adapter_strength: gr.Slider
 
     def components(self) -> dict[str, Component]:
-        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "task"}
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in ("task", "runtime")}
 
     def to_recipe(self, values: Values) -> Recipe:
-        """The recipe that these values ask for; random seeds are drawn here."""
-        return to_recipe(self.task, {name: values[part] for name, part in self.components().items()})
+        """The recipe that these values ask for, of the model as it is now; random seeds are drawn here."""
+        recipe = to_recipe(self.task, {name: values[part] for name, part in self.components().items()})
+        return replace(recipe, model_version=own_settings(self.runtime, recipe.model)["model_version"])
+
+    def own(self, model: str) -> dict[Component, Any]:
+        """A model's own settings."""
+        components = self.components()
+        return {
+            components[name]: value for name, value in own_settings(self.runtime, model).items() if name in components
+        }
+
+    def follow_model(self, model: str, values: Values) -> Updates:
+        """Updates from any model's own settings to those of this one; what a visitor has changed stays."""
+        others = [self.own(choice.name) for choice in self.runtime.models]
+        return {
+            part: value
+            for part, value in self.own(model).items()
+            if values[part] != value and any(values[part] == other[part] for other in others)
+        }
 
     def from_recipe(self, recipe: Recipe) -> Updates:
         """Updates that make the settings equal a recipe. Its model and adapter must be listed."""
@@ -71,6 +96,9 @@ class Settings:
             self.guidance_scale: recipe.guidance_scale,
             self.first_temperature: slider_at(first, 0.0, MAX_SLIDER_TEMPERATURE),
             self.last_temperature: slider_at(last, 0.0, MAX_SLIDER_TEMPERATURE),
+            self.sampler: recipe.sampler,
+            self.corrector_rounds: recipe.corrector_rounds,
+            self.mask_by: recipe.first.mask_by,
             self.model: recipe.model,
             self.adapter: recipe.adapter or "",
             self.adapter_strength: recipe.adapter_strength,
@@ -80,6 +108,13 @@ class Settings:
         if strength is not None:
             updates[self.strength] = slider_at(strength, MIN_SLIDER_STRENGTH, 1.0)
         return updates
+
+
+def own_settings(runtime: Runtime, model: str) -> dict[str, Any]:
+    """A model's own settings, by name, with two for the temperature, as on the page and in the API."""
+    settings = dict(runtime.choice(model).defaults)
+    settings["first_temperature"], settings["last_temperature"] = settings.pop("temperature")
+    return settings
 
 
 def to_recipe(task: str, named: Mapping[str, Any]) -> Recipe:
@@ -92,6 +127,9 @@ def to_recipe(task: str, named: Mapping[str, Any]) -> Recipe:
         steps=named["steps"],
         guidance_scale=named["guidance_scale"],
         temperature=(named["first_temperature"], named["last_temperature"]),
+        sampler=named["sampler"],
+        corrector_rounds=named["corrector_rounds"],
+        mask_by=named["mask_by"],
         strength=named["strength"] if task in STRENGTHS else None,
         model=named["model"],
         adapter=named["adapter"],
@@ -171,8 +209,9 @@ def build_model_settings(task: str, runtime: Runtime) -> tuple[dict[str, Compone
     return {"model": model, "adapter": adapter, "adapter_strength": adapter_strength}, adapter_row
 
 
-def build_sampling_settings(task: str) -> dict[str, Component]:
-    """Negative prompt, steps, guidance, temperatures."""
+def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]:
+    """Negative prompt, steps, guidance, temperatures, sampler."""
+    own = own_settings(runtime, runtime.default)
     negative_prompt = gr.Textbox(
         value=Recipe.negative_prompt,
         label="Negative prompt",
@@ -181,27 +220,55 @@ def build_sampling_settings(task: str) -> dict[str, Component]:
     )
     with gr.Row():
         steps = gr.Slider(
-            1, MAX_STEPS, value=Recipe.steps, step=1, label="Steps", info="More is slower", elem_id=f"{task}-steps"
+            1, MAX_STEPS, value=own["steps"], step=1, label="Steps", info="More is slower", elem_id=f"{task}-steps"
         )
         guidance_scale = gr.Slider(
             0.0,
             MAX_GUIDANCE_SCALE,
-            value=Recipe.guidance_scale,
+            value=own["guidance_scale"],
             step=0.5,
             label="Guidance",
             info="How closely to follow the prompt",
             elem_id=f"{task}-guidance",
         )
-    first, last = Recipe.temperature
+    first, last = own["first_temperature"], own["last_temperature"]
     with gr.Row():
         first_temperature = build_temperature(f"{task}-first-temperature", first, "Temperature", "first")
         last_temperature = build_temperature(f"{task}-last-temperature", last, "Final temperature", "last")
+    with gr.Row():
+        sampler = gr.Dropdown(
+            [(name.capitalize(), name) for name in SAMPLERS],
+            value=own["sampler"],
+            label="Sampler",
+            info="Annealed: the likeliest tokens after half of the steps",
+            elem_id=f"{task}-sampler",
+        )
+        corrector_rounds = gr.Slider(
+            0,
+            MAX_CORRECTOR_ROUNDS,
+            value=own["corrector_rounds"],
+            step=1,
+            label="Corrector rounds",
+            info="Redraw the least likely tokens, as long as two steps each",
+            elem_id=f"{task}-corrector-rounds",
+        )
+    mask_by = gr.Dropdown(
+        [(f"{name.capitalize()}", name) for name in MASK_BY],
+        value=own["mask_by"],
+        label="Masked by",
+        info="Prompt: what fits it least is redrawn first",
+        visible=task == IMAGE_TO_IMAGE,
+        elem_id=f"{task}-mask-by",
+    )
     return {
         "negative_prompt": negative_prompt,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "first_temperature": first_temperature,
         "last_temperature": last_temperature,
+        "sampler": sampler,
+        "corrector_rounds": corrector_rounds,
+        "mask_by": mask_by,
     }
 
 

@@ -114,8 +114,8 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     model, adapter_row = build_model_settings(task, runtime)
     basic_group, basic = build_basic_settings(task)
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
-        sampling = build_sampling_settings(task)
-    settings = Settings(task=task, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
+        sampling = build_sampling_settings(task, runtime)
+    settings = Settings(task=task, runtime=runtime, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
     connect_prompt_help(runtime, prompt_help, prompt, settings.model)
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY

@@ -130,6 +130,17 @@ def fresh(runtime: Runtime) -> Runtime:
 # The journey
 
 
+def test_improve_appends_an_image_that_the_corrector_made_of_the_selected_one(page: Page) -> None:
+    make(page, TEXT, "8", 1)
+    select(page, TEXT, 0)
+    part(page, TEXT, "improve").click()
+    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    select(page, TEXT, 1)
+    expect(part(page, TEXT, "facts")).to_contain_text("Improvement")
+    expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
+
+
 def test_select_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)

@@ -37,9 +37,16 @@ def shared(name: str) -> Any:
     return from_query(LINKS[name]) if name in LINKS else from_png_file((FIXTURES / name).read_bytes())
 
 
+ADDED = {"sampler": "multinomial", "corrector_rounds": 0, "mask_by": "random", "model_version": 1}
+"""Fields that came later, and what they are where a recipe says nothing: what 0.4.0 did."""
+
+
 def as_json(value: Any) -> Any:
+    """A value as 0.4.0 had it."""
     if isinstance(value, amused.Recipe):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        assert {name: fields.pop(name) for name in ADDED} == ADDED
+        return fields
     return [as_json(one) for one in value] if isinstance(value, tuple) else value
 
 

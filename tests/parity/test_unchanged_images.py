@@ -87,11 +87,14 @@ def test_the_three_methods_give_the_images_of_their_recipes() -> None:
         events = model.generate(recipe, *(EXAMPLES / file for file in files))
         return [event.image.tobytes() for event in events if isinstance(event, amused.Picture)]
 
+    def own(steps: int) -> dict[str, Any]:
+        return {**model.defaults, "steps": steps}
+
     text = model.text_to_image(FOX, seeds=[8, 9], steps=2)
-    assert [one.tobytes() for one in text] == images(amused.Recipe("text_to_image", FOX, (8, 9), steps=2))
+    assert [one.tobytes() for one in text] == images(amused.Recipe("text_to_image", FOX, (8, 9), **own(2)))
     image = model.image_to_image(FOX, EXAMPLES / "owl.png", steps=3, seeds=[3])
-    recipe = amused.Recipe("image_to_image", FOX, (3,), steps=3, strength=0.5)
+    recipe = amused.Recipe("image_to_image", FOX, (3,), strength=0.5, **own(3))
     assert [one.tobytes() for one in image] == images(recipe, "owl.png")
     repainted = model.inpaint(FOX, EXAMPLES / "owl.png", (EXAMPLES / "head-mask.png").read_bytes(), steps=3, feather=4)
-    recipe = amused.Recipe("inpaint", FOX, (0,), steps=3, feather=4)
+    recipe = amused.Recipe("inpaint", FOX, (0,), feather=4, **own(3))
     assert [one.tobytes() for one in repainted] == images(recipe, "owl.png", "head-mask.png")

@@ -148,7 +148,7 @@ def test_what_is_no_image_is_refused_whatever_its_name(
     assert str(tmp_path) not in str(refusal.value)
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "null", '"12"', "[]", "true"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", '"12"', "[]", "true"])
 def test_raw_json_numbers_are_checked_on_the_server(address: str, number: str) -> None:
     """Python's JSON, which Gradio uses in places, lets in what no client would send."""
     answer = post_raw(address, "text_to_image", '{"prompt": "' + PROMPT + '", "steps": ' + number + "}")

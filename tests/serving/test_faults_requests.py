@@ -281,7 +281,7 @@ def test_a_number_that_is_none_is_refused(server: Server, field: str, value: obj
 
 
 FIELDS = {
-    "text_to_image": ["prompt", "negative_prompt", "seeds", "model", *NUMBERS[:-1], "adapter_strength"],
+    "text_to_image": ["prompt", "negative_prompt", "seeds", "model", "adapter_strength"],
     "image_to_image": ["image"],
     "inpaint": ["image", "mask"],
     "recipe": ["recipe"],
@@ -296,7 +296,8 @@ def test_null_is_refused_in_a_sentence(server: Server, endpoint: str, field: str
 
 
 def test_null_for_what_may_be_left_out_is_obeyed(server: Server) -> None:
-    server.obeys("text_to_image", model="nouns", adapter=None)
+    own = ("adapter", *NUMBERS[:-1], "sampler", "corrector_rounds")
+    server.obeys("text_to_image", model="nouns", **dict.fromkeys(own))
     server.obeys("image_to_image", model="nouns", image=server.upload(saved(GOOD, "PNG")), strength=None)
 
 

@@ -30,6 +30,7 @@ from amused.training.nouns.data import (
     held_out_pair,
     varied_caption,
 )
+from amused.training.nouns.scores import PARTS, coherence, difference
 from amused.training.nouns.text import prepare_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -135,9 +136,32 @@ def test_captions() -> None:
         "a pixel art character with square red glasses, a baseball gameball-shaped head "
         "and a orange-colored body on a dark background"
     )
+    assert caption(noun, ("glasses", "background")) == (
+        "a pixel art character with a baseball gameball-shaped head and a orange-colored body"
+    )
+    assert caption(noun, PARTS) == "a pixel art character"
     assert "baseball" not in varied_caption(noun, random.Random(0), keep=0.0)
     texts = {varied_caption(noun, random.Random(i), keep=0.8) for i in range(50)}
     assert len(texts) > 30
+
+
+def test_coherence_finds_the_real_character_and_what_is_wrong_with_it(nouns) -> None:
+    vocabulary = all_traits(nouns)
+    nouns.palette[2] = (0, 0, 255)
+    real = np.stack([nouns.render(noun) for noun in vocabulary.evaluation(4)]) / 255.0
+    assert coherence(nouns, vocabulary, real) == {**dict.fromkeys((*PARTS, "whole", "exact"), 1.0), "specks": 0.0}
+
+    speck, blue, split = real.copy(), real.copy(), real.copy()
+    speck[0, 28, 28] = 0.5
+    blue[:2, 11:16, 3:5] = np.where(real[:2, 11:16, 3:5] == (1, 0, 0), (0, 0, 1), real[:2, 11:16, 3:5])
+    split[3, :16] = 0.0
+    scores = coherence(nouns, vocabulary, speck)
+    assert scores["specks"] == 0.25 and scores["exact"] == 1 - 1 / (4 * 1024)
+    scores = coherence(nouns, vocabulary, blue)
+    assert (scores["glasses"], scores["head"], scores["whole"]) == (0.5, 1.0, 1.0)
+    scores = coherence(nouns, vocabulary, split)
+    assert (scores["background"], scores["body"], scores["whole"]) == (0.75, 1.0, 0.75)
+    assert difference(real, split) == 0.125
 
 
 def test_a_resumed_run_keeps_its_tokenizer(nouns, tmp_path) -> None:

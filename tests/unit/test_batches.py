@@ -17,7 +17,9 @@ from amused.generation.batches import batch_for, rows_are_independent
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.sampling import (
     StepPlan,
+    corrector_plans,
     mask_at_random,
+    mask_least_likely,
     num_masked,
     sampling_steps,
     unmask_step,
@@ -40,6 +42,9 @@ TASKS = {
     # So few that some images have no masked token at all.
     "vary hardly": (Recipe("vary", "a hat", SEEDS, model="tiny", parent=PARENT, share=0.05),),
     "touch_up": (Recipe("touch_up", "a hat", SEEDS, model="tiny", parent=PARENT, cells=(0, 3, 7)),),
+    "annealed": (replace(PARENT, seeds=SEEDS, sampler="annealed", corrector_rounds=2),),
+    "by the prompt": (Recipe("image_to_image", "a cat", SEEDS, model="tiny", mask_by="prompt"), picture(64)),
+    "improve": (Recipe("improve", "a hat", SEEDS, model="tiny", parent=PARENT, corrector_rounds=2),),
 }
 
 
@@ -235,6 +240,12 @@ def test_the_loop_needs_no_value_from_the_device(task, monkeypatch) -> None:
             logits = predict(tokens, step, None)
             assert logits.shape == (3, 16, 64)
             tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))
+        for step in corrector_plans(3, 1, 16, "annealed", tokens.device):
+            logits = predict(tokens, step, None)
+            if step.num_to_mask is None:
+                tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))
+            else:
+                tokens = mask_least_likely(logits, tokens, mask_id, step.num_to_mask, torch.ones(4, 4).bool())
         with pytest.raises(DataDependentOutputException):
             bool(tokens.sum())
 

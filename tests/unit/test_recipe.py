@@ -193,7 +193,7 @@ def test_a_link_fills_valid_fields_only(extra: str, ignored: tuple[str, ...]) ->
 @pytest.mark.parametrize(
     "query",
     [
-        "v=3&task=text_to_image&prompt=a&seeds=3",
+        "v=4&task=text_to_image&prompt=a&seeds=3",
         "v=1&task=text_to_image&seeds=3",
         "v=1&prompt=a",
         "v=1&task=vary&prompt=a&share=0.5",

@@ -253,6 +253,7 @@ def write_model(folder: Path, model: TrainingModel, checkpoint: Checkpoint) -> N
         tokenizer=checkpoint.folder / "tokenizer",
         masking_schedule=checkpoint.masking_schedule,
         traits=checkpoint.traits,
+        defaults={**checkpoint.defaults, "model_version": 1},
     )
 
 

@@ -11,7 +11,7 @@ import json
 import random
 import tarfile
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,12 +174,16 @@ def held_out_pair(head: str, glasses: str) -> bool:
     return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
 
 
-def caption(noun: Noun) -> str:
-    """The standard caption. It names every trait but the accessory."""
-    return (
-        f"a pixel art character with {words(noun.glasses)} glasses, a {words(noun.head)}-shaped head "
-        f"and a {words(noun.body)}-colored body on a {noun.background} background"
-    )
+def caption(noun: Noun, leave_out: Collection[str] = ()) -> str:
+    """The standard caption. It names every trait but the accessory, and those of `leave_out`, such as "glasses"."""
+    named = {
+        "glasses": f"{words(noun.glasses)} glasses",
+        "head": f"a {words(noun.head)}-shaped head",
+        "body": f"a {words(noun.body)}-colored body",
+    }
+    clauses = enumerate_clauses([clause for kind, clause in named.items() if kind not in leave_out])
+    text = f"a pixel art character with {clauses}" if clauses else "a pixel art character"
+    return text if "background" in leave_out else f"{text} on a {noun.background} background"
 
 
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:

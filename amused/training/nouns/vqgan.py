@@ -6,25 +6,24 @@ Each part is made in a way that is exact for pixel art:
   patch is the same token everywhere, whatever surrounds it. Tokens are thus a clean target for the transformer, and
   inpainting keeps all other tokens.
 - The codebook is a weighted k-means over patches (a trained encoder of equal size lost 1 % of the traits).
-- The decoder is trained on mean squared error at art resolution, 32x32. The three levels above only resample: their
-  residual branches are zero and their upsampling is nearest. The result is an ordinary VQGAN of factor 16.
+- The decoder is constructed, too (`nouns/decoder.py`): it draws a code's four art pixels wherever the token is. The
+  result is an ordinary VQGAN of factor 16, but for sizes other than its own: these are decoded in tiles.
 """
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amused.model.vqgan import VQGAN, Downsample, ResnetBlock, UpLevel, Upsample, VQGANConfig
+from amused.model.vqgan import VQGAN, Downsample, ResnetBlock, VQGANConfig
 from amused.training.nouns.data import Nouns, Vocabulary
+from amused.training.nouns.decoder import construct_decoder
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -40,10 +39,11 @@ CONFIG = VQGANConfig(
     latent_channels=PATCH,
     sample_size=256,
     num_vq_embeddings=4096,
-    norm_num_groups=8,
+    norm_num_groups=4,
     mid_block_add_attention=False,
     lookup_from_codebook=True,
     force_upcast=True,
+    tile_size=256,
 )
 
 
@@ -138,43 +138,6 @@ def construct_encoder(model: VQGAN) -> None:
     set_pointwise(model.post_quant_conv, torch.eye(PATCH))
 
 
-def resample_only(model: VQGAN) -> None:
-    """Reduce the decoder's levels above art resolution to nearest upsampling."""
-    decoder = model.decoder
-    for resnet in of_type(decoder.up_blocks[2:].modules(), ResnetBlock):
-        set_identity(resnet)
-    for upsample in of_type(decoder.up_blocks[1:].modules(), Upsample):
-        assert isinstance(upsample.conv, nn.Conv2d)
-        set_pointwise(upsample.conv, torch.eye(upsample.conv.out_channels))
-    weight, bias = decoder.conv_out.weight, decoder.conv_out.bias
-    assert bias is not None
-    set_pointwise(decoder.conv_out, weight.detach()[:, :, 1, 1].clone(), bias.detach().clone())
-
-
-def decode_art(model: VQGAN, tokens: Tensor) -> Tensor:
-    """`VQGAN.decode` at art resolution: its 256x256 pixels sampled at every eighth one, (batch, 3, 32, 32)."""
-    decoder = model.decoder
-    x = model.quantize.embedding(tokens).permute(0, 3, 1, 2)
-    x = decoder.mid_block(decoder.conv_in(model.post_quant_conv(x)))
-    first, second, *others = of_type(decoder.up_blocks, UpLevel)
-    x = first(x)
-    for resnet in second.resnets:
-        x = resnet(x)
-    for level in others:
-        shortcut = of_type(level.resnets, ResnetBlock)[0].conv_shortcut
-        if shortcut is not None:
-            x = shortcut(x)
-    x = F.silu(decoder.conv_norm_out(x))
-    return F.conv2d(x, decoder.conv_out.weight[:, :, 1:2, 1:2], decoder.conv_out.bias)
-
-
-@torch.no_grad()
-def nearest_code(model: VQGAN, art: Tensor) -> Tensor:
-    """`VQGAN.encode` at art resolution: (batch, 3, 32, 32) in [0, 1] to tokens (batch, 16, 16)."""
-    flat = patches(art * 2 - 1)
-    return torch.cdist(flat.flatten(0, 2), model.quantize.embedding.weight).argmin(dim=1).view(flat.shape[:3])
-
-
 def weighted_kmeans(
     points: NDArray[np.float32], weights: NDArray[np.floating[Any]], count: int, rounds: int, seed: int
 ) -> NDArray[np.float32]:
@@ -219,53 +182,16 @@ def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes:
 
 
 def new_vqgan(nouns: Nouns, known: Vocabulary, everything: Vocabulary) -> VQGAN:
-    """A VQ-GAN whose decoder is not trained yet."""
+    codebook = fit_codebook(nouns, known, everything, CONFIG.num_vq_embeddings)
+    return construct_vqgan(torch.from_numpy(codebook))
+
+
+@torch.no_grad()
+def construct_vqgan(codebook: Tensor) -> VQGAN:
+    """The VQ-GAN of a codebook, (4096, 12)."""
     torch.manual_seed(0)
     model = VQGAN(CONFIG)
+    model.quantize.embedding.weight.copy_(codebook)
     construct_encoder(model)
-    codebook = fit_codebook(nouns, known, everything, CONFIG.num_vq_embeddings)
-    with torch.no_grad():
-        model.quantize.embedding.weight.copy_(torch.from_numpy(codebook))
-    for resnet in of_type(model.decoder.modules(), ResnetBlock):
-        nn.init.zeros_(resnet.conv2.weight)
-    resample_only(model)
-    return model
-
-
-def train_decoder(
-    model: VQGAN,
-    nouns: Nouns,
-    known: Vocabulary,
-    everything: Vocabulary,
-    seconds: float,
-    report: Callable[[str], None],
-    seed: int = 1,
-) -> None:
-    """Train the decoder for a time; the learning rate falls to zero at the end. Tokens do not change.
-
-    Args:
-        known: the traits that matter; every fourth batch has any of `everything`.
-        report: gets a line of text every 100 steps.
-    """
-    rng = random.Random(seed)
-    model.requires_grad_(True)
-    trained = [p for name, p in model.decoder.named_parameters() if not name.startswith(("up_blocks.3", "up_blocks.4"))]
-    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
-    test = sample_art(nouns, known, random.Random(2), 64, accessories=0.2)
-    start, step = time.monotonic(), 0
-    while (elapsed := time.monotonic() - start) < seconds:
-        art = sample_art(nouns, known if step % 4 else everything, rng, 16, accessories=0.3)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 2 * (1 - elapsed / seconds) + 0.01)
-        loss = F.mse_loss(decode_art(model, nearest_code(model, art)), art)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            with torch.no_grad():
-                error = F.mse_loss(decode_art(model, nearest_code(model, test)).clamp(0, 1), test)
-            report(f"vqgan step {step}, {elapsed:.0f} s: {-10 * error.log10().item():.2f} dB on new images")
-    resample_only(model)
-    model.eval().requires_grad_(False)
+    construct_decoder(model)
+    return model.eval().requires_grad_(False)
