@@ -90,6 +90,8 @@ class TabState:
 class ResultView:
     """The components that runs of a tab fill.
 
+    `ready` are the images to arrive at.
+
     Attributes:
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
@@ -100,13 +102,14 @@ class ResultView:
             with `queue=False` triggers nothing (Gradio 6.31).
     """
 
-    def __init__(self, task: str, hint: str, stop: gr.Button) -> None:
+    def __init__(self, task: str, hint: str, stop: gr.Button, ready: tuple[GeneratedImage, ...] = ()) -> None:
         self.stop = stop
         self.gallery = gr.Gallery(
+            [image.tile for image in ready],
             label="Images",
             show_label=False,
             format="png",
-            columns=2,
+            columns=columns_for(len(ready)),
             object_fit="contain",
             interactive=False,
             buttons=["download", "download_all", "fullscreen"],
@@ -114,10 +117,10 @@ class ResultView:
             elem_classes="images",
         )
         self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
-        self.more = gr.Button(f"{MORE} more", size="sm", visible=False, elem_id=f"{task}-next")
+        self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id=f"{task}-next")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
         self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
-        self.state, self.write_metadata = gr.State(TabState()), gr.State(True)
+        self.state, self.write_metadata = gr.State(TabState(ready)), gr.State(True)
 
 
 # Events

@@ -11,6 +11,7 @@ from helpers.images import png
 from helpers.tabs import build_tab, values_of
 from PIL import Image
 
+import amused
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.recipe.recipe import MAX_SEED, Recipe
@@ -115,6 +116,16 @@ def test_text_to_image_has_the_selected_shape() -> None:
     assert tab.own_from_recipe(square) == {tab.shape: "Square"}
     with pytest.raises(UserError, match="Choose a shape"):
         tab.read(values_of(tab, shape="round"))
+
+
+@pytest.mark.slow
+def test_the_page_opens_with_images_that_their_recipes_make() -> None:
+    model = amused.load("nouns", device="cpu", dtype="float32")
+    images = build_tab(text_tab.build, fake_runtime()).result.state.value.images
+    assert len(images) == 8
+    for image in images:
+        (made,) = (event for event in model.generate(image.recipe) if isinstance(event, amused.Picture))
+        assert digest(Image.open(image.path)) == image.digest == digest(made.image)
 
 
 @pytest.mark.parametrize("prompt", ["a fox", "a Whale wearing glasses", "", "a pixel art character", "red body"])

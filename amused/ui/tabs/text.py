@@ -12,6 +12,7 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
 from amused.ui.events import Updates, Values
+from amused.ui.ready import ready_images
 from amused.ui.results import ResultView
 from amused.ui.shapes import SHAPES, SQUARE, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
@@ -48,7 +49,9 @@ def build(runtime: Runtime) -> TextTab:
                 shape = gr.Dropdown(list(SHAPES), value=SQUARE, label="Shape", elem_id=f"{TEXT_TO_IMAGE}-shape")
             below = gr.Column()
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(TEXT_TO_IMAGE, "Images appear here, one by one", controls.stop)
+            ready = ready_images(runtime.default)
+            hint = "Open an image, or press Generate" if ready else "Images appear here, one by one"
+            result = ResultView(TEXT_TO_IMAGE, hint, controls.stop, ready)
             sheet = grid.build_sheet(TEXT_TO_IMAGE)
     tab = TextTab(runtime, controls, result, shape)
     with below:
