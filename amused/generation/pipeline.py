@@ -28,6 +28,7 @@ from amused.generation.placement import Placement
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
 from amused.generation.sampling import StepPlan, mask_at_random, mask_schedule, sampling_steps, unmask_step
+from amused.generation.throttle import Throttle
 from amused.limits import MAX_BATCH
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
@@ -235,7 +236,7 @@ class Amused:
         self, recipe: Recipe, inputs: Inputs, given: Tensor | None, predict: Predictor, done: int
     ) -> Generator[Step | Picture]:
         """Sample the seeds of a recipe but for the first `done`."""
-        mask_id = self.checkpoint.mask_token_id
+        mask_id, throttle = self.checkpoint.mask_token_id, Throttle(self.device)
         for first in range(done, len(recipe.seeds), predict.batch_size):
             seeds = recipe.seeds[first : first + predict.batch_size]
             padded = (*seeds, *[seeds[-1]] * (predict.batch_size - len(seeds)))
@@ -248,6 +249,7 @@ class Amused:
                     logits = predict(tokens, step, masked_idx)  # b k codebook
                     tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
                     masked = tokens == mask_id
+                throttle.wait()
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
             for i, seed in enumerate(seeds):

@@ -30,7 +30,6 @@ GUARDS = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_
 CUDA, DEVICE_TYPES = 1, 16  # c10/core/DeviceType.h
 READS = {
     Tensor.item: lambda values: values.item(),
-    Tensor.tolist: lambda values: values.tolist(),
     Tensor.numpy: lambda values: values.numpy(),
     Tensor.__bool__: bool,
     Tensor.__int__: int,
@@ -38,6 +37,17 @@ READS = {
     Tensor.__float__: float,
 }
 """Methods that need values: they get zeros."""
+CALLS = {
+    "_lazy_init": None,
+    "current_stream": None,
+    "empty_cache": None,
+    "get_device_name": "fake",
+    "is_available": True,
+    "max_memory_allocated": 0,
+    "mem_get_info": (3, 3),  # bytes: enough for two images, which take one each where no memory is measured
+    "reset_peak_memory_stats": None,
+}
+"""What functions of `torch.cuda` give."""
 COPIES = (torch.tensor, torch.as_tensor, Tensor.to, Tensor.cuda, Tensor.cpu)
 
 
@@ -54,8 +64,8 @@ class Wait:
     line: str
 
 
-class FakeCuda(TorchFunctionMode):
-    """Records what a GPU would see.
+class FakeCuda:
+    """A GPU that this thread has, and no other, within `here`. Its tensors belong to it: other fake GPUs refuse them.
 
     Attributes:
         waits: of the host for the device; waits for an event are not among them.
@@ -64,10 +74,34 @@ class FakeCuda(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.waits: list[Wait] = []
+        self.forget()
+        self._tensors = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def forget(self) -> None:
+        """What was recorded so far."""
+        self.waits.clear()
         self.num_events = 0
         self.awaited: list[int] = []
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch, no_op_guard():
+            patch.setattr(FakeTensorMode, "avoid_device_init", True)
+            patch.setattr(torch, "Generator", Generator)
+            patch.setattr(nn.Module, "_apply", convert)
+            patch.setattr(safetensors, "safe_open", WeightsFile)
+            for name, value in CALLS.items():
+                patch.setattr(torch.cuda, name, lambda *_, value=value: value)
+            patch.setattr(torch.cuda, "Event", lambda **_: Event(self))
+            with self._tensors, Recorder(self.waits):
+                yield
+
+
+class Recorder(TorchFunctionMode):
+    def __init__(self, waits: list[Wait]) -> None:
+        super().__init__()
+        self.waits = waits
 
     def __torch_function__(
         self,
@@ -80,7 +114,7 @@ class FakeCuda(TorchFunctionMode):
         generator = kwargs.pop("generator", None)
         given = tensors_in((args, kwargs))
         if (function in READS or function is torch.equal) and isinstance(given[0], FakeTensor):
-            if devices_of(given) == {"cuda"}:
+            if "cuda" in devices_of(given):
                 self._record(function)
             if function is torch.equal:
                 return given[0].shape == given[1].shape
@@ -92,7 +126,7 @@ class FakeCuda(TorchFunctionMode):
             assert devices_of(made) == {generator.device.type}, "tensor and generator are on two devices"
         # Scalars on the CPU are passed by value.
         copied = given if function in COPIES else [tensor for tensor in given if tensor.dim()]
-        if len(devices_of([*copied, *made])) > 1 or (function is torch.tensor and devices_of(made) == {"cuda"}):
+        if len(devices_of([*copied, *made])) > 1 or (function is torch.tensor and "cuda" in devices_of(made)):
             self._record(function)
         return result
 
@@ -167,31 +201,6 @@ def convert(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     for name, buffer in module._buffers.items():
         module._buffers[name] = None if buffer is None else change(buffer)
     return module
-
-
-@contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
-    """Only this thread has the GPU: load weights in it."""
-    cuda = FakeCuda()
-    with pytest.MonkeyPatch.context() as patch, no_op_guard():
-        patch.setattr(FakeTensorMode, "avoid_device_init", True)
-        patch.setattr(torch, "Generator", Generator)
-        patch.setattr(nn.Module, "_apply", convert)
-        patch.setattr(safetensors, "safe_open", WeightsFile)
-        for name, value in {
-            "_lazy_init": None,
-            "current_stream": None,
-            "empty_cache": None,
-            "get_device_name": "fake",
-            "is_available": True,
-            "max_memory_allocated": 0,
-            "mem_get_info": (2**40, 2**40),
-            "reset_peak_memory_stats": None,
-        }.items():
-            patch.setattr(torch.cuda, name, lambda *_, value=value: value)
-        patch.setattr(torch.cuda, "Event", lambda **_: Event(cuda))
-        with FakeTensorMode(allow_non_fake_inputs=True), cuda:
-            yield cuda
 
 
 @contextmanager
