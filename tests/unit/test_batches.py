@@ -26,6 +26,7 @@ from amused.generation.sampling import (
     sampling_steps,
     unmask_step,
 )
+from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Progress, Request, Result
 from amused.serving.runtime import Runtime
@@ -194,11 +195,12 @@ def test_confidence_is_in_float32_on_a_gpu(gpu, monkeypatch) -> None:
     assert {*dtypes} == {torch.float32}
 
 
-def test_images_are_encoded_without_tf32(folder) -> None:
-    model, allowed = load(folder, 1), []
-    encoder = model.components.encoder.get()
-    encoder.quant_conv.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
-    model.encode(picture(64))
+def test_images_are_encoded_without_tf32(folder, monkeypatch) -> None:
+    allowed, encode = [], VQGAN.encode
+    monkeypatch.setattr(
+        VQGAN, "encode", lambda *given: allowed.append(torch.backends.cudnn.allow_tf32) or encode(*given)
+    )
+    load(folder, 1).encode(picture(64))
     assert allowed == [False] and torch.backends.cudnn.allow_tf32
 
 
