@@ -235,7 +235,7 @@ class Job:
                     kept = f" Finished and kept: {self._num_done} of {self._num_images} images."
                     raise UserError(f"{lease}{kept if self._num_done else ''}") from None
                 continue
-            # A worker of ZeroGPU does not stand still while its events are handled, nor work while it is waited for.
+            # A worker of ZeroGPU goes on while its events are handled.
             now = time.monotonic() if ON_ZERO_GPU else self._worked
             if since is None:
                 since = now  # the wait for a GPU is over, and a step is done
