@@ -43,6 +43,7 @@ class FakeImage:
     seed: int
     image: Image.Image
     tokens: np.ndarray
+    cut: tuple[str, ...]
 
 
 class FakeModel:
@@ -61,9 +62,6 @@ class FakeModel:
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
 
     def read_weights(self, everything: bool = False) -> None: ...
-
-    def prompt_is_cut(self, prompt: str) -> bool:
-        return len(prompt.split()) > 75
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         pixels = self.size // tokens.shape[0]
@@ -94,6 +92,9 @@ class FakeModel:
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
     ) -> Generator[FakeStep | FakeImage]:
         side = 16
+        texts = {"prompt": recipe.prompt, "negative prompt": recipe.negative_prompt}
+        used = ("prompt", "negative prompt") if recipe.guidance_scale > 1 else ("prompt",)
+        cut = tuple(name for name in used if len(texts[name].split()) > 75)
         for index, seed in enumerate(recipe.seeds):
             tokens, order = self.tokens(recipe, seed, side)
             for step in range(1, recipe.steps + 1):
@@ -112,7 +113,7 @@ class FakeModel:
                     made = np.where(inside[..., None], made, before)
                 else:
                     made = (before * (1 - (recipe.strength or 0)) + made * (recipe.strength or 0)).astype(np.uint8)
-            yield FakeImage(index, seed, Image.fromarray(made), tokens)
+            yield FakeImage(index, seed, Image.fromarray(made), tokens, cut)
 
 
 class Turnstile:

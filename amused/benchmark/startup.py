@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +52,38 @@ def time_page(command: list[str]) -> dict[str, Any]:
     Raises:
         RuntimeError: there is none after `TIMEOUT` seconds.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "AMUSED_PORT": str(port), "GRADIO_SERVER_PORT": str(port)}
     start = time.monotonic()
     process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while time.monotonic() - start < TIMEOUT:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=TIMEOUT) as response:
-                    response.read()
-                return {"seconds": time.monotonic() - start, "peak": resident_bytes(process.pid)}
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError(f"The page did not respond within {TIMEOUT} seconds.")
+        wait_for_page(f"http://127.0.0.1:{port}/", process)
+        return {"seconds": time.monotonic() - start, "peak": resident_bytes(process.pid)}
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_for_page(address: str, process: subprocess.Popen[bytes], seconds: float = TIMEOUT) -> None:
+    """Wait until a server responds.
+
+    Raises:
+        RuntimeError: it has ended, or does not respond within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(address, timeout=seconds) as response:
+            response.read()
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{address} has ended or does not respond within {seconds:g} seconds.")
 
 
 def resident_bytes(pid: int) -> int:

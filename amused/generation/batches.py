@@ -38,7 +38,8 @@ def batch_size_on_gpu(network: UViT, conditioning: Conditioning, side: int, cap:
     1 where an image would depend on its place in the batch.
 
     Args:
-        conditioning: `UViT.condition` of one prompt.
+        conditioning: `UViT.condition` of one prompt. With guidance the network sees each image twice: that is measured,
+            whether the first recipe has guidance or not.
         side: tokens, height and width of an image.
     """
     # Kernels that split sums (split-K) by the size of the batch round otherwise for each size.
@@ -46,15 +47,17 @@ def batch_size_on_gpu(network: UViT, conditioning: Conditioning, side: int, cap:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
     if cap == 1:
         return 1
+    guided = repeat(conditioning, 2)
     peaks = []
     try:
         for size in (1, 2):
             torch.cuda.reset_peak_memory_stats()
-            logits_of(network, conditioning, random_tokens(network, size, side))
+            logits_of(network, guided, random_tokens(network, size, side))
             peaks.append(torch.cuda.max_memory_allocated())
         free, _ = torch.cuda.mem_get_info()
         size = batch_for(free, max(1, peaks[1] - peaks[0]), cap)
-        return size if rows_are_independent(network, conditioning, size, side) else 1
+        alike = all(rows_are_independent(network, prompts, size, side) for prompts in (conditioning, guided))
+        return size if alike else 1
     except torch.OutOfMemoryError:
         return 1
 
@@ -66,12 +69,15 @@ def rows_are_independent(network: UViT, conditioning: Conditioning, size: int, s
     logits = logits_of(network, conditioning, tokens)
     turned = logits_of(network, conditioning, tokens.roll(1, dims=0))
     alone = logits_of(network, conditioning, tokens[:1].expand(size, -1, -1))
-    return torch.equal(turned, logits.roll(1, dims=0)) and torch.equal(alone, logits[:1].expand_as(alone))
+    return torch.equal(turned, logits.roll(1, dims=1)) and torch.equal(alone, logits[:, :1].expand_as(alone))
 
 
 @torch.inference_mode()
 def logits_of(network: UViT, conditioning: Conditioning, tokens: Tensor) -> Tensor:
-    return network(tokens, repeat(conditioning, len(tokens)))
+    """Of each image for each prompt: (p, b, n, codebook)."""
+    prompts = conditioning[0][0].shape[0]
+    logits = network(tokens.repeat(prompts, 1, 1), repeat(conditioning, len(tokens)))
+    return logits.view(prompts, len(tokens), *logits.shape[1:])
 
 
 def repeat(conditioning: Conditioning, times: int) -> Conditioning:

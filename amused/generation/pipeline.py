@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from amused.generation.sampling import (
     sampling_steps,
     unmask_step,
 )
+from amused.generation.throttle import Throttle
 from amused.limits import MAX_BATCH
 from amused.model.text import encode_text, is_truncated, tokenize
 from amused.model.transformer import concatenate
@@ -67,12 +68,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished image. `tokens`: (h, w), on the CPU."""
+    """A finished image.
+
+    Attributes:
+        tokens: (h, w), on the CPU.
+        cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
+    """
 
     index: int
     seed: int
     image: Image.Image
     tokens: Tensor
+    cut: tuple[str, ...] = ()
 
 
 class Amused:
@@ -193,7 +200,10 @@ class Amused:
 
     def _images(self, task: str, prompt: str, *inputs: Source, **options: Any) -> list[Image.Image]:
         events = self.generate(Recipe(task, prompt, model=self.name, **{**self.defaults, **options}), *inputs)
-        return [event.image for event in events if isinstance(event, Picture)]
+        results = [event for event in events if isinstance(event, Picture)]
+        for name in results[0].cut:
+            warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=3)
+        return [result.image for result in results]
 
     # Sampling
 
@@ -202,8 +212,7 @@ class Amused:
     ) -> Generator[Step | Picture]:
         """Sample a recipe. Yields, per batch of seeds, a `Step` per image and step, then the `Picture`s in order.
 
-        The iterator can be closed between any two events; events stay valid. A prompt that is longer than the model
-        reads gives a warning.
+        The iterator can be closed between any two events; events stay valid.
 
         Raises:
             UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
@@ -218,9 +227,7 @@ class Amused:
         inputs = reader.read(recipe, image, mask)
         self.components.start_loading()
         networks = self.components.networks(recipe)
-        for name, prompt in prompts_of(recipe).items():
-            if self.prompt_is_cut(prompt):
-                warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=2)
+        cut = tuple(name for name, prompt in prompts_of(recipe).items() if self.prompt_is_cut(prompt))[::-1]
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
         given = inputs.tokens
         if given is None and inputs.image is not None:
@@ -234,7 +241,8 @@ class Amused:
             predict = Predictor(networks.transformer, prompts, recipe, self.batch_size, self.checkpoint.mask_token_id)
             try:
                 for event in self._sample(recipe, inputs, given, predict, done):
-                    done += isinstance(event, Picture)
+                    if isinstance(event, Picture):
+                        event, done = replace(event, cut=cut), done + 1
                     yield event
             except torch.OutOfMemoryError:
                 if predict.batch_size == 1:
@@ -248,7 +256,7 @@ class Amused:
         self, recipe: Recipe, inputs: Inputs, given: Tensor | None, predict: Predictor, done: int
     ) -> Generator[Step | Picture]:
         """Sample the seeds of a recipe but for the first `done`."""
-        mask_id = self.checkpoint.mask_token_id
+        mask_id, throttle = self.checkpoint.mask_token_id, Throttle(self.device)
         may_change = None if inputs.editable is None else torch.from_numpy(inputs.editable).to(self.device)
         start = self._mask_by_prompt(recipe, given, predict) if recipe.mask_by == "prompt" else None
         for first in range(done, len(recipe.seeds), predict.batch_size):
@@ -272,6 +280,7 @@ class Amused:
                         logits = predict(tokens, step, masked_idx)  # b k codebook
                         tokens = unmask_step(logits, tokens, mask_id, step, generators, masked_idx)
                     masked = tokens == mask_id
+                throttle.wait()
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
             for i, seed in enumerate(seeds):

@@ -256,6 +256,17 @@ class Recipe:
         return replace(self, seeds=tuple(seeds))
 
 
+def images_of(recipes: Sequence[Recipe], first: int, last: int) -> list[Recipe]:
+    """The recipes of the images from `first` up to but without `last`, which count through the seeds of all recipes."""
+    chosen, before = [], 0
+    for recipe in recipes:
+        seeds = recipe.seeds[max(0, first - before) : max(0, last - before)]
+        before += len(recipe.seeds)
+        if seeds:
+            chosen.append(recipe.with_seeds(seeds))
+    return chosen
+
+
 def no_adapter(name: str) -> str:
     return f"There is no adapter {name} here: choose one from the list."
 

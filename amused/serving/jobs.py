@@ -7,9 +7,10 @@ each image, and `Summary` at its end; `Runtime.run` starts it. It samples image 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from amused.errors import UserError
-from amused.limits import MAX_SEEDS, REQUEST_SECONDS
-from amused.recipe.recipe import Recipe
+from amused.limits import REQUEST_SECONDS
+from amused.recipe.recipe import Recipe, images_of
 from amused.serving.metrics import DONE, FAILED, LEFT, REFUSED, STOPPED
 from amused.serving.model import FinishedImage, Model
 from amused.serving.queue import Slot, Status, StoppedError
-from amused.serving.zero_gpu import ON_ZERO_GPU, lease_error, seeds_per_lease
+from amused.serving.zero_gpu import MAX_LEASE_SECONDS, ON_ZERO_GPU, Leases, lease_error
 
 if TYPE_CHECKING:
     from amused.serving.runtime import Runtime
@@ -197,72 +198,57 @@ class Job:
         yield from self._acquire(self._recipe.model)
         # Only now, as the native size of some models is known once they are loaded.
         recipes = [self._runtime.freeze_recipe(recipe, request.image, request.mask) for recipe in request.recipes]
-        for recipe in recipes:
-            yield from self._sample(recipe, request.image, request.mask)
+        yield from self._sample(recipes, request.image, request.mask)
 
     def _acquire(self, name: str) -> Generator[Status]:
         yield from self._slot.acquire(name)
         if ON_ZERO_GPU:  # each run has a process, and with it a model, of its own
             self._slot.release(for_good=True)
 
-    def _sample(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
-        """Sample one recipe, letting other runs have their turn after each batch."""
-        if ON_ZERO_GPU:
-            yield from self._sample_on_lease(recipe, image, mask)
-            return
-        before, done = self._num_done, 0
-        while done < len(recipe.seeds):
-            if not self._slot.holds_model:
-                yield from self._acquire(recipe.model)
+    def _sample(
+        self, recipes: Sequence[Recipe], image: Image.Image | None, mask: Image.Image | None
+    ) -> Generator[Event]:
+        """Sample all images, letting other runs have their turn after each batch; on ZeroGPU in one lease or more."""
+        leases = Leases(self._runtime.lease_seconds, MAX_LEASE_SECONDS if ON_ZERO_GPU else math.inf)
+        first, num_steps = 0, 0
+        since: float | None = None
+        while self._num_done < self._num_images:
+            if not ON_ZERO_GPU and not self._slot.holds_model:
+                yield from self._acquire(recipes[0].model)
             if self._sampling is None:
                 # Finished images are not made again: a seed gives the same image alone and in any sweep.
-                first, worked = done, self._worked
-                self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:]), image, mask)
-            event = self._next_event(before + first)
-            done += isinstance(event, Result)
+                rest = leases.next(images_of(recipes, self._num_done, self._num_images))
+                if ON_ZERO_GPU and self._num_done:
+                    finished = f"{self._num_done} of {self._num_images} images are finished"
+                    yield Status(f"{finished}; asking for a GPU for the others")
+                first, last = self._num_done, self._num_done + sum(len(recipe.seeds) for recipe in rest)
+                num_steps, since = 0, None if ON_ZERO_GPU else self._worked
+                self._sampling = self._runtime.sample(rest, image, mask)
+            try:
+                event = self._next_event(first)
+            except Exception as error:
+                self._drop_sampling()
+                lease = lease_error(error)
+                if lease is None:
+                    raise
+                if not leases.can_go_on(lease, self._num_done - first):
+                    kept = f" Finished and kept: {self._num_done} of {self._num_images} images."
+                    raise UserError(f"{lease}{kept if self._num_done else ''}") from None
+                continue
+            # A worker of ZeroGPU goes on while its events are handled.
+            now = time.monotonic() if ON_ZERO_GPU else self._worked
+            if since is None:
+                since = now  # the wait for a GPU is over, and a step is done
+            else:
+                num_steps += isinstance(event, Progress)
             if isinstance(event, Result) and event.ends_batch:
-                steps = recipe.passes * (done - first)
-                self._runtime.note_pace(recipe, (self._worked - worked) / steps)
-                if done == len(recipe.seeds):
+                if num_steps:
+                    self._runtime.note_pace(event.recipe, (now - since) / num_steps)
+                if self._num_done == last:
                     self._drop_sampling()
                 # Before the image goes out: it is saved and sent while the next one's first step is made.
                 self._slot.yield_turn()
             yield event
-
-    def _sample_on_lease(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> Generator[Event]:
-        """Sample one recipe on ZeroGPU, in as many leases of a GPU as its seeds need."""
-        before, done, longest = self._num_done, 0, MAX_SEEDS
-        while done < len(recipe.seeds):
-            pace, is_packed = self._runtime.expected_pace(recipe), self._runtime.is_packed(recipe.model)
-            rest = recipe.with_seeds(recipe.seeds[done:])
-            num_seeds = min(longest, seeds_per_lease(rest, pace, is_packed))
-            if done:
-                yield Status(f"{done} of {len(recipe.seeds)} images are finished; asking for a GPU for the others")
-            first, last = done, min(done + num_seeds, len(recipe.seeds))
-            self._sampling = self._runtime.sample(recipe.with_seeds(recipe.seeds[first:last]), image, mask)
-            began: float | None = None
-            try:
-                while done < last:
-                    event = self._next_event(before + first)
-                    if began is None:
-                        began = time.monotonic()  # the wait for a GPU is over, and a step is done
-                    if isinstance(event, Result):
-                        done += 1
-                        steps = recipe.passes * (done - first) - 1
-                        if steps and event.ends_batch:
-                            self._runtime.note_pace(recipe, (time.monotonic() - began) / steps)
-                    yield event
-            except Exception as error:
-                lease = lease_error(error)
-                if lease is None:
-                    raise
-                if lease.over_quota and last - first > 1:
-                    longest = (last - first) // 2  # fewer images may be within the quota
-                elif lease.over_quota or done == first:
-                    kept = f" Finished and kept: {self._num_done} of {self._num_images} images."
-                    raise UserError(f"{lease}{kept if self._num_done else ''}") from None
-            finally:
-                self._drop_sampling()
 
     def _next_event(self, first: int) -> Progress | Result:
         """The next event of the samples, `first` of which are from before them."""
@@ -303,22 +289,33 @@ class Job:
 
 
 def sample(
-    model: Model, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
+    model: Model, recipes: Sequence[Recipe], image: Image.Image | None, mask: Image.Image | None
 ) -> Generator[Progress | Result | Rejected]:
-    """Sample a recipe with previews. On ZeroGPU in a process of its own: every event can be pickled."""
-    budget = PreviewBudget()
-    texts = {"prompt": recipe.prompt}
-    if recipe.guidance_scale > 1:  # otherwise the negative prompt is unused
-        texts["negative prompt"] = recipe.negative_prompt
-    cut = tuple(name for name, text in texts.items() if model.prompt_is_cut(text))
-    events, batch = model.generate(recipe, image, mask), set[int]()
+    """Sample recipes with previews. On ZeroGPU in a process of its own: every event can be pickled."""
+    first = 0
     try:
+        for recipe in recipes:
+            with contextlib.closing(sample_one(model, recipe, image, mask)) as events:
+                for event in events:
+                    yield replace(event, index=first + event.index)
+            first += len(recipe.seeds)
+    except UserError as error:
+        yield Rejected(str(error))
+
+
+def sample_one(
+    model: Model, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
+) -> Generator[Progress | Result]:
+    """Sample the seeds of a recipe."""
+    budget, batch = PreviewBudget(), set[int]()
+    with contextlib.closing(model.generate(recipe, image, mask)) as events:
         for event in events:
             if isinstance(event, FinishedImage):
                 batch.discard(event.index)
-                seed, tokens, made = event.seed, np.asarray(event.tokens), model.fingerprint
-                alone = recipe.with_seeds([seed])
-                yield Result(event.index, seed, alone, event.image, tokens, made, cut, ends_batch=not batch)
+                alone, tokens = recipe.with_seeds([event.seed]), np.asarray(event.tokens)
+                yield Result(
+                    event.index, event.seed, alone, event.image, tokens, model.fingerprint, event.cut, not batch
+                )
                 continue
             batch.add(event.index)
             preview = None
@@ -326,10 +323,6 @@ def sample(
                 with budget:
                     preview = model.preview(event.tokens, event.masked)
             yield Progress(event.index, event.seed, event.step, event.steps, preview)
-    except UserError as error:
-        yield Rejected(str(error))
-    finally:
-        events.close()
 
 
 class PreviewBudget:

@@ -35,7 +35,7 @@ class SamplingStep(Protocol):
 
 @runtime_checkable
 class FinishedImage(Protocol):
-    """A finished image. Tokens are (height, width) and convert to a NumPy array."""
+    """A finished image. Tokens are (height, width) and convert to a NumPy array; `cut` as in `jobs.Result`."""
 
     @property
     def index(self) -> int: ...
@@ -45,6 +45,8 @@ class FinishedImage(Protocol):
     def image(self) -> Image.Image: ...
     @property
     def tokens(self) -> Any: ...
+    @property
+    def cut(self) -> tuple[str, ...]: ...
 
 
 class Model(Protocol):
@@ -72,9 +74,6 @@ class Model(Protocol):
 
     def read_weights(self, everything: bool = False) -> None:
         """Load the weights that every recipe needs, or `everything`."""
-
-    def prompt_is_cut(self, prompt: str) -> bool:
-        """Whether a prompt is longer than the text encoder reads."""
 
     def generate(
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None

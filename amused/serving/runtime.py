@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Hashable, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Runtime:
         if self.default not in names:
             self.models = [*self.models, choice_of(self.default, names)]
             self.default = self.models[-1].name
-        self.sample = on_gpu(self._sample, self._lease_seconds)
+        self.sample = on_gpu(self._sample, lambda recipes, image, mask: self.lease_seconds(recipes))
 
     # Choices
 
@@ -280,10 +280,12 @@ class Runtime:
     def _relative_size(self, recipe: Recipe) -> float:
         """Pixels by those of the model's native size, at least 1."""
         size, _ = self.native_size(recipe.model)
-        return max(1.0, (recipe.width or size) * (recipe.height or size) / size**2)
+        first = recipe.first  # results that are derived from one keep its size
+        return max(1.0, (first.width or size) * (first.height or size) / size**2)
 
-    def _lease_seconds(self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None) -> int:
-        return lease_seconds(recipe, self.expected_pace(recipe), self.is_packed(recipe.model))
+    def lease_seconds(self, recipes: Sequence[Recipe]) -> int:
+        """Seconds that recipes of one model need a GPU of ZeroGPU for."""
+        return lease_seconds(recipes, self.expected_pace, self.is_packed(recipes[0].model))
 
     def _load_without_weights(self, name: str, report: ReportProgress) -> Model:
         if name not in self._models:
@@ -291,11 +293,11 @@ class Runtime:
         return self._models[name]
 
     def _sample(
-        self, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
+        self, recipes: Sequence[Recipe], image: Image.Image | None, mask: Image.Image | None
     ) -> Generator[jobs.Progress | jobs.Result | jobs.Rejected]:
         if ON_ZERO_GPU:  # in a worker, which may have been forked before this model was chosen
-            model: Model | None = self._load_without_weights(recipe.model, lambda share, text: None)
+            model: Model | None = self._load_without_weights(recipes[0].model, lambda share, text: None)
         else:
             model = self.queue.model
         assert model is not None
-        yield from jobs.sample(model, recipe, image, mask)
+        yield from jobs.sample(model, recipes, image, mask)

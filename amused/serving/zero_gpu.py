@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from amused.recipe.recipe import Recipe
+from amused.limits import MAX_SEEDS
+from amused.recipe.recipe import Recipe, images_of
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 
@@ -60,28 +62,51 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def lease_seconds(recipe: Recipe, pace: float, is_packed: bool) -> int:
-    """Seconds of GPU time to ask for: what the recipe needs and no more.
+def lease_seconds(recipes: Sequence[Recipe], pace: Callable[[Recipe], float], is_packed: bool) -> int:
+    """Seconds of GPU time to ask for: what the recipes need and no more.
 
     Args:
-        pace: seconds per step of one image, at the recipe's size.
+        pace: gives the seconds per step of one image.
         is_packed: the worker need not load the model.
     """
-    steps = len(recipe.seeds) * recipe.passes + parent_steps(recipe)
-    return round(START_SECONDS + (0 if is_packed else LOAD_SECONDS) + pace * steps + 0.5)
+    parents = {parent for recipe in recipes for parent in parents_of(recipe)}  # a new worker samples them again
+    work = sum(pace(one) * len(one.seeds) * one.passes for one in (*recipes, *parents))
+    return round(START_SECONDS + (0 if is_packed else LOAD_SECONDS) + work + 0.5)
 
 
-def seeds_per_lease(recipe: Recipe, pace: float, is_packed: bool) -> int:
-    """How many of a recipe's seeds one lease is long enough for, at least one."""
-    spare = MAX_LEASE_SECONDS - lease_seconds(recipe.with_seeds(recipe.seeds[:1]), pace, is_packed)
-    return max(1, 1 + int(spare / (pace * recipe.passes)))
+def parents_of(recipe: Recipe) -> list[Recipe]:
+    """The results, each derived from the next, that a recipe starts from."""
+    return [] if recipe.parent is None else [recipe.parent, *parents_of(recipe.parent)]
 
 
-def parent_steps(recipe: Recipe) -> int:
-    """Steps of the images whose tokens a recipe starts from: a new worker samples them again."""
-    if recipe.parent is None:
-        return 0
-    return recipe.parent.passes + parent_steps(recipe.parent)
+class Leases:
+    """Cuts the images of a run into leases of a GPU: as many as one has time for, fewer where a quota ends.
+
+    Args:
+        seconds: how long a lease for some recipes has to be.
+        longest: seconds of a lease.
+    """
+
+    def __init__(self, seconds: Callable[[Sequence[Recipe]], int], longest: float) -> None:
+        self._seconds, self._longest = seconds, longest
+        self._most = MAX_SEEDS
+        self._num_images = 0
+
+    def next(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """The images of the next lease, the first ones of `recipes`; at least one."""
+        most = min(self._most, sum(len(recipe.seeds) for recipe in recipes))
+        counts = range(2, most + 1)
+        self._num_images = 1 + bisect_right(
+            counts, self._longest, key=lambda count: self._seconds(images_of(recipes, 0, count))
+        )
+        return images_of(recipes, 0, self._num_images)
+
+    def can_go_on(self, error: LeaseError, num_done: int) -> bool:
+        """Whether to ask for another lease after one ended in an error and gave `num_done` images."""
+        if error.over_quota and self._num_images > 1:
+            self._most = self._num_images // 2  # fewer images may be within the quota
+            return True
+        return not error.over_quota and num_done > 0
 
 
 def on_gpu(task: Callable[Arguments, Returned], duration: Callable[Arguments, int]) -> Callable[Arguments, Returned]:

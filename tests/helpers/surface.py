@@ -14,23 +14,21 @@ import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import httpx
 import numpy as np
 import torch
 from gradio_client import Client
 from PIL import Image
 
 import amused
+from amused.benchmark.startup import free_port, wait_for_page
 
 REPOSITORY = Path(__file__).parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "v0.4.0"
@@ -59,9 +57,7 @@ def fixture(name: str) -> Any:
 @contextlib.contextmanager
 def launched_page() -> Iterator[str]:
     """The address of `python app.py` with the bundled model, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}/"
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AMUSED_")}
@@ -73,21 +69,14 @@ def launched_page() -> Iterator[str]:
             stderr=log,
         )
         try:
-            deadline = time.monotonic() + 120
-            while not answers(address):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"The page did not start:\n{Path(log.name).read_text()}")
-                time.sleep(0.1)
+            try:
+                wait_for_page(address, process)
+            except RuntimeError as error:
+                raise RuntimeError(Path(log.name).read_text()) from error
             yield address
         finally:
             process.terminate()
             process.wait(30)
-
-
-def answers(address: str) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(address, timeout=30).status_code == 200
-    return False
 
 
 def describe_api(client: Client) -> dict[str, Any]:

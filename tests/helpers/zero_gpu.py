@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from amused.benchmark.startup import free_port, wait_for_page
 
 ROOT = Path(__file__).parents[2]
 VISITOR = {"X-IP-Token": "header.e30.signature"}  # what Hugging Face's proxy adds; e30 is {} in base64
@@ -167,27 +167,12 @@ def zero_gpu_space(folder: Path, *arguments: str) -> Iterator[Space]:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=ROOT)
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for_page(address, process, log)
+        try:
+            wait_for_page(address, process, seconds=300)
+        except RuntimeError as error:
+            raise RuntimeError(log.read_text("utf-8", "replace")) from error
         yield Space(address, service, log, offloaded)
     finally:
         process.terminate()
         process.wait(30)
         service.close()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for_page(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(address, timeout=10) as response:
-            response.read()
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"The page did not start.\n{log.read_text('utf-8', 'replace')}")

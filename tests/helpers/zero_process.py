@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 GPU_NAME = "NVIDIA H200 MIG 3g.71gb"
 
@@ -89,7 +90,8 @@ def enter_worker(nvidia_uuid: str) -> None:
     threading.Thread.run = run_in_mode  # type: ignore[method-assign]
     torch.Generator = lambda device="cpu": generator(on_cpu(device))  # type: ignore[misc,assignment]
     torch.cuda.is_available = lambda: True
-    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.synchronize = torch.cuda.current_stream = lambda *_: None
+    torch.cuda.Event = lambda **_: Mock()  # type: ignore[misc,assignment]  # is done at once
     torch.cuda.get_device_name = lambda *_: GPU_NAME
 
 

@@ -11,7 +11,6 @@ import asyncio
 import io
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from amused.benchmark.startup import free_port, wait_for_page
 from amused.generation.images import digest
 from amused.recipe.metadata import from_png_file
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TASKS, TEXT_TO_IMAGE, Recipe
@@ -190,12 +190,6 @@ def describe(name: str, asked: list[Asked]) -> str:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(model: str) -> tuple[subprocess.Popen, str]:
     port = free_port()
     server = subprocess.Popen(
@@ -206,13 +200,8 @@ def start(model: str) -> tuple[subprocess.Popen, str]:
         stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}/"
-    for _ in range(600):
-        try:
-            if httpx.get(address).status_code == 200:
-                return server, address
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit("The page did not start.")
+    wait_for_page(address, server)
+    return server, address
 
 
 def main() -> None:

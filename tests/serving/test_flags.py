@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import app
+from amused.benchmark.startup import free_port
 from amused.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -103,9 +104,7 @@ def test_the_program_ends_with_the_sentence_alone(used_port: int) -> None:
 @pytest.mark.slow
 def test_the_page_starts_where_requests_go_through_a_proxy(tmp_path: Path) -> None:
     """Which is not there, as seen from this test; the page needs none for itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     proxy = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")}
     environment = {**os.environ, **proxy, "NO_PROXY": "example.org", "GRADIO_TEMP_DIR": str(tmp_path)}
     command = [sys.executable, "app.py", "--port", str(port), "--model", "nouns"]

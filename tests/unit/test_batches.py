@@ -6,25 +6,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.fake_cuda import FakeCuda
 from helpers.reference import grid_mask, picture
 from helpers.tiny import tiny_checkpoint, tiny_transformer
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorDeviceMismatchError,
+)
 
 import amused
 from amused.generation import sampling
-from amused.generation.batches import batch_for, rows_are_independent
-from amused.generation.predictor import EncodedPrompt, Predictor
+from amused.generation.batches import batch_for, batch_size_on_gpu, rows_are_independent
+from amused.generation.predictor import Predictor
 from amused.generation.sampling import (
     StepPlan,
-    corrector_plans,
     mask_at_random,
-    mask_least_likely,
     num_masked,
     sampling_steps,
     unmask_step,
 )
-from amused.model.transformer import UViT
+from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Progress, Request, Result
 from amused.serving.runtime import Runtime
@@ -143,6 +145,17 @@ def test_a_batch_is_as_large_as_the_free_memory_allows() -> None:
     assert [batch_for(10**9, 1, cap) for cap in (1, 2, 3, 4, 5)] == [1, 2, 2, 4, 4]
 
 
+def test_the_measured_memory_is_that_of_images_with_guidance(monkeypatch) -> None:
+    """An image then takes two rows of a batch."""
+    network, rows = tiny_transformer(), []
+    network.mlm_layer.register_forward_hook(lambda _, __, logits: rows.append(len(logits)))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", rows.clear)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 100 * max(rows))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 1000))
+    conditioning = network.condition(torch.rand(1, 7, 32), torch.rand(1, 32), torch.rand(1, 5))
+    assert batch_size_on_gpu(network, conditioning, 4, cap=8) == 4
+
+
 def test_a_network_whose_rows_depend_on_their_place_is_found_out() -> None:
     network = tiny_transformer()
     conditioning = network.condition(torch.rand(1, 7, 32), torch.rand(1, 32), torch.rand(1, 5))
@@ -170,6 +183,38 @@ def test_steps_of_a_batch_come_together_and_then_its_images_in_order(folder) -> 
     events = [(type(event).__name__, event.seed) for event in load(folder, 2).generate(recipe)]
     steps = [("Step", 5), ("Step", 3)]
     assert events == [*steps, *steps, ("Picture", 5), ("Picture", 3), ("Step", 4), ("Step", 4), ("Picture", 4)]
+
+
+def test_confidence_is_in_float32_on_a_gpu(gpu, monkeypatch) -> None:
+    """As in the reference: half precision has too few values to tell tokens apart."""
+    dtypes, sort = [], torch.Tensor.sort
+    monkeypatch.setattr(
+        torch.Tensor, "sort", lambda self, **options: dtypes.append(self.dtype) or sort(self, **options)
+    )
+    cuda, model = gpu
+    assert model.dtype == torch.float16
+    with cuda.here():
+        [*model.generate(replace(PARENT, seeds=(1,), steps=2))]
+    assert {*dtypes} == {torch.float32}
+
+
+def test_images_are_encoded_without_tf32(folder, monkeypatch) -> None:
+    allowed, encode = [], VQGAN.encode
+    monkeypatch.setattr(
+        VQGAN, "encode", lambda *given: allowed.append(torch.backends.cudnn.allow_tf32) or encode(*given)
+    )
+    load(folder, 1).encode(picture(64))
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("clock", [-0.0, 0.0])
+def test_a_clock_of_zero_wins_for_no_code_without_weight(clock, monkeypatch) -> None:
+    """MPS draws some."""
+    monkeypatch.setattr(sampling, "clocks_are_logarithms", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda clocks, generator: clocks.fill_(1.0).fill_diagonal_(clock))
+    weights = torch.tensor([[0.0, 0.4, 0.6], [0.6, 0.0, 0.4], [0.4, 0.6, 0.0]])
+    drawn = sampling.sample_multinomial(weights[None], 3, generators(1))
+    assert drawn.tolist() == [[2, 0, 1]]
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -215,39 +260,77 @@ def test_random_masks_are_those_of_each_seed_alone() -> None:
     assert not torch.equal(together[0], together[1])
 
 
-class WithoutGenerators(TorchFunctionMode):
-    """Draws on tensors without values cannot take a generator."""
+@pytest.fixture(scope="module")
+def gpu(folder) -> tuple[FakeCuda, amused.Amused]:
+    """A fake GPU, and a model on it that samples two images together."""
+    cuda = FakeCuda()
+    with cuda.here():
+        model = amused.load(folder, device="cuda")
+        model.read_weights(everything=True)
+        [*model.generate(PARENT)]
+    assert model.batch_size == 2
+    return cuda, model
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return func(*args, **{key: value for key, value in (kwargs or {}).items() if key != "generator"})
 
-
-@pytest.mark.parametrize("task", ["text_to_image", "vary"])
-def test_the_loop_needs_no_value_from_the_device(task, monkeypatch) -> None:
-    """With tensors that have no values, as a GPU goes: reading one, or a shape that depends on one, raises."""
-    monkeypatch.setattr(sampling, "clocks_are_logarithms", lambda: False)  # that way is the CPU's alone
-    recipe, config, mask_id = TASKS[task][0], tiny_transformer().config, 79
-    with FakeTensorMode(allow_non_fake_inputs=True), WithoutGenerators(), torch.inference_mode():
-        network = UViT(config)
-        prompts = [
-            EncodedPrompt(network.condition(torch.rand(1, 7, 32), torch.rand(1, 32), torch.rand(1, 5)))
-            for _ in range(2)
-        ]
-        predict = Predictor(network, prompts, recipe, 3, mask_id)
-        tokens = torch.full((3, 4, 4), mask_id)
-        counts = torch.ones(3, dtype=torch.int64)
-        for step in (StepPlan(1, counts, torch.rand(())), StepPlan(2, None, torch.rand(()))):
-            logits = predict(tokens, step, None)
-            assert logits.shape == (3, 16, 64)
-            tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))
-        for step in corrector_plans(3, 1, 16, "annealed", tokens.device):
-            logits = predict(tokens, step, None)
-            if step.num_to_mask is None:
-                tokens = unmask_step(logits, tokens, mask_id, step, generators(1, 2, 3))
+@pytest.mark.parametrize("task", TASKS)
+def test_generation_works_on_a_gpu_and_waits_for_it_only_between_images(gpu, task) -> None:
+    recipe, *given = TASKS[task]
+    changes = {} if recipe.strength is None else {"strength": 1.0}
+    cuda, model = gpu
+    with cuda.here():
+        cuda.forget()
+        for event in model.generate(replace(recipe, seeds=SEEDS[:3], steps=3, **changes), *given):
+            waits = {wait.function for wait in cuda.waits}
+            if isinstance(event, amused.Picture):
+                assert waits == {"to_image", "_sample"}, cuda.waits  # the image and its tokens
+            elif event.step == 1 and event.index != 1:  # 0 and 1 are a batch
+                once = {"_encode_prompt", "encode", "_parent_tokens"} if event.index == 0 else set()
+                assert waits <= {"num_masked", "_initial_tokens", *once}, cuda.waits
             else:
-                tokens = mask_least_likely(logits, tokens, mask_id, step.num_to_mask, torch.ones(4, 4).bool())
+                assert not cuda.waits
+            if isinstance(event, amused.Step):
+                steps = event.steps
+                if event.index != 1:
+                    assert cuda.awaited == [*range(1, cuda.num_events)]  # the host is one step ahead
+            if isinstance(event, amused.Step) and event.step == 2:
+                model.preview(event.tokens, event.masked)
+            cuda.waits.clear()
+        assert cuda.num_events == 2 * steps
+
+
+def test_the_fake_gpu_finds_what_it_is_for(gpu) -> None:
+    cuda, _ = gpu
+    with cuda.here():
+        cuda.forget()
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        with pytest.raises(FakeTensorDeviceMismatchError):
+            here + there
+        with pytest.raises(DynamicOutputShapeException):
+            there.nonzero()
         with pytest.raises(DataDependentOutputException):
-            bool(tokens.sum())
+            here[: there.long()[0]]
+        with pytest.raises(AssertionError, match="two devices"):
+            there.exponential_(generator=torch.Generator())
+        assert not cuda.waits
+        for wait in (
+            lambda: bool(there[0]),
+            lambda: int(there[0]),
+            lambda: float(there[0]),
+            there[0].item,
+            there.tolist,
+            there.cpu,
+            lambda: there.to("cpu"),
+            lambda: here.to("cuda"),
+            lambda: there.copy_(here),
+            lambda: there[torch.tensor([1, 2])],
+            lambda: torch.tensor([1], device="cuda"),
+            lambda: torch.equal(there, there),
+        ):
+            wait()
+            assert cuda.waits
+            cuda.waits.clear()
+        there.to("cuda", torch.float16), there + 1, there * torch.tensor(2), torch.full((3,), 7, device="cuda")
+        assert not cuda.waits
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 import amused
 from amused.generation.images import digest
 from amused.recipe.links import from_query, to_query
+from amused.serving import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -182,3 +183,21 @@ def test_a_prompt_that_is_cut_gives_a_warning(model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.text_to_image("a cat", negative_prompt=long, guidance_scale=1, steps=1)  # it is not used
+
+
+def test_a_stream_names_what_is_cut_instead(model, monkeypatch) -> None:
+    """So that a page shows it and its log does not; asked for once per text."""
+    asked, long = [], "cat " * 200
+    is_cut = type(model).prompt_is_cut
+    monkeypatch.setattr(type(model), "prompt_is_cut", lambda self, text: asked.append(text) or is_cut(self, text))
+    recipe = amused.Recipe("text_to_image", long, (1, 2), model="tokens", negative_prompt=long, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for changed, cut in (
+            (recipe, ("prompt", "negative prompt")),
+            (replace(recipe, guidance_scale=1), ("prompt",)),
+            (replace(recipe, prompt="a cat"), ("negative prompt",)),
+        ):
+            results = [event for event in jobs.sample(model, [changed], None, None) if isinstance(event, jobs.Result)]
+            assert [result.cut for result in results] == [cut, cut]
+    assert asked == [long, long, long, long, "a cat"]
