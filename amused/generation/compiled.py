@@ -121,7 +121,8 @@ class Compiler:
 
     Attributes:
         status: which rung runs and why, one line.
-        builders: how a rung's `Features` are made from eager ones, by name.
+        builders: make the `Features` of a rung, by its name, for a network and an input.
+        prepare: what inductor needs before: it takes long, but the model can be used meanwhile.
         stopwatch: seconds that a call takes.
 
     Raises:
@@ -138,6 +139,7 @@ class Compiler:
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
         self.builders: Mapping[str, Callable[..., Features]] = {GRAPH: Captured, INDUCTOR: self._with_compiled_layers}
+        self.prepare: Callable[[UViT, Shape, Conditioning], None] = self._compile_layer
         self.stopwatch: Callable[[Callable[[], object]], float] = partial(seconds_of, placement.device)
 
     def features(self, network: UViT, is_exact: bool) -> RunFeatures:
@@ -179,7 +181,7 @@ class Compiler:
                 continue
             try:
                 if name == INDUCTOR:
-                    self._compile_layer(network, shape, conditioning)  # takes long, so without a turn
+                    self.prepare(network, shape, conditioning)
                 with turn() as is_ours:
                     if not is_ours:
                         return None
@@ -207,11 +209,11 @@ class Compiler:
             if candidate.name == GRAPH and not torch.equal(candidate.features(*one), network.features(*one)):
                 return True, f"{candidate.name} differs from eager"
         if candidate.name != GRAPH:
-            if not rows_are_independent(candidate.features, *inputs[0]):
-                return True, f"{candidate.name}: an image depends on its place in the batch"
             eager_error, error = errors(network, [network.features, candidate.features], inputs[0])
             if not error <= MAX_ERROR * eager_error:
                 return True, f"{candidate.name}: error {error:.2g} against float32, {eager_error:.2g} eager"
+            if not rows_are_independent(candidate.features, *inputs[0]):
+                return True, f"{candidate.name}: an image depends on its place in the batch"
         before, after = self._time(network, [best.features, candidate.features], inputs[0])
         note = f"{candidate.name} {1000 * after:.2f} ms a step, {best.name} {1000 * before:.2f} ms"
         return after > (1 - MIN_GAIN) * before, note
@@ -380,12 +382,11 @@ def cache_folder(root: Path, network: UViT, shape: Shape, placement: Placement) 
         PermissionError: others can write to it. It holds programs, which are run.
     """
     device = placement.device
-    on = (
-        (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
-        if device.type == "cuda"
-        else "cpu"
-    )
-    key = (amused.__version__, torch.__version__, torch.version.cuda, on, placement.dtype, network.config, shape)
+    card: tuple[object, ...] = ()
+    if device.type == "cuda":
+        card = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    versions = (amused.__version__, torch.__version__, torch.version.cuda)
+    key = (versions, device.type, card, placement.dtype, network.config, shape)
     folder = root / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     root.parent.mkdir(parents=True, exist_ok=True)
     for private in (root, folder):

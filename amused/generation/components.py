@@ -102,7 +102,6 @@ class Components:
         if not self.transformer.is_requested:
             threading.Thread(target=work, name="load components", daemon=True).start()
 
-    @torch.inference_mode()
     def networks(self, recipe: Recipe) -> Networks:
         """The networks for a recipe, with its adapter merged if it has one.
 
