@@ -387,8 +387,6 @@ print(compile_a_layer(Path(sys.argv[1])))
 @torch.inference_mode()
 def compile_a_layer(cache: Path) -> dict[str, int]:
     """What inductor's cache counts while one tiny layer is compiled."""
-    torch._dynamo.reset()
-    counters.clear()
     torch.manual_seed(0)
     network, compiler = tiny_transformer().requires_grad_(False), Compiler("inductor", CPU, cache)
     compiler.features(network, False)(TOKENS, conditioning(network))
@@ -400,11 +398,14 @@ def compile_a_layer(cache: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    assert compile_a_layer(cache) == {"hit": 0, "miss": 1}
-    command = [sys.executable, "-c", COMPILE, cache]
-    second = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert second.stdout.strip() == "{'hit': 1, 'miss': 0}", second.stderr
+    """Both are fresh: the keys of torch's cache depend a little on what a process compiled before."""
+    cache, printed = tmp_path / "cache", []
+    for _ in range(2):
+        command = [sys.executable, "-c", COMPILE, cache]
+        run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        printed.append(run.stdout.strip())
+    assert printed == ["{'hit': 0, 'miss': 1}", "{'hit': 1, 'miss': 0}"]
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
