@@ -4,8 +4,6 @@ The three are rungs. A run keeps the rungs that are ready when it starts. Input 
 run eagerly and are noted; `Compiler.compile` then tries the higher rungs for them, in any thread, and switches to one
 only if it wins on this device. A CUDA graph must equal eager bit for bit. Inductor changes bits, so an image's
 fingerprint names it.
-
-CUDA graphs are captured by hand: the state of inductor's own belongs to a thread, and the page resumes a run in any.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 
 import amused
 from amused.errors import UserError
+from amused.generation.cuda_graph import Captured, Features, flat, same_layout
 from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
 from amused.limits import COMPILE_MODES
@@ -45,9 +44,6 @@ MIN_GAIN = 0.1  # of the seconds of a step
 MAX_ERROR = 1.2  # times the error of eager
 CACHED_NETWORKS = 3  # the model's own, and those with an adapter merged
 MAX_SHAPES = 8  # per network; others stay eager. It is also how often torch compiles one function.
-
-Features = Callable[[Tensor, Conditioning], Tensor]
-"""Of the arguments and result of `UViT.features`."""
 
 Turn = Callable[[], AbstractContextManager[bool]]
 """Within it nobody else uses the model; False if there is no more turn."""
@@ -266,59 +262,6 @@ def rungs_to_try(mode: str, placement: Placement) -> tuple[tuple[str, ...], str]
 @functools.cache
 def compiled_layer() -> Callable[..., Tensor]:
     return torch.compile(TransformerLayer.forward, fullgraph=True, dynamic=False)
-
-
-class Captured:
-    """A CUDA graph of `features`, by default the network's eager ones. Serves any thread.
-
-    Raises:
-        RuntimeError and others: it cannot be captured.
-    """
-
-    def __init__(
-        self, network: UViT, tokens: Tensor, conditioning: Conditioning, features: Features | None = None
-    ) -> None:
-        features = features or network.features
-        self._lock = threading.Lock()
-        self._tokens, self._conditioning = tokens.clone(), same_layout(conditioning)
-        self._loaded: Conditioning | None = None
-        self._load(tokens, conditioning)
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-        stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # libraries allocate in their first calls, which a graph cannot hold
-                    features(self._tokens, self._conditioning)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                self._result = features(self._tokens, self._conditioning)
-        finally:
-            torch.cuda.set_stream(current)  # torch leaves the side stream on when a capture fails
-        current.wait_stream(stream)
-
-    def _load(self, tokens: Tensor, conditioning: Conditioning) -> None:
-        self._tokens.copy_(tokens)
-        if conditioning is not self._loaded:  # one per run
-            torch._foreach_copy_(flat(self._conditioning), flat(conditioning))
-            self._loaded = conditioning
-
-    def __call__(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-        with self._lock:
-            self._load(tokens, conditioning)
-            self._graph.replay()
-            return self._result.clone()
-
-
-def flat(conditioning: Conditioning) -> list[Tensor]:
-    return [tensor for stage in conditioning for tensor in stage]
-
-
-def same_layout(conditioning: Conditioning) -> Conditioning:
-    """New tensors with the same shapes and strides: kernels are chosen by them."""
-    return [
-        tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in stage)
-        for stage in conditioning
-    ]
 
 
 # Comparing rungs

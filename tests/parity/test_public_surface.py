@@ -62,7 +62,11 @@ def test_the_api_replays_old_links_and_files(client: Client) -> None:
 
 @pytest.mark.parametrize("name", fixture("python.json"))
 def test_the_python_interface_is_unchanged(name: str) -> None:
-    assert describe_python()[name] == fixture("python.json")[name]
+    before, now = fixture("python.json")[name], describe_python()[name]
+    if name == "load":  # with later parameters behind those of before, all with defaults
+        now, later = now[: len(before)], now[len(before) :]
+        assert all(default != "required" for _, _, default in later)
+    assert now == before
 
 
 def test_a_model_has_its_documented_attributes() -> None:

@@ -24,7 +24,8 @@ import amused
 from amused.errors import UserError
 from amused.generation import compiled
 from amused.generation.batches import repeat
-from amused.generation.compiled import EAGER, GRAPH, INDUCTOR, TIMED_STEPS, Captured, Compiler, one_turn
+from amused.generation.compiled import EAGER, GRAPH, INDUCTOR, TIMED_STEPS, Compiler, one_turn
+from amused.generation.cuda_graph import Captured
 from amused.generation.placement import Placement
 from amused.model.packed import pack
 from amused.model.transformer import Conditioning, TransformerLayer, UViT
