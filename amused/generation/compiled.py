@@ -252,7 +252,8 @@ def rungs_to_try(mode: str, placement: Placement) -> tuple[tuple[str, ...], str]
     if mode == "off":
         return (), "The network runs eagerly: compiling is off"
     if mode == "auto" and not has_cuda:
-        return (), "The network runs eagerly: compiling gains nothing on this device"
+        gain = "gains nothing on a CPU" if placement.device.type == "cpu" else "is tried with CUDA only"
+        return (), f"The network runs eagerly: compiling {gain}"
     if mode == GRAPH and not has_cuda:
         return (), "The network runs eagerly: CUDA graphs need a CUDA device"
     names = (GRAPH, INDUCTOR) if mode == "auto" else (mode,)

@@ -29,7 +29,7 @@ from amused.generation.cuda_graph import Captured
 from amused.generation.placement import Placement
 from amused.model.packed import pack
 from amused.model.transformer import Conditioning, TransformerLayer, UViT
-from amused.recipe.links import is_fingerprint
+from amused.recipe.links import from_query, is_fingerprint, to_query
 from amused.recipe.recipe import Recipe
 
 CPU, CUDA = (Placement(torch.device(name), torch.float32, "") for name in ("cpu", "cuda"))
@@ -264,7 +264,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("mode", "placement", "words"),
     [
-        ("auto", CPU, "gains nothing on this device"),
+        ("auto", CPU, "gains nothing on a CPU"),
         ("graph", CPU, "need a CUDA device"),
         ("off", CUDA, "compiling is off"),
     ],
@@ -289,6 +289,19 @@ def test_prepacked_and_quantized_layers_stay_eager() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match="compile must be one of"):
         amused.load("nouns", compile="fast")
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [
+        "cpu bfloat16 int8 amused-0.4.0 torch-2.13.0",
+        "cuda float16 amused-0.5.0 torch-2.13.0 cuda-13.0 batch-4 NVIDIA L4",
+        "cuda float16 amused-0.5.0 torch-2.13.0 inductor cuda-13.0 batch-4 NVIDIA L4",
+    ],
+)
+def test_links_keep_fingerprints_old_and_new(fingerprint: str) -> None:
+    recipe = Recipe("text_to_image", "a red cat", (1,))
+    assert from_query(to_query(recipe, "0" * 16, fingerprint)).fingerprint == fingerprint
 
 
 # The whole model
