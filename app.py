@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amused.checkpoints.catalog import PUBLISHED, bundled_names
 from amused.errors import UserError
-from amused.limits import switched_on
+from amused.limits import COMPILE_MODES, switched_on
 from amused.memory import keep_freed_memory
 from amused.serving.runtime import Runtime, load_model
 from amused.serving.zero_gpu import ON_ZERO_GPU
@@ -26,7 +26,8 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Generate images with aMUSEd in a browser.",
         epilog="Each flag can also be set by an environment variable: AMUSED_HOST, AMUSED_PORT, AMUSED_SHARE=1, "
-        "AMUSED_MODEL, AMUSED_QUANTIZE, AMUSED_ADAPTERS. For limits and metrics see amused/serving/README.md.",
+        "AMUSED_MODEL, AMUSED_QUANTIZE, AMUSED_ADAPTERS, AMUSED_COMPILE. "
+        "For limits and metrics see amused/serving/README.md.",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", help="port (default: the first free one from 7860)")
@@ -45,8 +46,13 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         "--quantize", help='"int8": faster on CPUs with VNNI; output differs from the unquantized model'
     )
     parser.add_argument("--adapters", help="folder of fine-tuned adapters to offer on the page")
+    parser.add_argument(
+        "--compile",
+        metavar="{auto,off,graph,inductor}",
+        help="what may speed up the network on a GPU, behind the running page (default: auto, whatever wins)",
+    )
     flags = parser.parse_args(arguments)
-    for name in ("host", "port", "model", "quantize", "adapters"):
+    for name in ("host", "port", "model", "quantize", "adapters", "compile"):
         value = getattr(flags, name)
         value = os.environ.get(f"AMUSED_{name.upper()}") if value is None else value
         setattr(flags, name, (value or "").strip() or None)
@@ -73,6 +79,9 @@ def check_flags(flags: argparse.Namespace) -> None:
             place(quantize=flags.quantize)
         except UserError as error:
             raise UserError(f"--quantize {flags.quantize}: {error}") from error
+    flags.compile = flags.compile or "auto"
+    if flags.compile not in COMPILE_MODES:
+        raise UserError(f"--compile must be one of {', '.join(COMPILE_MODES)}.")
     if flags.adapters is not None:
         flags.adapters = Path(flags.adapters)
         if not flags.adapters.is_dir():
@@ -123,7 +132,8 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         check_flags(flags)
-        load = partial(load_model, quantize=flags.quantize, adapters=flags.adapters)
+        compiled = "off" if ON_ZERO_GPU else flags.compile
+        load = partial(load_model, quantize=flags.quantize, adapters=flags.adapters, compile=compiled)
         runtime = Runtime(load=load, default=flags.model, adapters=flags.adapters)
         options = launch_options(runtime)
     except UserError as error:

@@ -31,6 +31,7 @@ def load(
     progress: DownloadProgress | None = None,
     quantize: str | None = None,
     adapters: str | Path | None = None,
+    compile: str = "off",
 ) -> Amused:
     """Return a model: its configurations are read now (and downloaded if need be), its weights on first use.
 
@@ -42,6 +43,8 @@ def load(
         quantize: "int8" computes the transformer's large matmuls in 8-bit integers, faster on a CPU with VNNI; output
             differs from the unquantized model.
         adapters: a folder of fine-tuned adapters, selected by name with `adapter`.
+        compile: what `Amused.compile` may try on a GPU: "graph" (images stay the same), "inductor" (they may not),
+            "auto" for both, or "off".
 
     Raises:
         UserError: no such model, a failed download, or an unsupported device or dtype.
@@ -53,7 +56,8 @@ def load(
     from amused.generation.pipeline import Amused
     from amused.generation.placement import place
 
-    return Amused(locate(name_or_path, progress), place(device, dtype, quantize), Path(adapters) if adapters else None)
+    placement, folder = place(device, dtype, quantize), Path(adapters) if adapters else None
+    return Amused(locate(name_or_path, progress), placement, folder, compile)
 
 
 def __getattr__(name: str) -> Any:

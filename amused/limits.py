@@ -24,6 +24,8 @@ def switched_on(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
 
 
+COMPILE_MODES = ("auto", "off", "graph", "inductor")
+
 MAX_PICTURE_PIXELS = limit("AMUSED_MAX_PICTURE_PIXELS", 40_000_000, 1_000_000, 80_000_000)
 MAX_PICTURE_BYTES = limit("AMUSED_MAX_PICTURE_BYTES", 25_000_000, 1_000_000, 100_000_000)
 MAX_PROMPT = limit("AMUSED_MAX_PROMPT", 10_000, 100, 10_000)

@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class FakeModel:
     multiple = 32
     pixels_per_token = 16
     fingerprint = "cpu float32 amused-0.1.0 torch-2.13.0"
+    compile_status = ""
+    needs_compiling = False
 
     def __init__(
         self, name: str, size: int = 256, step_seconds: float = 0.0, before_step: Callable[[], None] | None = None
@@ -62,6 +65,8 @@ class FakeModel:
         self.colours = cells.integers(0, 256, (256, 3), dtype=np.uint8)
 
     def read_weights(self, everything: bool = False) -> None: ...
+
+    def compile(self, turn: Callable[[], AbstractContextManager[bool]]) -> None: ...
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         pixels = self.size // tokens.shape[0]

@@ -10,10 +10,10 @@ Rows are saved in `--results` one by one; the table and the chart show all rows 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from amused.benchmark import startup
 from amused.benchmark.report import chart, table
 from amused.benchmark.rows import ROWS, Row
 from amused.benchmark.sides import Side, take_turns
-from amused.benchmark.weights import SIZES, random_checkpoint
+from amused.benchmark.weights import random_checkpoint
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with amused-256 and amused-512 (default: random weights)")
     parser.add_argument("--results", type=Path, help="file with all measurements (default: in --work)")
     parser.add_argument("--chart", type=Path, help="write a chart of the ratios to this file")
-    parser.add_argument("--card", action="store_true", help="also print the table of the published model card")
+    parser.add_argument("--card", action="store_true", help="measure only the table of the published card, on a GPU")
     options = parser.parse_args()
     if find_spec("diffusers") is None:
         sys.exit("The benchmark needs diffusers: pip install -r tests/requirements.txt")
@@ -51,6 +51,11 @@ def main() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
     measurements = json.loads(results.read_text("utf-8")) if results.is_file() else {}
     placement = place()
+    if options.card:
+        if placement.device.type != "cuda":
+            sys.exit("--card measures a GPU, and this machine has no CUDA device.")
+        print_card(options)
+        return
     device, dtype = placement.device.type, str(placement.dtype).removeprefix("torch.")
     print(f"{describe_machine()}; {device}, {dtype} ({placement.reason})", flush=True)
     for name in options.rows:
@@ -62,8 +67,6 @@ def main() -> None:
         print(json.dumps({name: measurements[name]}), flush=True)
         with atomic_file(results) as part:
             write_json(part, measurements)
-    if options.card:
-        print(card_table(options, device, dtype))
     print(table(measurements))
     if options.chart:
         chart(measurements, describe_machine()).savefig(options.chart, dpi=100)
@@ -108,20 +111,13 @@ def checkpoint_folder(options: argparse.Namespace, size: int) -> Path:
     return folder
 
 
-def card_table(options: argparse.Namespace, device: str, dtype: str) -> str:
-    """The table of the published model card: seconds per batch and peak memory by size and batch."""
-    lines = ["| size | batch | library | | seconds | peak memory |", "|---|---|---|---|---|---|"]
-    variants = itertools.product(SIZES, (1, 8), ("amused", "diffusers"), (False, True))
-    for size, batch, library, compiled in variants:
-        model = str(checkpoint_folder(options, size))
-        with Side(library, model, dtype, device, compiled=compiled) as side:
-            requests = ROWS["256"].requests(num_images=batch)
-            measured = take_turns([side], requests, options.repeats, warm_up={"steps": 2})  # compiles everything
-        seconds, gigabytes = batch * measured["seconds"], measured["peak"] / 1e9
-        mode = "compiled" if compiled else "eager"
-        lines.append(f"| {size} | {batch} | {library} | {mode} | {seconds:.2f} | {gigabytes:.2f} GB |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines)
+def print_card(options: argparse.Namespace) -> None:
+    from amused.benchmark.card import card_table, measure_card
+
+    card = measure_card(partial(checkpoint_folder, options), options.repeats)
+    with atomic_file(options.results or options.work / "card.json") as part:
+        write_json(part, card)
+    print(card_table(card))
 
 
 def describe_machine() -> str:

@@ -14,6 +14,13 @@ from typing import Any
 class Side:
     """A worker process and its model. Use as a context manager: entering waits until the model is loaded.
 
+    Args:
+        compile: how the network runs, one of `COMPILE_MODES`; "inductor" also for diffusers.
+        batch: images that a GPU samples together.
+
+    Attributes:
+        note: what the worker says about how the network runs.
+
     Raises:
         RuntimeError: from any call, the worker has ended.
     """
@@ -25,17 +32,20 @@ class Side:
         dtype: str,
         device: str,
         quantize: str | None = None,
-        compiled: bool = False,
+        compile: str = "off",
+        batch: int | None = None,
     ) -> None:
         command = [sys.executable, "-m", "amused.benchmark.worker", library, model, dtype, "--device", device]
         command += ["--quantize", quantize] if quantize else []
-        command += ["--compiled"] if compiled else []
+        command += ["--compile", compile]
+        batch_limit = {"AMUSED_BATCH": str(batch)} if batch else {}
+        self.note = ""
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", **batch_limit},
         )
 
     def __enter__(self) -> Side:
@@ -50,7 +60,9 @@ class Side:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self._read()
+        reply = self._read()
+        self.note = reply.pop("note", "")
+        return reply
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None

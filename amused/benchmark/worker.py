@@ -1,6 +1,6 @@
 """One side of a comparison as a process: reads JSON requests from stdin and writes JSON timings to stdout, by line.
 
-`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compiled]`
+`python -m amused.benchmark.worker amused|diffusers MODEL DTYPE [--quantize int8] [--compile MODE]`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-Generate = Callable[[dict[str, Any]], None]
+Generate = Callable[[dict[str, Any]], str]
 
 
 def main() -> None:
@@ -26,27 +26,30 @@ def main() -> None:
     parser.add_argument("dtype")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quantize")
-    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--compile", default="off")
     options = parser.parse_args()
     generate = load_amused(options) if options.side == "amused" else load_diffusers(options)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        start = time.monotonic()
-        generate(request)
         if options.device == "cuda":
             import torch
 
+            torch.cuda.reset_peak_memory_stats()
+        start = time.monotonic()
+        note = generate(request)
+        if options.device == "cuda":
             torch.cuda.synchronize()
-        print(json.dumps({"seconds": time.monotonic() - start, "peak": peak_memory(options.device)}), flush=True)
+        reply = {"seconds": time.monotonic() - start, "peak": peak_memory(options.device), "note": note}
+        print(json.dumps(reply), flush=True)
 
 
 def peak_memory(device: str) -> int:
-    """Peak memory of this process in bytes: allocated on a GPU, resident on a CPU."""
+    """Peak memory in bytes: of the last request, reserved on a GPU, with what CUDA graphs keep; resident on a CPU."""
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     # getrusage would include the peak of the parent process.
     return int(Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -74,13 +77,19 @@ def load_amused(options: argparse.Namespace) -> Generate:
     from amused.memory import keep_freed_memory
 
     keep_freed_memory()  # as app.py does
-    if options.compiled:
-        compile_layers()
-    model = amused.load(options.model, device=options.device, dtype=options.dtype, quantize=options.quantize)
+    model = amused.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        compile=options.compile,
+    )
 
     as_reference = {name: getattr(amused.Recipe, name) for name in model.defaults if name != "model_version"}
 
-    def generate(request: dict[str, Any]) -> None:
+    def generate(request: dict[str, Any]) -> str:
+        if "batch" in request and request["batch"] != 1:
+            model.batch_size = request["batch"]
         prompt, size = request["prompt"], model.size
         settings = {**as_reference, "seeds": range(request["num_images"]), "steps": request["steps"]}
         if request["task"] == "text_to_image":
@@ -89,21 +98,11 @@ def load_amused(options: argparse.Namespace) -> Generate:
             model.image_to_image(prompt, gradient_image(size), **settings)
         else:
             model.inpaint(prompt, gradient_image(size), center_mask(size), **settings)
+        if request.get("compile"):
+            model.compile()
+        return model.compile_status
 
     return generate
-
-
-def compile_layers() -> None:
-    """Compile each class of repeated layers once. It takes seconds; torch caches the result on disk."""
-    import torch
-
-    from amused.generation import components
-    from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
-
-    vars(components)["can_pack"] = lambda *_: False  # the compiler packs weights itself
-    for kind in (ConvNextBlock, CrossAttentionBlock, TransformerLayer):
-        compiled = torch.compile(kind.forward, dynamic=False)
-        kind.forward = compiled  # type: ignore[method-assign]  # nn.Module.compile would compile every layer by itself
 
 
 def load_diffusers(options: argparse.Namespace) -> Generate:
@@ -120,14 +119,14 @@ def load_diffusers(options: argparse.Namespace) -> Generate:
     dtype = getattr(torch, options.dtype)
     first = classes["text_to_image"].from_pretrained(options.model, variant="fp16", torch_dtype=dtype)
     first.to(options.device)
-    if options.compiled:
+    if options.compile != "off":
         first.transformer.compile(dynamic=False)
     pipelines = {task: pipeline_class(**first.components) for task, pipeline_class in classes.items()}
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     size = first.transformer.config.sample_size * 2 ** (len(first.vqvae.config.block_out_channels) - 1)
 
-    def generate(request: dict[str, Any]) -> None:
+    def generate(request: dict[str, Any]) -> str:
         inputs = {} if request["task"] == "text_to_image" else {"image": gradient_image(size)}
         if request["task"] == "inpaint":
             inputs["mask_image"] = center_mask(size)
@@ -138,6 +137,7 @@ def load_diffusers(options: argparse.Namespace) -> Generate:
             generator=torch.Generator(options.device).manual_seed(0),
             **inputs,
         )
+        return ""
 
     return generate
 

@@ -139,7 +139,7 @@ def check_fits(adapter: Adapter, part: str, network: nn.Module) -> None:
             raise UserError(f"The adapter {adapter.name} does not fit this model: choose another one.{hint}")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: compiled code would have to be compiled again for its tensors
 def merged(network: Network, layers: dict[str, LoraWeights], strength: float) -> Network:
     """A copy of the network with the adapter merged. It shares all unchanged weights with the original."""
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}

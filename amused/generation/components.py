@@ -116,7 +116,6 @@ class Components:
             )
         return self._vqgans[version]
 
-    @torch.inference_mode()
     def networks(self, recipe: Recipe) -> Networks:
         """The networks for a recipe, with its adapter merged if it has one.
 

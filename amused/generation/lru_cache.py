@@ -26,6 +26,10 @@ class LRUCache(Generic[Key, Value]):
             self._values.move_to_end(key)
             return self._values[key]
 
+    def values(self) -> list[Value]:
+        with self._lock:
+            return list(self._values.values())
+
     def put(self, key: Key, value: Value) -> None:
         with self._lock:
             self._values[key] = value

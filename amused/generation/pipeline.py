@@ -6,6 +6,7 @@ Seeds are sampled in batches, each seed with its own generator, so that an image
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import amused
 from amused.checkpoints.adapters import with_digests
 from amused.checkpoints.weights import Checkpoint
 from amused.generation.batches import batch_size_on_gpu, out_of_memory_refused
+from amused.generation.compiled import EAGER, INDUCTOR, Compiler, Turn, one_turn
 from amused.generation.components import Components, Networks
 from amused.generation.images import Source, digest, to_image, to_tensor
 from amused.generation.inputs import InputReader, Inputs
@@ -101,7 +103,9 @@ class Amused:
             the network always sees the same shapes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, placement: Placement, adapters: Path | None = None, compile: str = "off"
+    ) -> None:
         self.checkpoint = checkpoint
         self.name, self.traits, self.defaults = checkpoint.name, checkpoint.traits, checkpoint.defaults
         self.size, self.multiple = checkpoint.size, checkpoint.multiple
@@ -112,9 +116,11 @@ class Amused:
         self.batch_size = 1
         self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
+        self._compiler = Compiler(compile, placement)
+        self._last = threading.local()  # the `rung` of this thread's last image
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
         self._encodings: LRUCache[tuple[str, int], Tensor] = LRUCache(CACHED_IMAGES)
-        self._results: LRUCache[Recipe, Tensor] = LRUCache(CACHED_RESULTS)
+        self._results: LRUCache[Recipe, tuple[Tensor, str]] = LRUCache(CACHED_RESULTS)
 
     def read_weights(self, everything: bool = False) -> None:
         """Load the weights now instead of at the first image; `everything` includes those of image tasks only."""
@@ -123,16 +129,40 @@ class Amused:
 
     @property
     def fingerprint(self) -> str:
-        """All that an image's bits depend on besides its recipe: device, precision, versions."""
+        """All that the bits of the last image depend on besides its recipe: device, precision, versions."""
         dtype, version = str(self.dtype).removeprefix("torch."), torch.__version__.partition("+")[0]
         if self.quantize:
             dtype = f"{dtype} {self.quantize}"
         made = f"{self.device.type} {dtype} amused-{amused.__version__} torch-{version}"
+        if self._rung == INDUCTOR:
+            made += f" {INDUCTOR}"
         if self.device.type != "cuda":
             return made
         # Random numbers depend on the card: torch draws as many at once as it has multiprocessors.
         library = f"cuda-{torch.version.cuda}" if torch.version.cuda else f"rocm-{torch.version.hip}"
         return f"{made} {library} batch-{self.batch_size} {torch.cuda.get_device_name(self.device)}"
+
+    @property
+    def _rung(self) -> str:
+        """`EAGER` for all that equal it."""
+        return getattr(self._last, "rung", EAGER)
+
+    @property
+    def compile_status(self) -> str:
+        """Whether the network runs compiled, and why."""
+        return self._compiler.status
+
+    @property
+    def needs_compiling(self) -> bool:
+        """Whether images were sampled for whose shapes `compile` can look for a faster way."""
+        return self._compiler.is_needed
+
+    def compile(self, turn: Turn = one_turn) -> None:
+        """Find the fastest way to run the network for the shapes sampled so far, as `load(compile=...)` allows.
+
+        Takes from a second to a minute; later runs profit. `turn` gives the model, as other threads may use it.
+        """
+        self._compiler.compile(turn)
 
     @property
     def made(self) -> str:
@@ -222,9 +252,11 @@ class Amused:
             yield from self._generate(with_digests(self.adapters, recipe), image, mask)
 
     def _generate(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Generator[Step | Picture]:
+        self._last.rung = EAGER
         reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
         self.components.vqgan(recipe.model_version)
         inputs = reader.read(recipe, image, mask)
+        rung = self._rung  # of the parent, if there is one; what starts from its tokens is exact
         self.components.start_loading()
         networks = self.components.networks(recipe)
         cut = tuple(name for name, prompt in prompts_of(recipe).items() if self.prompt_is_cut(prompt))[::-1]
@@ -238,7 +270,10 @@ class Amused:
             self.batch_size = batch_size_on_gpu(networks.transformer, prompts[-1].conditioning, side, MAX_BATCH)
         done = 0
         while done < len(recipe.seeds):
-            predict = Predictor(networks.transformer, prompts, recipe, self.batch_size, self.checkpoint.mask_token_id)
+            features = self._compiler.features(networks.transformer, is_exact=recipe.parent is not None)
+            features.names.add(rung)
+            mask_id = self.checkpoint.mask_token_id
+            predict = Predictor(networks.transformer, prompts, recipe, self.batch_size, mask_id, features)
             try:
                 for event in self._sample(recipe, inputs, given, predict, done):
                     if isinstance(event, Picture):
@@ -288,6 +323,7 @@ class Amused:
                 if inputs.frame is not None:
                     result = inputs.frame.composite_result(result)
                 on_cpu = tokens[i].cpu()
+                self._last.rung = INDUCTOR if INDUCTOR in predict.features.names else EAGER
                 self._remember(recipe.with_seeds([seed]), on_cpu)
                 yield Picture(first + i, seed, result, on_cpu)
 
@@ -342,8 +378,10 @@ class Amused:
 
     def _parent_tokens(self, parent: Recipe, image: Source | None, mask: Source | None) -> Tensor:
         """The tokens (h, w) of an earlier result: cached, or sampled again."""
-        tokens = self._results.get(parent)
-        if tokens is None:
+        cached = self._results.get(parent)
+        if cached is not None:
+            tokens, self._last.rung = cached
+        else:
             *_, result = self.generate(parent, image, mask)
             tokens = result.tokens
         return tokens.to(self.device)
@@ -352,7 +390,7 @@ class Amused:
         """Cache a result's tokens for tasks on tokens, if its recipe names all of its images."""
         if recipe.task in STRENGTHS and (recipe.image is None or (recipe.task == INPAINT and recipe.mask is None)):
             return
-        self._results.put(recipe, tokens)
+        self._results.put(recipe, (tokens, self._rung))
 
     # Prompts and images to and from what the network sees
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amused.generation.batches import repeat
+from amused.generation.compiled import RunFeatures, eager_features
 from amused.generation.sampling import StepPlan, apply_cfg
 from amused.model.transformer import Conditioning, UViT, concatenate
 from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
@@ -35,13 +36,20 @@ class Predictor:
     Args:
         prompts: the prompt, after the negative prompt if there is guidance.
         batch_size: images per batch, the same at every call.
+        features: runs the network for this run; by default eagerly.
     """
 
     def __init__(
-        self, network: UViT, prompts: Sequence[EncodedPrompt], recipe: Recipe, batch_size: int, mask_token_id: int
+        self,
+        network: UViT,
+        prompts: Sequence[EncodedPrompt],
+        recipe: Recipe,
+        batch_size: int,
+        mask_token_id: int,
+        features: RunFeatures | None = None,
     ) -> None:
         self.network, self.prompts, self.mask_token_id = network, prompts, mask_token_id
-        self.batch_size = batch_size
+        self.batch_size, self.features = batch_size, features or eager_features(network)
         self.guidance_scale = recipe.guidance_scale
         self.starts_fully_masked = recipe.task == TEXT_TO_IMAGE
         self.starts_alike = recipe.task not in RANDOM_START
@@ -76,18 +84,18 @@ class Predictor:
     def _features(self, tokens: Tensor) -> Tensor:
         """(p * b, n, channels) for p prompts."""
         if len(tokens) == 1:
-            return self._one(tokens)
-        return self.network.features(tokens.repeat(len(self.prompts), 1, 1), self.batch_conditioning)
+            return self.features(tokens, self.conditioning)
+        return self.features(tokens.repeat(len(self.prompts), 1, 1), self.batch_conditioning)
 
     def _one(self, tokens: Tensor) -> Tensor:
-        """Features of the first image alone, (p, n, channels)."""
-        return self.network.features(tokens[:1], self.conditioning)
+        """Features of the first image alone, (p, n, channels). Exact, as are all that outlive a run."""
+        return self.features(tokens[:1], self.conditioning, is_exact=True)
 
     def _fully_masked(self, tokens: Tensor) -> Tensor:
         features = []
         for prompt in self.prompts:
             if prompt.fully_masked_features is None:
-                prompt.fully_masked_features = self.network.features(tokens[:1], prompt.conditioning)
+                prompt.fully_masked_features = self.features(tokens[:1], prompt.conditioning, is_exact=True)
             features.append(prompt.fully_masked_features)
         return torch.cat(features)
 

@@ -9,7 +9,7 @@ once, by `UViT.condition`, and passed to every `UViT.forward`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -315,6 +315,9 @@ class TransformerLayer(nn.Module):
         return x
 
 
+RunLayer = Callable[[TransformerLayer, Tensor, tuple[Tensor, ...]], Tensor]
+
+
 class TokenEmbedding(nn.Module):
     def __init__(self, config: UViTConfig) -> None:
         super().__init__()
@@ -397,18 +400,20 @@ class UViT(nn.Module):
             *self.up_block.condition(text, cond),
         ]
 
-    def features(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def features(
+        self, tokens: Tensor, conditioning: Conditioning, run_layer: RunLayer = TransformerLayer.__call__
+    ) -> Tensor:
         """The last hidden states, (batch, height * width, block_out_channels), which `mlm_layer` turns into logits.
 
         `tokens` may have a batch of one for a larger batch of `conditioning`; work before the first modulation is
-        then shared.
+        then shared. `run_layer` may be a compiled `TransformerLayer.forward`.
         """
         ends = self.config.num_res_blocks
         x = self.embed(tokens)  # b h w c
         x = self.down_block(x, conditioning[:ends])  # b h' w' c
         h = self.project_to_hidden(self.project_to_hidden_norm(x.flatten(1, 2)))  # b l hidden
         for layer, stage in zip(self.transformer_layers, conditioning[ends:-ends], strict=True):
-            h = layer(h, stage)
+            h = run_layer(layer, h, stage)
         x = self.project_from_hidden(self.project_from_hidden_norm(h)).view_as(x)  # b h' w' c
         x = self.up_block(x, conditioning[-ends:])  # b h w c
         return x.flatten(1, 2)  # b l c

@@ -208,7 +208,10 @@ def is_digest(value: object) -> TypeGuard[str]:
 
 
 def is_fingerprint(value: object) -> TypeGuard[str]:
-    """For example "cpu float32 amused-0.1.0 torch-2.13.0", on a GPU with " cuda-13.0 batch-4 NVIDIA L4" at its end."""
-    pattern = r"[a-z]{2,10} (float32|float16|bfloat16)( int8)? amused-[0-9a-z.]{1,20} torch-[0-9a-z.]{1,20}"
+    """For example "cpu float32 amused-0.1.0 torch-2.13.0".
+
+    On a GPU with " cuda-13.0 batch-4 NVIDIA L4" at its end, before it " inductor" if the network ran compiled.
+    """
+    pattern = r"[a-z]{2,10} (float32|float16|bfloat16)( int8)? amused-[0-9a-z.]{1,20} torch-[0-9a-z.]{1,20}( inductor)?"
     pattern += r"( (cuda|rocm)-[0-9a-z.]{1,20} batch-[0-9]{1,3} [\w .()/-]{1,80})?"
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None

@@ -5,7 +5,8 @@ Imports no torch. The type checker fails if `Amused` drifts from it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -56,7 +57,9 @@ class Model(Protocol):
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
         pixels_per_token: side of a token's square in the image.
         traits: the words a bundled model knows, None for others.
-        fingerprint: device, precision and versions: what every bit of an image depends on besides its recipe.
+        fingerprint: device, precision and versions: what every bit of the last image depends on besides its recipe.
+        compile_status: whether the network runs compiled, and why, for people.
+        needs_compiling: `compile` has something to do.
     """
 
     @property
@@ -71,9 +74,16 @@ class Model(Protocol):
     def traits(self) -> dict[str, Any] | None: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def compile_status(self) -> str: ...
+    @property
+    def needs_compiling(self) -> bool: ...
 
     def read_weights(self, everything: bool = False) -> None:
         """Load the weights that every recipe needs, or `everything`."""
+
+    def compile(self, turn: Callable[[], AbstractContextManager[bool]]) -> None:
+        """Find a faster way to run the network, in a thread of its own; within a `turn` it has the model to itself."""
 
     def generate(
         self, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from amused.errors import UserError, chain
@@ -235,6 +236,25 @@ class RunQueue:
         """How many runs there are, and how many of them are not sampling at this moment."""
         with self._changed:
             return len(self._slots), len(self._slots) - (self._holder is not None)
+
+    @contextmanager
+    def turn_with(self, model: Model) -> Generator[bool]:
+        """Wait for a turn with this very model, for work in the background; False if another one takes its place.
+
+        Raises:
+            UserError: too many runs wait.
+        """
+
+        def give_up() -> None:
+            slot.stopped = True
+            self._drop_turn(slot)
+
+        with self.enter(on_preempt=give_up) as slot:
+            with self._changed:
+                if self.model is model:
+                    self._wait_for_turn(slot, self.model_name)
+                    self._changed.wait_for(lambda: slot.holds_model or slot.stopped)
+            yield slot.holds_model
 
     # What follows is called with the lock held.
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,13 @@ def choice_of(name_or_path: str, others: Collection[str]) -> Choice:
     return Choice(unique, about, source=name_or_path, defaults=read_defaults(Path(name_or_path)))
 
 
-def load_model(name: str, report: ReportProgress, quantize: str | None = None, adapters: Path | None = None) -> Model:
+def load_model(
+    name: str,
+    report: ReportProgress,
+    quantize: str | None = None,
+    adapters: Path | None = None,
+    compile: str = "off",
+) -> Model:
     """A model whose files are all on this machine. Its weights are in memory only after `read_weights`."""
     import amused
 
@@ -89,7 +96,7 @@ def load_model(name: str, report: ReportProgress, quantize: str | None = None, a
         part = f" of {total / 1e6:.0f}" if total else ""
         report(done / total if total else None, f"Downloading {name}: {file}, {done / 1e6:.0f}{part} MB")
 
-    model = amused.load(name, progress=report_download, quantize=quantize, adapters=adapters)
+    model = amused.load(name, progress=report_download, quantize=quantize, adapters=adapters, compile=compile)
     model.checkpoint.fetch_weights()
     return model
 
@@ -141,6 +148,7 @@ class Runtime:
         else:
             self.queue = RunQueue(self._load_choice, read_model, at_once, queue)
         self.metrics = Metrics(self.queue.counts)
+        self._compiling = threading.Lock()
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -247,6 +255,7 @@ class Runtime:
                     for _ in slot.acquire(self.default):
                         pass
                 log.info("%s is ready after %.1f s", self.default, time.monotonic() - started)
+                log.info("%s", self.compile_status())
             except Exception as error:
                 log.warning("the model could not be loaded in advance; the first request will try again: %s", error)
 
@@ -300,4 +309,29 @@ class Runtime:
         else:
             model = self.queue.model
         assert model is not None
-        yield from jobs.sample(model, recipes, image, mask)
+        try:
+            yield from jobs.sample(model, recipes, image, mask)
+        finally:
+            self._compile_in_background(model)
+
+    def _compile_in_background(self, model: Model) -> None:
+        """After a run, if it has met something new. Later runs profit."""
+        if not model.needs_compiling or not self._compiling.acquire(blocking=False):
+            return
+
+        def work() -> None:
+            try:
+                model.compile(partial(self.queue.turn_with, model))
+            except UserError:
+                pass  # too many visitors wait: after a later run
+            except Exception as error:
+                log.warning("the network could not be compiled", exc_info=error)
+            finally:
+                self._compiling.release()
+
+        threading.Thread(target=work, name="compile", daemon=True).start()
+
+    def compile_status(self) -> str:
+        """How the network of the model in memory runs, "" if that is not known."""
+        model = self.queue.model
+        return model.compile_status if model is not None else ""

@@ -16,6 +16,7 @@ from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui import api, gallery_actions, kept_images, restore
+from amused.ui.events import UI_ONLY
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
 from amused.ui.tab import Tab
@@ -51,6 +52,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
         restore.connect_restore(page, filler, restore.RestoreSection(), tray_view)
         api.build(runtime)
+        note = gr.Markdown(elem_classes="status-note")
+        page.load(runtime.compile_status, None, note, **UI_ONLY)
     hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     # The runtime admits or refuses runs; this bounds runs still waiting for a thread.

@@ -54,6 +54,7 @@ def refusal(*arguments: str) -> str:
         ("--model", str(ROOT / "examples"), "not a model"),
         ("--quantize", "int4", "int8"),
         ("--adapters", "/no/such/folder", "does not exist"),
+        ("--compile", "fast", "auto, off, graph, inductor"),
     ],
 )
 def test_a_wrong_value_is_refused_in_a_sentence(
@@ -75,7 +76,7 @@ def test_a_port_in_use_is_refused(used_port: int, host: str | None) -> None:
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_empty_value_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unset = app.parse_flags([])
-    for name in ("HOST", "PORT", "SHARE", "MODEL", "QUANTIZE", "ADAPTERS"):
+    for name in ("HOST", "PORT", "SHARE", "MODEL", "QUANTIZE", "ADAPTERS", "COMPILE"):
         monkeypatch.setenv(f"AMUSED_{name}", value)
     assert app.parse_flags([]) == unset == app.parse_flags(["--host", value, "--model", value])
     app.check_flags(unset)
