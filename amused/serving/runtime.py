@@ -63,7 +63,7 @@ def choices() -> list[Choice]:
         file = BUNDLED / name / TRAITS
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
         defaults = read_defaults(BUNDLED / name)
-        found.append(Choice(name, "small and fast, included", traits=traits, defaults=defaults))
+        found.append(Choice(name, "pixel-art characters, included", traits=traits, defaults=defaults))
     for name, published in PUBLISHED.items():
         about = f"any subject, {published.download} download"
         found.append(Choice(name, about, published.download, size=published.size, multiple=published.multiple))

@@ -91,7 +91,7 @@ class DetailsView:
             )
             with gr.Row(elem_classes="button-row"):
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
-                self.buttons["more"] = gr.Button("More like this", min_width=120, elem_id=f"{task}-more")
+                self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
                 self.buttons["improve"] = gr.Button("Improve", min_width=100, elem_id=f"{task}-improve")
             self.vary = VaryForm(task)
