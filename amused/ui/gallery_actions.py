@@ -93,10 +93,10 @@ class DetailsView:
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
-                self.buttons["improve"] = gr.Button("Improve", min_width=100, elem_id=f"{task}-improve")
             self.vary = VaryForm(task)
             self.touch_up = TouchUpForm(task)
             with gr.Row(elem_classes="button-row"):
+                self.buttons["improve"] = small_button("Improve", 80, f"{task}-improve")
                 self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
                 self.copy_link = CopyLink(task)
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")

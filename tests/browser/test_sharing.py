@@ -82,7 +82,7 @@ def test_a_link_gives_a_valid_recipe_or_is_refused(name: str, value: str) -> Non
         "task=text_to_image&prompt=%ff%fe",
         "task=text_to_image&prompt=a%00b",
         "task=../../etc/passwd&prompt=a",
-        "v=3&task=text_to_image&prompt=a",
+        "v=4&task=text_to_image&prompt=a",
         "task=vary&prompt=a&share=0.5&from=" + quote("task=vary&prompt=a"),
         "task=touch_up&prompt=a&from=task%3Dtext_to_image%26prompt%3Da&cells=0-99999999",
         "&".join(f"prompt={number}" for number in range(1000)),
