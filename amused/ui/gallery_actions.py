@@ -6,38 +6,30 @@ in any gallery: it is shown with its actions.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
-from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, MAX_SEED, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
 from amused.serving.jobs import Request
-from amused.serving.runtime import Runtime
+from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
-from amused.ui.drawing import Drawing, DrawingMirror, build_drawing, editor_value, mirror_drawing
+from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import GeneratedImage, open_image
+from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import MORE, RunAction, TabState, connect, image_at
-from amused.ui.settings import RANDOM_SEEDS
+from amused.ui.results import RunAction, TabState, connect, image_at
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
-NOTHING_TO_CONTINUE = "There are no images to continue: press Generate."
 IMPROVE_ROUNDS = 2  # as long as four steps
-OF_AN_INPUT = ("strength", "width", "height", "fit", "feather", "only_masked", "image", "mask", "mask_by")
-"""Fields that variations do not inherit: they say how an input image is used."""
 
 # Scrolls to what opened; a gallery may be longer than the window.
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
@@ -283,48 +275,3 @@ def required(selected: GeneratedImage | None) -> GeneratedImage:
     if selected is None:
         raise UserError(NOTHING_SELECTED)
     return selected
-
-
-# Requests
-
-
-def derive_request(image: GeneratedImage, task: str, count: float, **changes: Any) -> Request:
-    """New images from the tokens of one, with random seeds."""
-    recipe = derive_recipe(image.recipe, task, count, **changes)
-    return Request((recipe,), *given_images(image))
-
-
-def continue_request(images: Sequence[GeneratedImage]) -> Request:
-    """The next seeds of the last image's sweep."""
-    if not images:
-        raise UserError(NOTHING_TO_CONTINUE)
-    last = images[-1]
-    used = [image.seed for image in images if image.recipe.with_seeds(last.recipe.seeds) == last.recipe]
-    first = max(used) + 1
-    seeds = [seed % (MAX_SEED + 1) for seed in range(first, first + MORE)]
-    recipe = last.recipe.with_seeds(seeds)
-    return Request((recipe,), *given_images(last))
-
-
-def given_images(image: GeneratedImage) -> tuple[Image.Image | None, Image.Image | None]:
-    """The image and the mask that its recipe, or the first of its parents, started from."""
-    given, mask = (None if path is None else open_image(path) for path in (image.image, image.mask))
-    return given, mask
-
-
-def derive_recipe(parent: Recipe, task: str, count: float, **changes: Any) -> Recipe:
-    first = secrets.randbelow(RANDOM_SEEDS)
-    seeds = range(first, first + whole("number of images", count, 1, MAX_SEEDS))
-    reset = {field.name: field.default for field in fields(Recipe) if field.name in (*OF_AN_INPUT, "share", "cells")}
-    return replace(parent, **{**reset, "task": task, "seeds": tuple(seeds), "parent": parent, **changes})
-
-
-def painted_cells(runtime: Runtime, drawing: Drawing, image: GeneratedImage) -> tuple[int, ...]:
-    """The token indices that any stroke touches."""
-    mask, model = drawing.mask(image.size), image.recipe.model
-    if image.recipe.first.only_masked:
-        assert image.mask is not None
-        size, _ = runtime.native_size(model)
-        box = square_around(load_mask(open_image(image.mask), image.size), size)
-        mask = crop_mask(mask, box, size)
-    return token_indices(touched_cells(mask, runtime.pixels_per_token(model)))

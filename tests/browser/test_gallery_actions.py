@@ -39,7 +39,7 @@ from amused.recipe.metadata import from_json, from_png
 from amused.recipe.recipe import TOUCH_UP, VARY, Recipe
 from amused.serving.jobs import Result
 from amused.serving.runtime import Runtime
-from amused.ui.gallery_actions import derive_recipe
+from amused.ui.derive import derive_recipe
 from amused.ui.page import build_page
 
 TEXT = "text_to_image"

@@ -16,8 +16,8 @@ from amused.recipe.metadata import from_json, to_json
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TOUCH_UP, VARY, Recipe
 from amused.serving.runtime import Runtime
 from amused.ui import api
+from amused.ui.derive import OF_AN_INPUT, derive_recipe
 from amused.ui.describe import LABELS, describe_recipe
-from amused.ui.gallery_actions import OF_AN_INPUT, derive_recipe
 from amused.ui.grid import GridSection
 from amused.ui.settings import Settings
 from amused.ui.tabs import text as text_tab

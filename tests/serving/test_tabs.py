@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from amused.generation.images import digest
 from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
+from amused.ui.derive import continue_request, painted_cells
 from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
-from amused.ui.gallery_actions import continue_request, painted_cells
 from amused.ui.kept_images import KeptImages, write_sheet
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
@@ -102,6 +103,9 @@ def test_the_last_seed_is_followed_by_the_first() -> None:
     image = GeneratedImage("", MAX_SEED - 1, recipe, "0" * 16, (256, 256))
     (continued,) = continue_request([image]).recipes
     assert continued.seeds == (MAX_SEED, 0, 1, 2)
+    images = [image, *(replace(image, seed=seed, recipe=recipe.with_seeds([seed])) for seed in continued.seeds)]
+    assert continue_request(images).recipes[0].seeds == (3, 4, 5, 6)
+    assert continue_request([*images, image]).recipes[0].seeds == (3, 4, 5, 6)
     with pytest.raises(UserError, match="no images"):
         continue_request([])
 
