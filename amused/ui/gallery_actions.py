@@ -44,7 +44,7 @@ class VaryForm:
                     1.0,
                     value=0.4,
                     step=0.05,
-                    label="How different",
+                    label="How much may change",
                     info="Share of the image's tokens to resample",
                     min_width=160,
                     elem_id=f"{task}-share",

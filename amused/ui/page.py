@@ -80,6 +80,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
         "head_paths": [HERE / "page.html"],
+        "favicon_path": HERE / "favicon.png",
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]
         "max_file_size": MAX_PICTURE_BYTES,
