@@ -13,7 +13,7 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import MAX_SEED, Recipe, whole
+from amused.recipe.recipe import IMPROVE, MAX_SEED, Recipe, whole
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.drawing import Drawing
@@ -33,10 +33,13 @@ def derive_request(image: GeneratedImage, task: str, count: float, **changes: An
 
 
 def continue_request(images: Sequence[GeneratedImage]) -> Request:
-    """The next unused seeds of the last image's sweep; the first seed follows the last one."""
-    if not images:
+    """The next unused seeds of the last image's sweep; the first seed follows the last one.
+
+    Improved images are passed over: they hardly depend on their seed.
+    """
+    last = next((image for image in reversed(images) if image.recipe.task != IMPROVE), None)
+    if last is None:
         raise UserError(NOTHING_TO_CONTINUE)
-    last = images[-1]
     used = {image.seed for image in images if image.recipe.with_seeds(last.recipe.seeds) == last.recipe}
     following = (seed % (MAX_SEED + 1) for seed in itertools.count(last.seed + 1))
     seeds = [*itertools.islice((seed for seed in following if seed not in used), MORE)]

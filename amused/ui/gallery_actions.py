@@ -21,7 +21,7 @@ from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import RunAction, TabState, connect, image_at
@@ -163,9 +163,20 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
     result, settings = tab.result, tab.settings
 
     def select(state: TabState, event: gr.SelectData) -> Updates:
-        image = image_at(state.images, event.index)
+        state.opened = event.index
+        image = image_at(state.shown, event.index)
         # None: the preview of the next image.
         return {view.place: gr.Column(visible=False)} if image is None else view.show(image)
+
+    def close(state: TabState) -> Updates:
+        state.opened = None
+        return {view.place: gr.Column(visible=False)}
+
+    def show_finished(values: Values) -> Updates:
+        """The image that is open may have been a preview until now."""
+        state: TabState = values[result.state]
+        image = image_at(state.shown, state.opened)
+        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image)
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed
@@ -176,7 +187,8 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
         }
 
     result.gallery.select(select, result.state, view.outputs, **UI_ONLY)
-    result.gallery.preview_close(lambda: gr.Column(visible=False), None, view.place, **UI_ONLY)
+    result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
+    result.ended.change(show_finished, {result.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 

@@ -53,7 +53,9 @@ class TabState:
     """What the events of one tab in one browser share. It is the session of the tab's runs.
 
     Attributes:
-        images: what the gallery shows.
+        images: of the latest run that has finished one, and of those that it was added to.
+        shown: the finished ones in the gallery: those of the run before until a new one has something to show.
+        opened: index in the gallery of the image that is open.
         note: how the run ended that made the last of them; empty while it goes on.
         num_runs: runs that are queued or going on.
         num_stops: how often Stop was pressed.
@@ -61,6 +63,8 @@ class TabState:
     """
 
     images: tuple[GeneratedImage, ...] = ()
+    shown: tuple[GeneratedImage, ...] = ()
+    opened: Any = None
     note: str = ""
     requested: list[Requested] = field(default_factory=list)
     num_runs: int = 0
@@ -120,7 +124,7 @@ class ResultView:
         self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id=f"{task}-next")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
         self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
-        self.state, self.write_metadata = gr.State(TabState(ready)), gr.State(True)
+        self.state, self.write_metadata = gr.State(TabState(ready, ready)), gr.State(True)
 
 
 # Events
@@ -224,6 +228,7 @@ class ShownRun:
         self.state: TabState = values[tab.result.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.images: tuple[GeneratedImage, ...] = ()
+        self.has_tiles = False
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
         self.inputs: tuple[str | None, str | None] = (None, None)
@@ -241,11 +246,11 @@ class ShownRun:
         elif isinstance(event, Progress):
             updates = {self.view.status: busy_line(describe_progress(event), event.share)}
             if event.preview is not None:
-                updates[self.view.gallery] = self.tiles(event)
+                updates |= self.tiles(event)
         elif isinstance(event, jobs.Result):
             self.images = (*self.images, save_result(event, self.values[self.view.write_metadata], *self.inputs))
             self.state.images = self.earlier + self.images
-            updates = {self.view.gallery: self.tiles()}
+            updates = self.tiles()
         else:
             updates = self.end(event)
         yield updates or NO_CHANGE
@@ -256,8 +261,6 @@ class ShownRun:
         self.num_tiles = len(self.earlier) + event.num_images
         self.state.note = ""
         updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
-        if not self.earlier:  # the open image is about to be replaced
-            updates |= {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
         settings = self.tab.settings
         # Typed seeds stay: the visitor may be typing the next ones.
         if self.action.shows_seeds and self.values[settings.random_seeds]:
@@ -275,11 +278,18 @@ class ShownRun:
             return {}
         updates = self.action.finish(self.request, self.images)
         if self.action.opens:
-            updates[self.view.gallery] = gr.Gallery(selected_index=len(self.earlier))
+            self.state.opened = len(self.earlier)
+            updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
         return updates
 
-    def tiles(self, working: Progress | None = None) -> gr.Gallery:
-        return show_gallery(self.earlier + self.images, self.num_tiles, working)
+    def tiles(self, working: Progress | None = None) -> Updates:
+        self.state.shown = self.earlier + self.images
+        gallery = partial(show_gallery, self.state.shown, self.num_tiles, working)
+        if self.earlier or self.has_tiles:
+            return {self.view.gallery: gallery()}
+        # The open image goes with those of the run before.
+        self.has_tiles, self.state.opened = True, None
+        return {self.view.gallery: gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
 
 
 def show_end(view: ResultView, values: Values) -> Updates:
@@ -287,6 +297,7 @@ def show_end(view: ResultView, values: Values) -> Updates:
     state: TabState = values[view.state]
     if state.num_runs:
         return NO_CHANGE
+    state.shown = state.images
     return {
         view.status: status_line(state.note or "Stopped"),
         view.gallery: show_gallery(state.images),
@@ -301,13 +312,16 @@ def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | N
 
 
 def show_gallery(
-    images: tuple[GeneratedImage, ...], num_tiles: int | None = None, working: Progress | None = None
+    images: tuple[GeneratedImage, ...],
+    num_tiles: int | None = None,
+    working: Progress | None = None,
+    **options: Any,
 ) -> gr.Gallery:
     """The finished images, and the preview of the next if there is one."""
     tiles = [image.tile for image in images]
     if working is not None and working.preview is not None:
         tiles.append((save_preview(working.preview), f"seed {working.seed}"))
-    return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)))
+    return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)), **options)
 
 
 def columns_for(count: int) -> int:

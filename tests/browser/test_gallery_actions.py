@@ -238,10 +238,26 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     caption = opened.locator("caption").inner_text()
     expect(facts).to_contain_text(caption.replace("seed", "Seed"))
     assert caption == tiles(page, TEXT).nth(2).text_content().strip()
-    run(page, TEXT)
-    expect_done(page, TEXT, 2)
+    make(page, TEXT, "20", 3)
     expect(opened).to_have_count(0)
     expect(facts).to_be_hidden()
+
+
+def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(page: Page, turnstile: Turnstile) -> None:
+    make(page, TEXT, "8", 1)
+    select(page, TEXT, 0)
+    facts = part(page, TEXT, "facts")
+    turnstile.open.clear()
+    set_seeds(page, TEXT, "30", 2)
+    run(page, TEXT)
+    turnstile.passes.release(2)
+    expect(tiles(page, TEXT)).to_contain_text(["seed 30"])
+    expect(facts).to_be_hidden()  # those of the run before
+    open_image(page, TEXT, 0)
+    turnstile.open.set()
+    expect_done(page, TEXT, 2)
+    expect(facts).to_contain_text("Seed 30")
+    keep(page, TEXT, 1)
 
 
 def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> None:

@@ -43,7 +43,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_result_is_compared_by_its_index_only(index: Any, is_compared: bool, tmp_path: Path) -> None:
     tab = build_tab(image_tab.build, fake_runtime())
     recipe = Recipe("image_to_image", "", (1,), width=256, height=256, image=digest(TEAL))
-    state = TabState(images=(GeneratedImage(str(tmp_path / "1.png"), 1, recipe, "0" * 16, (256, 256)),))
+    images = (GeneratedImage(str(tmp_path / "1.png"), 1, recipe, "0" * 16, (256, 256)),)
+    state = TabState(images, images)
     shown = tab.compare(values_of(tab, state, image=png(TEAL)), index)
     assert shown[tab.comparison].visible is is_compared
 
@@ -106,6 +107,8 @@ def test_the_last_seed_is_followed_by_the_first() -> None:
     images = [image, *(replace(image, seed=seed, recipe=recipe.with_seeds([seed])) for seed in continued.seeds)]
     assert continue_request(images).recipes[0].seeds == (3, 4, 5, 6)
     assert continue_request([*images, image]).recipes[0].seeds == (3, 4, 5, 6)
+    improved = Recipe("improve", "a fox", (9,), parent=recipe)
+    assert continue_request([image, replace(image, seed=9, recipe=improved)]).recipes[0].task == "text_to_image"
     with pytest.raises(UserError, match="no images"):
         continue_request([])
 

@@ -85,7 +85,7 @@ class ImageTab(Tab):
     def compare(self, values: Values, index: Any = 0) -> Updates:
         """The input as the model saw it, and a result; nothing if another image has been uploaded since."""
         state: TabState = values[self.result.state]
-        result = image_at(state.images, index)
+        result = image_at(state.shown, index)
         try:
             image = read_image(values[self.image])
         except UserError:
