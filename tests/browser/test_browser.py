@@ -120,9 +120,7 @@ def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
 def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     box = part(page, "text_to_image", "prompt").get_by_role("textbox")
     before = box.input_value()
-    assert re.fullmatch(
-        r"a pixel art character with .+ glasses, a .+-shaped head and a .+-colored body on a .+", before
-    )
+    assert re.fullmatch("a pixel art character with .+ glasses on a .+ background", before)
     part(page, "text_to_image", "examples").get_by_role("button").last.click()
     expect(box).not_to_have_value(before)
     box.fill("")
