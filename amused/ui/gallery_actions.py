@@ -21,6 +21,7 @@ from amused.errors import UserError
 from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, MAX_SEED, TOUCH_UP, VARY, Recipe, whole
+from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.describe import describe_image, note
@@ -202,7 +203,7 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
     prompt, image_input = target.settings.prompt, target.file_inputs[0]
 
     def open_tab(selected: GeneratedImage | None) -> Updates:
-        return {tab_bar: gr.Tabs(selected=target.task), prompt: required(selected).recipe.prompt}
+        return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(required(selected).recipe.prompt)}
 
     button.click(open_tab, view.selected, [tab_bar, prompt], **UI_ONLY).success(
         lambda selected: required(selected).path, view.selected, image_input, **UI_ONLY
@@ -303,7 +304,7 @@ def continue_request(images: Sequence[GeneratedImage]) -> Request:
     first = max(used) + 1
     seeds = [seed % (MAX_SEED + 1) for seed in range(first, first + MORE)]
     recipe = last.recipe.with_seeds(seeds)
-    return Request((recipe,), *given_images(last))
+    return Request((recipe,), *given_images(last), (last.label,))
 
 
 def given_images(image: GeneratedImage) -> tuple[Image.Image | None, Image.Image | None]:

@@ -23,7 +23,7 @@ from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
-from amused.ui.files import GeneratedImage, save_input, save_preview, save_result
+from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
 from amused.ui.latest import COUNT_JS
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 
@@ -243,7 +243,9 @@ class ShownRun:
             if event.preview is not None:
                 updates[self.view.gallery] = self.tiles(event)
         elif isinstance(event, jobs.Result):
-            self.images = (*self.images, save_result(event, self.values[self.view.write_metadata], *self.inputs))
+            label = self.request.label(event.index)
+            image = save_result(event, self.values[self.view.write_metadata], *self.inputs, label)
+            self.images = (*self.images, image)
             self.state.images = self.earlier + self.images
             updates = {self.view.gallery: self.tiles()}
         else:
@@ -279,7 +281,8 @@ class ShownRun:
         return updates
 
     def tiles(self, working: Progress | None = None) -> gr.Gallery:
-        return show_gallery(self.earlier + self.images, self.num_tiles, working)
+        label = "" if working is None else self.request.label(working.index)
+        return show_gallery(self.earlier + self.images, self.num_tiles, working, label)
 
 
 def show_end(view: ResultView, values: Values) -> Updates:
@@ -301,12 +304,12 @@ def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | N
 
 
 def show_gallery(
-    images: tuple[GeneratedImage, ...], num_tiles: int | None = None, working: Progress | None = None
+    images: tuple[GeneratedImage, ...], num_tiles: int | None = None, working: Progress | None = None, label: str = ""
 ) -> gr.Gallery:
-    """The finished images, and the preview of the next if there is one."""
+    """The finished images, and the preview of the next, with its label, if there is one."""
     tiles = [image.tile for image in images]
     if working is not None and working.preview is not None:
-        tiles.append((save_preview(working.preview), f"seed {working.seed}"))
+        tiles.append((save_preview(working.preview), caption(label, working.seed)))
     return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)))
 
 
