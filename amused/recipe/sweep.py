@@ -118,7 +118,7 @@ def choice(options: list[str], words: Words) -> Part:
     name = options[0]
     if name in words:
         return Wildcard(name)
-    known = ", or one of " + ", ".join(f"{{{word}}}" for word in words) if words else ""
+    known = ", one of " + ", ".join(f"{{{word}}}" for word in words) if words else ""
     here = "" if words else " with this model"
     raise UserError(
         f"{{{shorten(name)}}} cannot be filled in{here}: write alternatives, as in {{fox|cow}}{known}, "
