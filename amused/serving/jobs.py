@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,11 +35,20 @@ PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
 
 @dataclass(frozen=True)
 class Request:
-    """What to make: recipes for one model (a grid has many), and the image and mask they all start from."""
+    """What to make: recipes for one model (a grid has many), and the image and mask they all start from.
+
+    `labels` tell the recipes' prompts apart, for people; there are none where one prompt is all.
+    """
 
     recipes: tuple[Recipe, ...]
     image: Image.Image | None = None
     mask: Image.Image | None = None
+    labels: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """The label of an image, by its index within the run."""
+        labels = zip(self.recipes, self.labels, strict=False)
+        return next(islice((label for recipe, label in labels for _ in recipe.seeds), index, None), "")
 
 
 @dataclass(frozen=True)

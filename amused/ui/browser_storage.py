@@ -152,6 +152,7 @@ def restore_tab(runtime: Runtime, settings: Settings, remembered: Mapping[str, A
     return {
         **settings.from_recipe(to_recipe(settings.task, values)),
         settings.seeds: gr.Textbox(value=values["seeds"], interactive=not values["random_seeds"]),
+        settings.prompt: values["prompt"],  # as typed
         settings.count: values["count"],
         settings.random_seeds: values["random_seeds"],
     }

@@ -43,7 +43,7 @@ def continue_request(images: Sequence[GeneratedImage]) -> Request:
     used = {image.seed for image in images if image.recipe.with_seeds(last.recipe.seeds) == last.recipe}
     following = (seed % (MAX_SEED + 1) for seed in itertools.count(last.seed + 1))
     seeds = [*itertools.islice((seed for seed in following if seed not in used), MORE)]
-    return Request((last.recipe.with_seeds(seeds),), *given_images(last))
+    return Request((last.recipe.with_seeds(seeds),), *given_images(last), (last.label,))
 
 
 def given_images(image: GeneratedImage) -> tuple[Image.Image | None, Image.Image | None]:

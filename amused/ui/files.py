@@ -26,6 +26,7 @@ class GeneratedImage:
         digest: of the pixels.
         image, mask: files of the inputs that the recipe, or the first of its parents, started from.
         fingerprint, cut: as in `jobs.Result`.
+        label: what tells its prompt from the others of its run; "" if there was one prompt.
     """
 
     path: str
@@ -37,6 +38,7 @@ class GeneratedImage:
     mask: str | None = None
     fingerprint: str | None = None
     cut: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def query(self) -> str:
@@ -46,11 +48,15 @@ class GeneratedImage:
     @property
     def tile(self) -> tuple[str, str]:
         """The file and caption in a gallery."""
-        return self.path, f"seed {self.seed}"
+        return self.path, caption(self.label, self.seed)
+
+
+def caption(label: str, seed: int) -> str:
+    return f"{label} · seed {seed}" if label else f"seed {seed}"
 
 
 def save_result(
-    result: Result, write_metadata: bool, image: str | None = None, mask: str | None = None
+    result: Result, write_metadata: bool, image: str | None = None, mask: str | None = None, label: str = ""
 ) -> GeneratedImage:
     """Write a finished image to its file; `image` and `mask` are files of its inputs."""
     pixels = strip_metadata(result.image)
@@ -58,7 +64,7 @@ def save_result(
     info = png_info(result.recipe, pixels_digest, result.fingerprint) if write_metadata else None
     path = file_cache.save(png_bytes(pixels, info), f"amused-seed-{result.seed}.png")
     return GeneratedImage(
-        path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint, result.cut
+        path, result.seed, result.recipe, pixels_digest, pixels.size, image, mask, result.fingerprint, result.cut, label
     )
 
 

@@ -17,6 +17,7 @@ from gradio.blocks import Block
 from amused.errors import UserError
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
+from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
@@ -206,7 +207,7 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
     prompt, image_input = target.settings.prompt, target.file_inputs[0]
 
     def open_tab(selected: GeneratedImage | None) -> Updates:
-        return {tab_bar: gr.Tabs(selected=target.task), prompt: required(selected).recipe.prompt}
+        return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(required(selected).recipe.prompt)}
 
     button.click(open_tab, view.selected, [tab_bar, prompt], **UI_ONLY).success(
         lambda selected: required(selected).path, view.selected, image_input, **UI_ONLY

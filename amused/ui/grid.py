@@ -105,7 +105,7 @@ class GridSection:
                 steps=values[settings.steps],
                 strength=values[settings.strength] if task in STRENGTHS else None,
             )
-            grid = self.expand(recipe, values)
+            grid = self.expand(settings.single(recipe), values)
         except UserError as error:
             return {self.estimate: status_line(str(error))}
         text, seconds_per_step = count_images(len(grid.recipes)), self.tab.runtime.seconds_per_step(model)
@@ -115,8 +115,8 @@ class GridSection:
         return {self.estimate: status_line(text, *describe_axes(grid))}
 
     def read(self, values: Values) -> GridRequest:
-        request = self.tab.read(values)
-        grid = self.expand(request.recipes[0], values)
+        request = self.tab.read_typed(values)
+        grid = self.expand(self.tab.settings.single(request.recipes[0]), values)
         return GridRequest(grid.recipes, request.image, request.mask, grid=grid)
 
     def show_sheet(self, request: GridRequest, images: Sequence[GeneratedImage]) -> Updates:

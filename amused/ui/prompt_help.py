@@ -1,4 +1,7 @@
-"""Help with the prompt: examples, a surprise, the words that a bundled model knows, and a hint where it knows none."""
+"""Help with the prompt: examples, a surprise, the words that a bundled model knows, and a hint.
+
+The hint says how many images a sweep over prompts makes, and what a model draws that knows none of the words.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,18 @@ from typing import Any
 
 import gradio as gr
 
+from amused.errors import UserError
+from amused.recipe.recipe import Recipe
+from amused.recipe.sweep import Sweep
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.latest import sync
+from amused.ui.settings import Settings, draw_seeds
+from amused.ui.status import count_images
+
+WILDCARDS = "In the prompt, `{head}`, `{glasses}`, `{body}` and `{background}` draw a word for each image."
 
 
 class PromptHelp:
@@ -33,24 +43,27 @@ class PromptHelp:
                 scale=1,
                 elem_id=f"{task}-examples",
             )
-        with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as self.words, gr.Row():
-            self.parts = {
-                part: gr.Dropdown(
-                    choices=word_choices(part, traits),
-                    value="",
-                    label=part.capitalize(),
-                    min_width=130,
-                    elem_id=f"{task}-{part}",
-                )
-                for part in prompts.PARTS
-            }
+        with gr.Accordion("Words this model knows", open=False, visible=traits is not None) as self.words:
+            with gr.Row():
+                self.parts = {
+                    part: gr.Dropdown(
+                        choices=word_choices(part, traits),
+                        value="",
+                        label=part.capitalize(),
+                        min_width=130,
+                        elem_id=f"{task}-{part}",
+                    )
+                    for part in prompts.PARTS
+                }
+            gr.Markdown(WILDCARDS)
 
     def outputs(self) -> list[Any]:
         return [self.examples, self.words, *self.parts.values()]
 
 
-def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Textbox, model: gr.Dropdown) -> None:
+def connect_prompt_help(prompt_help: PromptHelp, settings: Settings) -> None:
     """Surprises and words write the prompt; the hint follows it."""
+    runtime, prompt, model = settings.runtime, settings.prompt, settings.model
 
     def surprise(name: str) -> str:
         return prompts.surprise(runtime.choice(name).traits, random.Random())
@@ -59,13 +72,38 @@ def connect_prompt_help(runtime: Runtime, prompt_help: PromptHelp, prompt: gr.Te
         return {prompt: prompts.sentence(**{part: values[dropdown] for part, dropdown in prompt_help.parts.items()})}
 
     def show_hint(values: Values) -> Updates:
-        hint = prompts.hint(runtime.choice(values[model]).traits, values[prompt])
+        hint = describe_prompt(settings, values)
         return {prompt_help.hint: gr.HTML(value=note(hint), visible=bool(hint))}
 
-    sync([prompt, model], show_hint, {prompt, model}, [prompt_help.hint])
+    changing = [prompt, model, settings.count, settings.seeds, settings.random_seeds]
+    sync(changing, show_hint, {*changing}, [prompt_help.hint])
     prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
     for dropdown in prompt_help.parts.values():
         dropdown.input(write_prompt, set(prompt_help.parts.values()), [prompt], **UI_ONLY)
+
+
+def describe_prompt(settings: Settings, values: Values) -> str:
+    """The hint: the size of a sweep over prompts, or why there can be none, and what the model can draw."""
+    model = values[settings.model]
+    try:
+        seeds = draw_seeds(values[settings.seeds], values[settings.count], values[settings.random_seeds])
+    except UserError:  # half typed
+        seeds = (0,)
+    try:
+        sweep = settings.sweep(Recipe(settings.task, values[settings.prompt], seeds, model=model))
+    except UserError as error:
+        return str(error)
+    limits = prompts.hint(settings.runtime.choice(model).traits, sweep.recipes[0].prompt)
+    return " ".join(sentence for sentence in (describe_sweep(sweep, len(seeds)), limits) if sentence)
+
+
+def describe_sweep(sweep: Sweep, num_seeds: int) -> str:
+    """How many images there will be, of which seeds; "" for a plain prompt."""
+    if sweep.num_prompts > 1:
+        seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
+        images = count_images(sweep.num_prompts * num_seeds)
+        return f"{sweep.num_prompts} prompts × {seeds} = {images}. Each prompt gets the same seeds."
+    return "Each image draws its words by its seed." if sweep.labels else ""
 
 
 def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model: str) -> Updates:

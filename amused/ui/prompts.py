@@ -61,6 +61,11 @@ def words(traits: dict[str, Any], part: str) -> list[str]:
     return [name.partition("-")[2].replace("-", " ") or name for name in names]
 
 
+def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
+    """The words a model knows, by the part of the image; none for a model that draws anything."""
+    return {} if traits is None else {part: words(traits, part) for part in PARTS}
+
+
 def sentence(glasses: str | None, head: str | None, body: str | None, background: str | None) -> str:
     """A prompt in the form that the bundled model was trained on; any part can be left out."""
     traits = []

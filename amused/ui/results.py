@@ -23,7 +23,7 @@ from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
-from amused.ui.files import GeneratedImage, save_input, save_preview, save_result
+from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
 from amused.ui.latest import COUNT_JS
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 
@@ -248,7 +248,9 @@ class ShownRun:
             if event.preview is not None:
                 updates |= self.tiles(event)
         elif isinstance(event, jobs.Result):
-            self.images = (*self.images, save_result(event, self.values[self.view.write_metadata], *self.inputs))
+            label = self.request.label(event.index)
+            image = save_result(event, self.values[self.view.write_metadata], *self.inputs, label)
+            self.images = (*self.images, image)
             self.state.images = self.earlier + self.images
             updates = self.tiles()
         else:
@@ -284,7 +286,8 @@ class ShownRun:
 
     def tiles(self, working: Progress | None = None) -> Updates:
         self.state.shown = self.earlier + self.images
-        gallery = partial(show_gallery, self.state.shown, self.num_tiles, working)
+        label = "" if working is None else self.request.label(working.index)
+        gallery = partial(show_gallery, self.state.shown, self.num_tiles, working, label)
         if self.earlier or self.has_tiles:
             return {self.view.gallery: gallery()}
         # The open image goes with those of the run before.
@@ -315,12 +318,13 @@ def show_gallery(
     images: tuple[GeneratedImage, ...],
     num_tiles: int | None = None,
     working: Progress | None = None,
+    label: str = "",
     **options: Any,
 ) -> gr.Gallery:
-    """The finished images, and the preview of the next if there is one."""
+    """The finished images, and the preview of the next, with its label, if there is one."""
     tiles = [image.tile for image in images]
     if working is not None and working.preview is not None:
-        tiles.append((save_preview(working.preview), f"seed {working.seed}"))
+        tiles.append((save_preview(working.preview), caption(label, working.seed)))
     return gr.Gallery(value=tiles, columns=columns_for(num_tiles or len(tiles)), **options)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from amused.errors import UserError
 from amused.limits import MAX_SEEDS, MAX_STEPS
 from amused.recipe.recipe import (
     IMAGE_TO_IMAGE,
@@ -27,13 +28,16 @@ from amused.recipe.recipe import (
     whole,
 )
 from amused.recipe.seeds import format_seeds, parse_seeds
+from amused.recipe.sweep import Sweep, escape, expand
 from amused.serving.runtime import Runtime
 from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
+from amused.ui.prompts import known_words
 
 RANDOM_SEEDS = 1_000_000  # of 2**32: short seeds are easier to copy
 MAX_SLIDER_TEMPERATURE = 10.0
 MIN_SLIDER_STRENGTH = 0.05
+ONE_PROMPT = 'A grid takes one prompt: leave out braces and further lines, or choose the axis "prompt wording".'
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,23 @@ class Settings:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in ("task", "runtime")}
 
     def to_recipe(self, values: Values) -> Recipe:
-        """The recipe that these values ask for, of the model as it is now; random seeds are drawn here."""
+        """The recipe that these values ask for, of the model as it is now, its prompt as typed (see `sweep`).
+
+        Random seeds are drawn here.
+        """
         recipe = to_recipe(self.task, {name: values[part] for name, part in self.components().items()})
         return replace(recipe, model_version=own_settings(self.runtime, recipe.model)["model_version"])
+
+    def sweep(self, recipe: Recipe) -> Sweep:
+        """The recipes of a recipe whose prompt is as typed."""
+        return expand(recipe, known_words(self.runtime.choice(recipe.model).traits))
+
+    def single(self, recipe: Recipe) -> Recipe:
+        """The only recipe of a recipe whose prompt is as typed; a sweep over prompts is refused."""
+        sweep = self.sweep(recipe.with_seeds(recipe.seeds[:1]))
+        if sweep.labels:
+            raise UserError(ONE_PROMPT)
+        return sweep.recipes[0].with_seeds(recipe.seeds)
 
     def own(self, model: str) -> dict[Component, Any]:
         """A model's own settings."""
@@ -87,7 +105,7 @@ class Settings:
         """Updates that make the settings equal a recipe. Its model and adapter must be listed."""
         first, last = recipe.temperature
         updates: Updates = {
-            self.prompt: recipe.prompt,
+            self.prompt: escape(recipe.prompt),
             self.negative_prompt: recipe.negative_prompt,
             self.seeds: gr.Textbox(value=format_seeds(recipe.seeds), interactive=True),
             self.count: len(recipe.seeds),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -20,6 +20,8 @@ from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.results import ResultView, RunAction, connect, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
+PLACEHOLDER = """Describe the image
+{fox|cow} tries both; each line is a prompt of its own"""
 ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
@@ -82,8 +84,14 @@ class Tab(ABC):
         return None
 
     @abstractmethod
+    def read_typed(self, values: Values) -> Request:
+        """One recipe, its prompt as typed, from the values of `inputs`."""
+
     def read(self, values: Values) -> Request:
-        """What Generate runs, from the values of `inputs`."""
+        """What Generate runs: a recipe for each prompt that the typed one stands for."""
+        request = self.read_typed(values)
+        sweep = self.settings.sweep(request.recipes[0])
+        return replace(request, recipes=sweep.recipes, labels=sweep.labels)
 
     def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image | None, Image.Image | None]:
         """The input image and its mask, from the values of `sources`; refused if the task lacks them."""
@@ -103,9 +111,7 @@ class Tab(ABC):
 
 def build_controls(task: str, runtime: Runtime) -> Controls:
     """Prompt, buttons, prompt help, model and settings, from top to bottom."""
-    prompt = gr.Textbox(
-        label="Prompt", lines=3, max_lines=8, placeholder="Describe the image", elem_id=f"{task}-prompt"
-    )
+    prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8, placeholder=PLACEHOLDER, elem_id=f"{task}-prompt")
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
@@ -116,7 +122,7 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     with gr.Accordion("Advanced", open=False, elem_id=f"{task}-advanced"):
         sampling = build_sampling_settings(task, runtime)
     settings = Settings(task=task, runtime=runtime, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
-    connect_prompt_help(runtime, prompt_help, prompt, settings.model)
+    connect_prompt_help(prompt_help, settings)
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
     )

@@ -77,6 +77,25 @@ def test_a_list_of_seeds_is_run_as_it_is_written(page: Page) -> None:
     assert list(pixels(page, "text_to_image")) == ["seed 4", "seed 20", "seed 21"]
 
 
+def test_a_prompt_with_alternatives_gives_images_of_each(page: Page) -> None:
+    prompt = part(page, "text_to_image", "prompt").get_by_role("textbox")
+    set_seeds(page, "text_to_image", "8", 2)
+    prompt.fill("a pixel art character with a {fox|cow}-shaped head")
+    hint = part(page, "text_to_image", "hint")
+    expect(hint).to_contain_text("2 prompts × 2 seeds = 4 images")
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 4)
+    swept = pixels(page, "text_to_image")
+    assert list(swept) == ["fox · seed 8", "fox · seed 9", "cow · seed 8", "cow · seed 9"]
+    # Each of them is the image that its plain prompt gives.
+    prompt.fill("a pixel art character with a cow-shaped head")
+    expect(hint).to_be_hidden()
+    run(page, "text_to_image")
+    expect_done(page, "text_to_image", 2)
+    alone = pixels(page, "text_to_image")
+    assert all((alone[f"seed {seed}"] == swept[f"cow · seed {seed}"]).all() for seed in (8, 9))
+
+
 def test_random_seeds_can_be_run_again(page: Page) -> None:
     set_count(page, "text_to_image", 1)
     run(page, "text_to_image")

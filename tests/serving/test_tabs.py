@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from fake import TRAITS, FakeModel, fake_runtime
 from helpers.images import png
@@ -18,11 +19,14 @@ from amused.generation.images import digest
 from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
+from amused.ui.browser_storage import restore_settings
 from amused.ui.derive import continue_request, painted_cells
 from amused.ui.drawing import Drawing
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
+from amused.ui.grid import GridSection, build_sheet
 from amused.ui.kept_images import KeptImages, write_sheet
+from amused.ui.prompt_help import describe_prompt
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -143,3 +147,63 @@ def test_a_prompt_of_known_words_needs_no_hint(prompt: str) -> None:
 def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
     assert "a baseball head" in prompts.hint(TRAITS, "a castle by the sea")
     assert prompts.hint(None, "a castle by the sea") == ""
+
+
+@pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])
+def test_a_typed_prompt_may_stand_for_several(build: Any) -> None:
+    tab = build_tab(build, fake_runtime())
+    stroke = png(Image.new("RGBA", (256, 256), "red"))
+    own = {text_tab.build: {}, image_tab.build: {"image": png(TEAL)}}
+    inputs = own.get(build, {"mirror": Drawing(png(TEAL), (stroke,))})
+    request = tab.read(values_of(tab, prompt="a {fox|cow}\n{head}", seeds="3", count=2, **inputs))
+    assert [(recipe.prompt, recipe.seeds) for recipe in request.recipes[:2]] == [("a fox", (3, 4)), ("a cow", (3, 4))]
+    words = prompts.words(TRAITS, "head")
+    assert [recipe.seeds for recipe in request.recipes[2:]] == [(3,), (4,)]
+    assert all(recipe.prompt in words for recipe in request.recipes[2:])
+    drawn = [recipe.prompt for recipe in request.recipes[2:]]
+    assert [request.label(index) for index in range(6)] == ["a fox", "a fox", "a cow", "a cow", *drawn]
+
+
+@pytest.mark.parametrize("prompt", ["a {fox|cow}", "two\nlines", "{head}", r"\{a\}"])
+def test_a_recipe_from_elsewhere_keeps_its_prompt(prompt: str) -> None:
+    tab = build_tab(text_tab.build, fake_runtime())
+    recipe = Recipe("text_to_image", prompt, (8,))
+    (made,) = tab.read(values_of(tab, prompt=tab.from_recipe(recipe)[tab.settings.prompt])).recipes
+    assert made.prompt == prompt
+    # What was typed is remembered as typed.
+    remembered = {"text_to_image": {"prompt": prompt}}
+    assert restore_settings(tab.runtime, [tab], remembered)[tab.settings.prompt] == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        (
+            "a pixel art {fox|character}\na red character",
+            "3 prompts × 4 seeds = 12 images. Each prompt gets the same seeds.",
+        ),
+        ("{head} character", "Each image draws its words by its seed."),
+        ("a {fox", "A { has no } on its line"),
+        ("a character", ""),
+    ],
+)
+def test_a_hint_says_what_a_sweep_over_prompts_makes(prompt: str, hint: str) -> None:
+    tab = build_tab(text_tab.build, fake_runtime())
+    shown = describe_prompt(tab.settings, values_of(tab, prompt=prompt, count=4))
+    assert shown.startswith(hint) and bool(shown) == bool(hint)
+
+
+def test_a_grid_takes_one_prompt() -> None:
+    tab = build_tab(text_tab.build, fake_runtime())
+    with gr.Blocks():
+        section = GridSection(tab, build_sheet("text_to_image"))
+    axes = {axis: axis.value for axis in section.axes}
+    for prompt in ("a {fox|cow}", "{head}", "a fox\na cow"):
+        with pytest.raises(UserError, match="A grid takes one prompt"):
+            section.read({**values_of(tab, prompt=prompt), **axes})
+        assert (
+            "A grid takes one prompt"
+            in section.describe_estimate({**values_of(tab, prompt=prompt), **axes})[section.estimate]
+        )
+    request = section.read({**values_of(tab, prompt=r"a \{fox\}"), **axes})
+    assert {recipe.prompt for recipe in request.recipes} == {"a {fox}"}

@@ -50,7 +50,7 @@ class ImageTab(Tab):
     def own_controls(self) -> list[Component]:
         return [self.shape, self.fit]
 
-    def read(self, values: Values) -> Request:
+    def read_typed(self, values: Values) -> Request:
         image, _ = self.read_images(values)
         recipe = self.sized(self.settings.to_recipe(values), values)
         return Request((replace(recipe, image=digest(image)),), image)

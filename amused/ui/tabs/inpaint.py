@@ -80,7 +80,7 @@ class InpaintTab(Tab):
     def before_read(self) -> Callable[[list[Any]], Any]:
         return partial(mirror_drawing, mirror=self.mirror)
 
-    def read(self, values: Values) -> Request:
+    def read_typed(self, values: Values) -> Request:
         recipe = self.settings.to_recipe(values)
         image, mask = self.read_images(values)
         recipe = replace(

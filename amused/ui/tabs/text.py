@@ -30,7 +30,7 @@ class TextTab(Tab):
     def own_controls(self) -> list[Component]:
         return [self.shape]
 
-    def read(self, values: Values) -> Request:
+    def read_typed(self, values: Values) -> Request:
         recipe = self.settings.to_recipe(values)
         if values[self.shape] != SQUARE:  # which is the model's own size: links need not name it
             width, height = sides(values[self.shape], *self.runtime.native_size(recipe.model))
