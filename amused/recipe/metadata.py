@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo, PngStream
 
 from amused.errors import UserError
 from amused.recipe.links import DEFAULTS, NAMES, Shared, assemble, check_version, version_of
+from amused.recipe.parameters import PARAMETERS_KEY, Parameters, format_parameters, parse_parameters
 from amused.recipe.recipe import MAX_DEPTH, Recipe
 
 PNG_KEY = "amused"
@@ -85,12 +86,16 @@ def nesting(text: str) -> int:
 
 
 def png_info(recipe: Recipe, digest: str, fingerprint: str | None = None) -> PngInfo:
-    """Metadata for `Image.save`: the recipe of one image, the digest of its pixels, and what made it."""
+    """Metadata for `Image.save`: the recipe of one image, the digest of its pixels, and what made it.
+
+    The same settings follow in the form that image viewers know.
+    """
     data = {**to_json(recipe), "digest": digest}
     if fingerprint is not None:
         data["made"] = fingerprint
     info = PngInfo()
     info.add_itxt(PNG_KEY, json.dumps(data, ensure_ascii=False))
+    info.add_text(PARAMETERS_KEY, format_parameters(recipe))
     return info
 
 
@@ -106,6 +111,23 @@ def from_png_file(data: bytes) -> Shared | None:
     Raises:
         UserError: it is no PNG file, or its recipe is damaged.
     """
+    text = find_text(data, PNG_KEY, {b"iTXt": TEXT_HEADER})
+    return None if text is None else parse_json(text)
+
+
+def parameters_from_png_file(data: bytes) -> Parameters | None:
+    """What another tool wrote about an image into its PNG file, or None.
+
+    Raises:
+        UserError: it is no PNG file, or is damaged, or has too much of this text.
+    """
+    header = PARAMETERS_KEY.encode() + b"\0"
+    text = find_text(data, PARAMETERS_KEY, dict.fromkeys((b"tEXt", b"zTXt", b"iTXt"), header))
+    return None if text is None else parse_parameters(text)
+
+
+def find_text(data: bytes, key: str, headers: Mapping[bytes, bytes]) -> str | None:
+    """The text of the first chunk before the pixels that begins as `headers` says for its kind; "" if it is damaged."""
     if not data.startswith(SIGNATURE):
         raise UserError("Only PNG files carry recipes: choose one downloaded from this page.")
     file = io.BytesIO(data)
@@ -117,12 +139,19 @@ def from_png_file(data: bytes) -> Shared | None:
                 kind, position, length = chunks.read()
                 if kind in (b"IDAT", b"IEND"):
                     return None
-                if kind == b"iTXt" and data.startswith(TEXT_HEADER, position):
-                    if length > len(TEXT_HEADER) + 4 * MAX_METADATA:
+                if kind in headers and data.startswith(headers[kind], position):
+                    if length > len(headers[kind]) + 4 * MAX_METADATA:
                         raise UserError(TOO_LONG)
-                    chunks.chunk_iTXt(position, length)
-                    return parse_json(chunks.im_text.get(PNG_KEY, ""))
+                    chunks.call(kind, position, length)
+                    text = chunks.im_text.get(key, "")
+                    if len(text) > MAX_METADATA:
+                        raise UserError(TOO_LONG)
+                    return text
             except (OSError, SyntaxError, struct.error) as error:
                 raise UserError(DAMAGED_FILE) from error
+            except UserError:
+                raise
+            except ValueError as error:  # Pillow decompresses at most 1 MB
+                raise UserError(TOO_LONG) from error
             file.seek(position + length + 4)
     raise UserError(DAMAGED_FILE)

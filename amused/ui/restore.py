@@ -24,10 +24,11 @@ from amused.ui.describe import TITLES
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
+from amused.ui.gallery_actions import scroll_to
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
 from amused.ui.results import RunAction, connect
-from amused.ui.sharing import NO_RECIPE, from_file, from_request, from_text, replay_request, verdict
+from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
 from amused.ui.tab import Tab
 
@@ -90,7 +91,10 @@ def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
 
 
 class RestoreSection:
-    """Below the tabs: remembered recipes, and inputs for a file or a link."""
+    """Below the tabs: remembered recipes, and inputs for a file or a link.
+
+    `dropped` is hidden by the style sheet; page.html gives it the file that is dropped on the page.
+    """
 
     def __init__(self) -> None:
         with gr.Accordion("Recent recipes, or restore from an image or link", open=False, elem_id="restore"):
@@ -109,6 +113,7 @@ class RestoreSection:
                         label="A link or recipe", placeholder="Paste it here", max_lines=3, elem_id="restore-link"
                     )
                     self.button = gr.Button("Restore", size="sm", elem_id="restore-open")
+        self.dropped = gr.UploadButton("Dropped file", elem_id="dropped-file")
         self.storage = build_browser_storage(picker)
 
 
@@ -140,6 +145,8 @@ class PageFiller:
                 return {}
             self.runtime.choice(shared.recipe.model)
             with_digests(self.runtime.adapters, shared.recipe)
+        except NoRecipe as error:
+            return self.card.show([str(error)])
         except Exception as error:
             return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
         recipe = shared.recipe
@@ -152,11 +159,15 @@ class PageFiller:
                 updates |= use_model(self.runtime, tab.settings, recipe.model, adapters[tab.settings.adapter])
         return updates
 
-    def connect(self, events: Sequence[Any], source: Component, read: Callable[[Any], Shared | None]) -> None:
-        def fill(values: Values) -> Updates:
-            return self.fill(lambda: read(values[source]), values) or NO_CHANGE
+    def connect(
+        self, events: Sequence[Any], sources: set[Component], read: Callable[[Values], Shared | None]
+    ) -> None:
+        """Fill the page at these events, and scroll to the card: what it says must be seen."""
 
-        gr.on(events, fill, {source, *self.adapters}, self.outputs, **UI_ONLY)
+        def fill(values: Values) -> Updates:
+            return self.fill(lambda: read(values), values) or NO_CHANGE
+
+        scroll_to(self.card.place, gr.on(events, fill, {*sources, *self.adapters}, self.outputs, **UI_ONLY))
 
 
 def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView) -> None:
@@ -173,12 +184,23 @@ def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection
     page.load(open_page, storage.states, [*filler.outputs, storage.picker], **UI_ONLY).then(
         None, None, None, js=RESTORED_JS, **UI_ONLY
     )
-    filler.connect([section.file.upload], section.file, from_file)
-    filler.connect([section.button.click, section.text.submit], section.text, from_text)
-    filler.connect([storage.picker.input], storage.picker, lambda query: from_query(query or ""))
+    model = tabs[0].settings.model  # which is that of all tabs
+    for file in (section.file, section.dropped):
+        connect_file(filler, file, model)
+    filler.connect(
+        [section.button.click, section.text.submit], {section.text}, lambda values: from_text(values[section.text])
+    )
+    filler.connect([storage.picker.input], {storage.picker}, lambda values: from_query(values[storage.picker] or ""))
     for tab in tabs:
         connect_replay(tab, filler.card)
     connect_browser_storage(storage, tabs, tray)
+
+
+def connect_file(filler: PageFiller, file: gr.File | gr.UploadButton, model: gr.Dropdown) -> None:
+    def read(values: Values) -> Shared:
+        return from_file(values[file], filler.runtime, values[model])
+
+    filler.connect([file.upload], {file, model}, read)
 
 
 def connect_replay(tab: Tab, card: Card) -> None:

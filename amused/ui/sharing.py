@@ -12,10 +12,14 @@ from PIL import Image
 from amused.errors import UserError
 from amused.generation.images import check_digest, read_bytes
 from amused.recipe.links import MAX_QUERY, Shared, from_query
-from amused.recipe.metadata import from_png_file, parse_json
+from amused.recipe.metadata import from_png_file, parameters_from_png_file, parse_json
+from amused.recipe.parameters import Parameters
+from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
+from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates
 from amused.ui.files import GeneratedImage
+from amused.ui.shapes import shape_of
 
 NO_RECIPE = "There is no recipe in this text: paste a link copied from this page."
 NO_RECIPE_IN_FILE = "There is no recipe in this file: choose a PNG downloaded from this page."
@@ -24,6 +28,10 @@ PASTED_AROUND = " \t\r\n\ufeff\u200b\u00a0<>()[]\"'`"  # by messages and editors
 
 COPY_LINK = "Copy link"
 COPY_JS = "(query) => window.amusedCopyLink(query)"
+
+
+class NoRecipe(UserError):
+    """There is no recipe, not even a damaged one, in what was given."""
 
 
 # Out
@@ -61,7 +69,7 @@ def from_request(request: gr.Request) -> Shared | None:
 def from_text(text: str) -> Shared:
     """The recipe in pasted text: a link, alone or within a message, its query, or JSON."""
     if not isinstance(text, str):
-        raise UserError(NO_RECIPE)
+        raise NoRecipe(NO_RECIPE)
     text = text.strip(PASTED_AROUND)
     if text.startswith("{"):
         return parse_json(text)
@@ -70,7 +78,7 @@ def from_text(text: str) -> Shared:
     query = (query or address).partition("#")[0].rstrip(PASTED_AROUND)[: MAX_QUERY + 1]
     shared = from_query(without_gradio_parameters(query.replace("&amp;", "&")))
     if shared is None:
-        raise UserError(NO_RECIPE)
+        raise NoRecipe(NO_RECIPE)
     return shared
 
 
@@ -84,12 +92,34 @@ def find_link(text: str) -> str:
     return re.split(r"[<>()\[\]\"]", link.lstrip(PASTED_AROUND))[0] if link != text else text
 
 
-def from_file(path: str) -> Shared:
-    """The recipe in a PNG file; raises UserError."""
-    shared = from_png_file(read_bytes(Path(path)))
-    if shared is None:
-        raise UserError(NO_RECIPE_IN_FILE)
-    return shared
+def from_file(path: str, runtime: Runtime, model: str) -> Shared:
+    """The recipe in a PNG file. Settings of another tool become a recipe for `model`, unless they name one of ours.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    data = read_bytes(Path(path))
+    shared = from_png_file(data)
+    if shared is not None:
+        return shared
+    parameters = parameters_from_png_file(data)
+    if parameters is None:
+        raise NoRecipe(NO_RECIPE_IN_FILE)
+    return from_parameters(parameters, runtime, model)
+
+
+def from_parameters(parameters: Parameters, runtime: Runtime, model: str) -> Shared:
+    """What these settings do not say is the model's own. A size is taken only if it is a shape of the model."""
+
+    def accept(recipe: Recipe) -> bool:
+        return recipe.model == model and (
+            recipe.width is None or shape_of(recipe.width, recipe.height, *size) is not None
+        )
+
+    named = parameters.settings.get("Model")
+    model = named if named in [choice.name for choice in runtime.models] else model
+    size = runtime.native_size(model)
+    return parameters.fill(Recipe(TEXT_TO_IMAGE, "", (0,), model, **runtime.choice(model).defaults), accept)
 
 
 def without_gradio_parameters(query: str) -> str:

@@ -5,6 +5,7 @@ Runs against a fast stand-in, and against the bundled checkpoint where it is the
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -20,7 +22,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import new_context, part
+from helpers.browser import new_context, open_tab, part
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -171,9 +173,7 @@ def test_an_image_gives_its_recipe_without_being_decoded() -> None:
 def test_other_texts_in_an_image_are_not_read() -> None:
     bomb = b"Comment\0\0" + zlib.compress(b"\0" * 64_000_000)
     assert from_png_file(with_chunks([(b"zTXt", bomb)], png(None))) is None
-    info = PngInfo()
-    info.add_text("parameters", "a prompt of another tool\nSteps: 20")
-    assert from_png_file(png(info)) is None
+    assert from_png_file(png(other_tool("a tower"))) is None
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,13 @@ def test_a_pasted_link_is_read_without_what_is_not_ours(base: str) -> None:
     query = to_query(PLAIN, "a" * 16)
     shared = from_text(f"  {base}{query}&__theme=light#top\n")
     assert (shared.recipe, shared.digest, shared.ignored) == (PLAIN, "a" * 16, ())
+
+
+def other_tool(prompt: str) -> PngInfo:
+    info = PngInfo()
+    settings = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 123, Size: 512x768, Model: mine"
+    info.add_text("parameters", f"{prompt}\nNegative prompt: fog\n{settings}")
+    return info
 
 
 def png(info: PngInfo | None) -> bytes:
@@ -488,6 +495,73 @@ def test_an_image_made_here_restores_its_settings(page: Page, address: str, tmp_
     page.locator("#restore-link").get_by_role("textbox").fill("https://example.org/")
     page.locator("#restore-open").click()
     expect(card(page)).to_contain_text("There is no recipe in this")
+    expect(prompt(page)).to_have_value(PLAIN.prompt)
+
+
+# Makes a file in the page, and drags and drops it on an element, as far as a page can tell.
+DROP_JS = """(target, [name, base64, events]) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([Uint8Array.fromBase64(base64)], name, { type: "image/png" }));
+    return events.map((kind) => {
+        const event = new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true });
+        return !target.dispatchEvent(event); // whether it is handled: the browser does not leave the page
+    });
+}"""
+
+
+def drop(target: Locator, data: bytes, *events: str) -> list[bool]:
+    return target.evaluate(DROP_JS, ["dropped.png", base64.b64encode(data).decode(), events or ("dragover", "drop")])
+
+
+def test_an_image_dropped_anywhere_restores_its_settings(page: Page, address: str) -> None:
+    visit(page, address)
+    body = page.locator("body")
+    recipe = Recipe("text_to_image", "a dropped cow", (5,), steps=9)
+    drop(page.locator(".block.heading"), png(None), "dragover")
+    expect(body).to_have_class(re.compile("dropping"))
+    assert drop(page.locator(".block.heading"), png(png_info(recipe, "a" * 16))) == [True, True]
+    expect(prompt(page)).to_have_value("a dropped cow")
+    expect(body).not_to_have_class(re.compile("dropping"))
+    expect(card(page)).to_contain_text("Text to image with nouns, 1 image.")
+
+    drop(prompt(page), png(png_info(replace(recipe, prompt="a second one"), "a" * 16)))
+    expect(prompt(page)).to_have_value("a second one")
+    drop(prompt(page), png(other_tool("a tower")))
+    expect(prompt(page)).to_have_value("a tower")
+    expect(card(page)).to_contain_text("Ignored (unknown or invalid): Sampler, Size, Model.")
+
+
+def test_what_cannot_be_restored_is_said_where_it_is_seen(page: Page, address: str) -> None:
+    visit(page, address)
+    damaged = PngInfo()
+    damaged.add_itxt(PNG_KEY, "{")
+    for data, says in (
+        (png(None), "There is no recipe in this file: choose a PNG downloaded from this page."),
+        (png(damaged), "This recipe cannot be opened. The recipe is damaged."),
+        (b"\xff\xd8\xff", "Only PNG files carry recipes"),
+    ):
+        page.mouse.wheel(0, 5000)
+        page.wait_for_function("scrollY > 300")
+        drop(page.locator("#restore"), data)
+        expect(card(page)).to_contain_text(says)
+        expect(card(page)).to_be_in_viewport(ratio=0.95)
+    expect(prompt(page)).to_have_value(re.compile("^a pixel art character"))
+
+
+def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) -> None:
+    visit(page, address)
+    data = png(png_info(replace(PLAIN, prompt="not restored"), "a" * 16))
+    open_tab(page, "Image to image")
+    picture = part(page, "image_to_image", "picture")
+    drop(picture.locator("[aria-dropeffect]").first, data)
+    expect(picture.locator("img").first).to_be_visible()
+    open_tab(page, "Inpaint")
+    assert drop(part(page, "inpaint", "drawing").locator("canvas").first, data) == [True, True]
+    expect(page.locator("body")).not_to_have_class(re.compile("dropping"))
+    drop(
+        page.locator(".block.heading"), png(png_info(PLAIN, "a" * 16))
+    )  # uploads are in order: this is the first recipe
+    expect(card(page)).to_be_visible()
     expect(prompt(page)).to_have_value(PLAIN.prompt)
 
 
