@@ -157,9 +157,11 @@ def fake_runtime(
     return Runtime(models, load, default="nouns", **limits)
 
 
-def sampled(runtime: Runtime, recipe: Recipe, *given: Image.Image | None) -> Iterator[Progress | Result]:
+def sampled(
+    runtime: Runtime, recipe: Recipe, image: Image.Image | None = None, mask: Image.Image | None = None
+) -> Iterator[Progress | Result]:
     """The steps and images of a run."""
-    for event in runtime.run(lambda: Request((recipe,), *given)):
+    for event in runtime.run(lambda: Request((recipe,), image, mask)):
         if isinstance(event, Progress | Result):
             yield event
 
