@@ -68,7 +68,9 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     expect_done(page, TEXT, 16)
 
     for number, index in enumerate((2, 5), start=1):
-        person.click(tiles(page, TEXT).nth(index))
+        caption = tiles(page, TEXT).nth(index).text_content().strip()
+        person.click(tile(page, TEXT, index))
+        expect(part(page, TEXT, "facts")).to_contain_text(caption.replace("seed", "Seed"))
         person.click(part(page, TEXT, "keep"))
         expect(kept(page)).to_have_count(number)
 
@@ -77,7 +79,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     expect(tiles(page, TEXT)).to_have_count(20)
     expect(part(page, TEXT, "status")).to_contain_text("4 images in")
 
-    person.click(tiles(page, TEXT).nth(16))
+    person.click(tile(page, TEXT, 16))
     expect(part(page, TEXT, "facts")).to_contain_text("From seed")
     person.click(part(page, TEXT, "touch"))
     person.paint(page, part(page, TEXT, "strokes"))
@@ -86,7 +88,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     expect(tiles(page, TEXT)).to_have_count(24)
     expect(part(page, TEXT, "status")).to_contain_text("4 images in")
 
-    person.click(tiles(page, TEXT).nth(2))
+    person.click(tile(page, TEXT, 2))
     person.click(part(page, TEXT, "to-inpaint"))
     editor = part(page, INPAINT, "drawing")
     expect(editor.get_by_text("Upload an image")).to_be_hidden()
@@ -98,7 +100,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
 
     open_tab(page, "Text to image")  # the image that is shared is the touched-up one
     person.clicks += 1
-    person.click(tiles(page, TEXT).nth(20))
+    person.click(tile(page, TEXT, 20))
     expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
     person.click(part(page, TEXT, "copy-link"))
     expect(part(page, TEXT, "copy-link")).to_have_text("Link copied")

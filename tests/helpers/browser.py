@@ -86,11 +86,15 @@ def tiles(page: Page, task: str) -> Locator:
     return part(page, task, "gallery").locator(".grid-container .thumbnail-item")
 
 
-def open_image(page: Page, task: str, index: int) -> None:
-    """Click an image of the gallery, or its thumbnail where another one is open."""
+def tile(page: Page, task: str, index: int) -> Locator:
+    """An image of the gallery, or its thumbnail where another one is open."""
     gallery = part(page, task, "gallery")
     place = gallery.locator(".preview") if gallery.locator(".preview").count() else gallery.locator(".grid-container")
-    place.locator(".thumbnail-item").nth(index).click()
+    return place.locator(".thumbnail-item").nth(index)
+
+
+def open_image(page: Page, task: str, index: int) -> None:
+    tile(page, task, index).click()
 
 
 def pixels(page: Page, task: str) -> dict[str, np.ndarray]:
