@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_the_last_seed_is_followed_by_the_first() -> None:
     recipe = Recipe("text_to_image", "a fox", (MAX_SEED - 1,))
     image = GeneratedImage("", MAX_SEED - 1, recipe, "0" * 16, (256, 256))
     (continued,) = continue_request([image]).recipes
+    assert continue_request([replace(image, label="fox")]).label(3) == "fox"
     assert continued.seeds == (MAX_SEED, 0, 1, 2)
     with pytest.raises(UserError, match="no images"):
         continue_request([])
