@@ -7,6 +7,7 @@ itself. Recipes hold plain prompts: only what is typed is expanded.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ NESTED = "Braces cannot be nested: list all alternatives in one pair, as in {red
 EMPTY = r"An alternative in braces is empty: fill it in, or write \{ and \} for plain braces."
 
 MAX_LABEL = 40
-MAX_COUNT = 9999  # prompts to count exactly, for the refusal
+MAX_COUNT = 9999  # a refusal gives larger numbers as this one: they may have hundreds of digits
 
 Words = Mapping[str, Sequence[str]]
 
@@ -127,19 +128,7 @@ def choice(options: list[str], words: Words) -> Part:
 
 
 def count_prompts(lines: list[list[Part]]) -> int:
-    """How many prompts there are; anything above MAX_COUNT if there are more than that."""
-    total = 0
-    for line in lines:
-        combinations = 1
-        for part in line:
-            if isinstance(part, tuple):
-                combinations *= len(part)
-            if combinations > MAX_COUNT:
-                break
-        total += combinations
-        if total > MAX_COUNT:
-            break
-    return total
+    return sum(math.prod(len(part) for part in line if isinstance(part, tuple)) for line in lines)
 
 
 def too_many(num_prompts: int, num_seeds: int) -> str:

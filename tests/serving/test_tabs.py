@@ -107,6 +107,7 @@ def test_the_last_seed_is_followed_by_the_first() -> None:
     recipe = Recipe("text_to_image", "a fox", (MAX_SEED - 1,))
     image = GeneratedImage("", MAX_SEED - 1, recipe, "0" * 16, (256, 256))
     (continued,) = continue_request([image]).recipes
+    assert continue_request([replace(image, label="fox")]).label(3) == "fox"
     assert continued.seeds == (MAX_SEED, 0, 1, 2)
     images = [image, *(replace(image, seed=seed, recipe=recipe.with_seeds([seed])) for seed in continued.seeds)]
     assert continue_request(images).recipes[0].seeds == (3, 4, 5, 6)
