@@ -317,6 +317,8 @@ def sample_one(
                     event.index, event.seed, alone, event.image, tokens, model.fingerprint, event.cut, not batch
                 )
                 continue
+            if event.step == 1 and event.index in batch:  # memory ran out: its batch is sampled again, in smaller ones
+                batch.clear()
             batch.add(event.index)
             preview = None
             if event.step < event.steps and budget.allows_one():
