@@ -46,7 +46,7 @@ CACHED_NETWORKS = 3  # the model's own, and those with an adapter merged
 MAX_SHAPES = 8  # per network; others stay eager. It is also how often torch compiles one function.
 
 Turn = Callable[[], AbstractContextManager[bool]]
-"""Within it nobody else uses the model; False if there is no more turn."""
+"""Within it nobody else uses the model; False if another model has taken its place."""
 
 
 def one_turn() -> AbstractContextManager[bool]:
@@ -113,7 +113,7 @@ class Compiler:
 
     Args:
         mode: one of `COMPILE_MODES`. "auto" tries all rungs with CUDA, none without.
-        cache: private folder for what inductor has compiled.
+        cache: private folder for what inductor has compiled; by default in the user's home.
 
     Attributes:
         status: which rung runs and why, one line.
@@ -129,7 +129,7 @@ class Compiler:
         if mode not in COMPILE_MODES:
             raise UserError(f"compile must be one of {', '.join(COMPILE_MODES)}.")
         self._placement = placement
-        self._cache = cache or Path.home() / ".cache" / "amused" / "compiled"
+        self._cache = cache
         self._names, self.status = rungs_to_try(mode, placement)
         self._ladders: LRUCache[int, Ladder] = LRUCache(CACHED_NETWORKS)
         self._lock = threading.Lock()
@@ -185,10 +185,10 @@ class Compiler:
                     candidate = Rung(name, self.builders[name](network, *inputs[0]))
                     refused, note = self._judge(network, candidate, best, inputs, shape)
             except UserError:
-                raise  # no turn was to be had
+                raise  # the queue is full
             except Exception as error:  # whatever it is, eager works
-                refused, note = True, f"{name} failed: {first_line(error)}"
-                log.debug("%s", note, exc_info=error)
+                refused, note = True, f"{name} failed: {type(error).__name__}"  # visitors see it
+                log.warning("%s failed", name, exc_info=error)
             notes.append(note)
             best = best if refused else candidate
         if notes:
@@ -239,7 +239,8 @@ class Compiler:
         sides = [-(-side // 2) if network.config.downsample else side for side in shape.tokens[-2:]]
         device, dtype = self._placement.device, self._placement.dtype
         x = torch.zeros((shape.rows, sides[0] * sides[1], network.config.hidden_size), device=device, dtype=dtype)
-        with inductor_cache(cache_folder(self._cache, network, shape, self._placement)):
+        root = self._cache or Path.home() / ".cache" / "amused" / "compiled"
+        with inductor_cache(cache_folder(root, network, shape, self._placement)):
             compiled_layer()(network.transformer_layers[0], x, conditioning[network.config.num_res_blocks])
 
 
@@ -301,8 +302,11 @@ def errors(network: UViT, rungs: Iterable[Features], inputs: tuple[Tensor, Condi
 
 def seconds_of(device: torch.device, step: Callable[[], Any]) -> float:
     if device.type != "cuda":
+        wait = torch.mps.synchronize if device.type == "mps" else lambda: None
+        wait()
         start = time.perf_counter()
         step()
+        wait()
         return time.perf_counter() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
@@ -310,10 +314,6 @@ def seconds_of(device: torch.device, step: Callable[[], Any]) -> float:
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / 1000
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 # Inductor's cache on disk

@@ -276,14 +276,19 @@ def test_what_stays_eager_says_why(mode: str, placement: Placement, words: str) 
     assert words in compiler.status and not compiler.is_needed
 
 
-def test_prepacked_and_quantized_layers_stay_eager() -> None:
+def test_prepacked_and_quantized_layers_stay_eager(caplog: pytest.LogCaptureFixture) -> None:
     compiler, network = Compiler("inductor", CPU), pack(tiny_transformer())
     with torch.inference_mode():
         compiler.features(network, False)(TOKENS, conditioning(network))
         compiler.compile(one_turn)
         features = compiler.features(network, False)
         features(TOKENS, conditioning(network))
-    assert features.names == {EAGER} and "prepacked or quantized" in compiler.status
+    assert features.names == {EAGER} and "prepacked or quantized" in caplog.text
+
+
+def test_a_user_without_a_home_can_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: 1 / 0)
+    assert "compiling is off" in amused.load("nouns", compile="off").compile_status
 
 
 def test_an_unknown_mode_is_refused() -> None:
@@ -423,14 +428,15 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
-    """It holds programs, which are run."""
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It holds programs, which are run. Visitors see the status: it names no folder."""
     tmp_path.chmod(0o755)
     compiler, network = Compiler("inductor", CPU, tmp_path), tiny_transformer()
     with torch.inference_mode():
         compiler.features(network, False)(TOKENS, conditioning(network))
         compiler.compile(one_turn)
-    assert "must be private" in compiler.status and [*tmp_path.iterdir()] == []
+    assert "must be private" in caplog.text and [*tmp_path.iterdir()] == []
+    assert "inductor failed: PermissionError" in compiler.status and str(tmp_path) not in compiler.status
 
 
 def test_the_cache_is_keyed_by_all_that_a_program_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
