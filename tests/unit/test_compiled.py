@@ -150,7 +150,7 @@ def test_a_run_keeps_its_rung_to_the_end() -> None:
     assert laboratory.choose() == GRAPH
     with torch.inference_mode():
         first(TOKENS, laboratory.conditioning)
-    assert first.names == set()
+    assert first.names == set() and not laboratory.compiler.is_needed
 
 
 def test_without_a_turn_nothing_is_tried_and_all_is_kept_for_later() -> None:
@@ -174,15 +174,50 @@ def test_other_networks_and_shapes_have_rungs_of_their_own() -> None:
         assert features.names == set()
 
 
-def test_shapes_are_tried_up_to_a_limit() -> None:
-    laboratory = Laboratory()
-    laboratory.compiler.builders = {}  # eager is chosen at once
-    features = laboratory.compiler.features(laboratory.network, is_exact=False)
+def test_the_shapes_used_last_keep_their_rungs() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+
+    @torch.inference_mode()
+    def run(width: int) -> bool:
+        """Whether a new run uses a graph."""
+        features = laboratory.compiler.features(laboratory.network, is_exact=False)
+        features(torch.zeros(2, 1, width, dtype=torch.int64), laboratory.conditioning)
+        laboratory.compiler.compile(one_turn)
+        return features.names == {GRAPH}
+
+    widths = range(1, compiled.MAX_SHAPES + 1)
+    assert not any(run(width) for width in widths) and all(run(width) for width in widths)
+    assert run(1) and not run(compiled.MAX_SHAPES + 1)  # takes the place of width 2
+    assert run(1) and run(compiled.MAX_SHAPES + 1) and not run(2)
+
+
+def test_the_status_is_that_of_the_native_size() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+    assert laboratory.choose() == GRAPH
+    status, laboratory.seconds[GRAPH] = laboratory.compiler.status, 2.0
     with torch.inference_mode():
-        for width in range(1, 2 * compiled.MAX_SHAPES):
-            features(torch.zeros(2, 1, width, dtype=torch.int64), laboratory.conditioning)
+        laboratory.compiler.features(laboratory.network, False)(TOKENS.view(2, 2, 8), laboratory.conditioning)
     laboratory.compiler.compile(one_turn)
-    assert len(laboratory.compiler.features(laboratory.network, False)._chosen) == compiled.MAX_SHAPES
+    assert "as a CUDA graph" in status == laboratory.compiler.status
+
+
+def test_a_compiler_that_forgets_finds_the_rungs_again() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+    assert laboratory.choose() == GRAPH
+    laboratory.compiler.forget()
+    assert laboratory.choose() == GRAPH
+
+
+@pytest.mark.parametrize(("placement", "expected"), [(CPU, ["turn", "prepare"]), (CUDA, ["prepare", "turn"])])
+def test_visitors_wait_for_inductor_only_where_they_run_what_it_traces(
+    placement: Placement, expected: list[str]
+) -> None:
+    laboratory, done = Laboratory("inductor", inductor=0.5), []
+    laboratory.compiler._placement = placement
+    laboratory.compiler.prepare = lambda *_: done.append("prepare")
+    laboratory.run()
+    laboratory.compiler.compile(lambda: done.append("turn") or one_turn())
+    assert done == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there a capture succeeds")
@@ -203,7 +238,7 @@ class Recorder:
 
     def __init__(self, network: UViT, monkeypatch: pytest.MonkeyPatch) -> None:
         self.network, self.calls, self.is_capturing, self.stream = network, [], False, "main"
-        stream = type("Stream", (), {"wait_stream": lambda *_: None})
+        stream = type("Stream", (), {"__init__": lambda *_: None, "wait_stream": lambda *_: None})
         for name, value in {
             "current_stream": lambda: self.stream,
             "set_stream": lambda stream: setattr(self, "stream", stream),
