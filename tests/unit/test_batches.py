@@ -28,7 +28,7 @@ from amused.generation.sampling import (
 )
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
-from amused.serving.jobs import Progress, Request, Result
+from amused.serving.jobs import Progress, Request, Result, sample
 from amused.serving.runtime import Runtime
 
 pytestmark = pytest.mark.slow
@@ -128,6 +128,20 @@ def test_images_are_not_lost_when_memory_runs_out(folder, place, monkeypatch) ->
     assert [event.index for event in events] == list(range(6))
     assert {event.seed: event.image.tobytes() for event in events} == expected
     assert model.batch_size == 1
+
+
+def test_a_batch_that_ran_out_of_memory_ends_with_its_last_image_all_the_same(folder, monkeypatch) -> None:
+    model, calls, works = load(folder, 4), [], Predictor.__call__
+
+    def fails_once(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return works(*arguments)
+
+    monkeypatch.setattr(Predictor, "__call__", fails_once)
+    events = sample(model, [replace(PARENT, seeds=range(4))], None, None)
+    assert [event.ends_batch for event in events if isinstance(event, Result)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("place", ["load", "step"])
