@@ -321,6 +321,14 @@ def test_generation_works_on_a_gpu_and_waits_for_it_only_between_images(gpu, tas
         assert cuda.num_events == 2 * steps
 
 
+def test_a_fingerprint_names_the_batch_that_the_image_was_made_in(gpu, monkeypatch) -> None:
+    cuda, model = gpu
+    with cuda.here():
+        [*model.generate(replace(PARENT, steps=1))]
+        monkeypatch.setattr(model, "batch_size", 1)  # as another run does that finds no memory
+        assert " batch-2 " in model.fingerprint
+
+
 def test_the_fake_gpu_finds_what_it_is_for(gpu) -> None:
     cuda, _ = gpu
     with cuda.here():

@@ -409,6 +409,17 @@ def test_one_graph_serves_all_layers_tasks_seeds_and_adapters(graphs, tmp_path: 
 
 
 @pytest.mark.slow
+@torch.inference_mode()
+def test_more_shapes_are_compiled_than_torch_allows_by_default(graphs, tmp_path: Path) -> None:
+    compiler, network = Compiler("inductor", CPU, tmp_path / "cache"), tiny_transformer()
+    inputs = conditioning(network, rows=1)
+    for width in range(1, 11):
+        compiler.features(network, False)(torch.zeros(1, 1, width, dtype=torch.int64), inputs)
+        compiler.compile(one_turn)
+        assert graphs.frame_count == width
+
+
+@pytest.mark.slow
 def test_a_fingerprint_names_the_rung_of_the_parent(graphs, tmp_path: Path) -> None:
     model = amused.load(tiny_checkpoint(tmp_path / "tiny"), device="cpu", dtype="float32", compile="inductor")
     seconds = itertools.cycle([1.0, 0.5])
