@@ -103,10 +103,10 @@ def summarize(timings: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
     """Median seconds and largest peak of one or two sides; of two, also the median of the ratios of each turn."""
     seconds = [statistics.median(timing["seconds"] for timing in timed) for timed in timings]
     peaks = [max(timing["peak"] for timing in timed) for timed in timings]
-    summary = {"seconds": round(seconds[0], 3), "peak": peaks[0]}
+    summary = {"seconds": round(seconds[0], 6), "peak": peaks[0]}
     if len(timings) == 2:
         summary |= {
-            "reference_seconds": round(seconds[1], 3),
+            "reference_seconds": round(seconds[1], 6),
             "reference_peak": peaks[1],
             "ratio": round(statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*timings)), 3),
         }

@@ -87,8 +87,12 @@ def load_amused(options: argparse.Namespace) -> Generate:
 
     as_reference = {name: getattr(amused.Recipe, name) for name in model.defaults if name != "model_version"}
 
+    batch: int | None = None  # asked for; the model halves its own when memory runs out
+
     def generate(request: dict[str, Any]) -> str:
-        if "batch" in request and request["batch"] != 1:
+        nonlocal batch
+        batch = request.get("batch", batch)
+        if request.get("batch", 1) != 1:
             model.batch_size = request["batch"]
         prompt, size = request["prompt"], model.size
         settings = {**as_reference, "seeds": range(request["num_images"]), "steps": request["steps"]}
@@ -100,7 +104,8 @@ def load_amused(options: argparse.Namespace) -> Generate:
             model.inpaint(prompt, gradient_image(size), center_mask(size), **settings)
         if request.get("compile"):
             model.compile()
-        return model.compile_status
+        reduced = "" if batch in (None, model.batch_size) else f"; sampled {model.batch_size} at a time"
+        return f"{model.compile_status}{reduced}"
 
     return generate
 

@@ -42,9 +42,6 @@ def batch_size_on_gpu(network: UViT, conditioning: Conditioning, side: int, cap:
             whether the first recipe has guidance or not.
         side: tokens, height and width of an image.
     """
-    # Kernels that split sums (split-K) by the size of the batch round otherwise for each size.
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
     if cap == 1:
         return 1
     guided = repeat(conditioning, 2)

@@ -31,7 +31,7 @@ import amused
 from amused.errors import UserError
 from amused.generation.cuda_graph import Captured, Features, flat, same_layout
 from amused.generation.lru_cache import LRUCache
-from amused.generation.placement import Placement
+from amused.generation.placement import Placement, as_current
 from amused.limits import COMPILE_MODES
 from amused.model.packed import run_at_every_step
 from amused.model.transformer import Conditioning, TransformerLayer, UViT
@@ -43,10 +43,11 @@ TIMED_STEPS = 20
 MIN_GAIN = 0.1  # of the seconds of a step
 MAX_ERROR = 1.2  # times the error of eager
 CACHED_NETWORKS = 3  # the model's own, and those with an adapter merged
-MAX_SHAPES = 8  # per network; others stay eager. It is also how often torch compiles one function.
+MAX_SHAPES = 8  # per network: those used last
+MAX_GRAPHS = 64  # of the layer that inductor compiles, in this process: for all shapes, networks and models
 
 Turn = Callable[[], AbstractContextManager[bool]]
-"""Within it nobody else uses the model; False if there is no more turn."""
+"""Within it nobody else uses the model; False if another model has taken its place."""
 
 
 def one_turn() -> AbstractContextManager[bool]:
@@ -72,13 +73,9 @@ class Ladder:
     """The rungs of one network, whose weights they may hold by address."""
 
     def __init__(self, network: UViT, limit: int) -> None:
-        self.network, self._limit = network, limit
-        self.chosen: dict[Shape, Rung] = {}
-        self.wanted: dict[Shape, Conditioning] = {}  # an example of each shape
-
-    def want(self, shape: Shape, conditioning: Conditioning) -> None:
-        if len(self.chosen) + len(self.wanted) < self._limit:
-            self.wanted.setdefault(shape, conditioning)
+        self.network = network
+        self.chosen: LRUCache[Shape, Rung] = LRUCache(limit)
+        self.wanted: LRUCache[Shape, Conditioning] = LRUCache(limit)  # an example of each shape
 
 
 class RunFeatures:
@@ -90,15 +87,17 @@ class RunFeatures:
 
     def __init__(self, ladder: Ladder, is_exact: bool) -> None:
         self._ladder, self._is_exact = ladder, is_exact
-        self._chosen = dict(ladder.chosen)  # not to be switched during the run
+        self._chosen = dict(ladder.chosen.items())  # not to be switched during the run
         self.names: set[str] = set()
 
     def __call__(self, tokens: Tensor, conditioning: Conditioning, is_exact: bool = False) -> Tensor:
         first = conditioning[0][0]
         shape = Shape(tuple(tokens.shape), len(first), first.stride(), is_exact or self._is_exact)
         rung = self._chosen.get(shape)
+        is_known = self._ladder.chosen.get(shape) is not None  # and is now the one used last
         if rung is None:
-            self._ladder.want(shape, conditioning)
+            if not is_known:
+                self._ladder.wanted.put(shape, conditioning)
             return self._ladder.network.features(tokens, conditioning)
         self.names.add(rung.name)
         return rung.features(tokens, conditioning)
@@ -113,12 +112,12 @@ class Compiler:
 
     Args:
         mode: one of `COMPILE_MODES`. "auto" tries all rungs with CUDA, none without.
-        cache: private folder for what inductor has compiled.
+        cache: private folder for what inductor has compiled; by default in the user's home.
 
     Attributes:
-        status: which rung runs and why, one line.
+        status: which rung runs at the native size and why, one line.
         builders: make the `Features` of a rung, by its name, for a network and an input.
-        prepare: what inductor needs before: it takes long, but the model can be used meanwhile.
+        prepare: what inductor needs before: it takes long, but with CUDA the model can be used meanwhile.
         stopwatch: seconds that a call takes.
 
     Raises:
@@ -129,7 +128,7 @@ class Compiler:
         if mode not in COMPILE_MODES:
             raise UserError(f"compile must be one of {', '.join(COMPILE_MODES)}.")
         self._placement = placement
-        self._cache = cache or Path.home() / ".cache" / "amused" / "compiled"
+        self._cache = cache
         self._names, self.status = rungs_to_try(mode, placement)
         self._ladders: LRUCache[int, Ladder] = LRUCache(CACHED_NETWORKS)
         self._lock = threading.Lock()
@@ -155,64 +154,77 @@ class Compiler:
     @property
     def is_needed(self) -> bool:
         """Whether runs have met shapes that no rung has been chosen for."""
-        return any(ladder.wanted for ladder in self._ladders.values())
+        return any(ladder.wanted.items() for ladder in self._ladders.values())
+
+    def forget(self) -> None:
+        """Drop all rungs and the memory that they hold; they are found again when their shapes are met."""
+        self._ladders.clear()
 
     @torch.inference_mode()
     def compile(self, turn: Turn) -> None:
         """Choose a rung for each shape that runs have met. Ends early when `turn` gives none."""
-        with self._compiling:
+        with self._compiling, as_current(self._placement.device):
             for ladder in self._ladders.values():
-                for shape, conditioning in [*ladder.wanted.items()]:
+                for shape, conditioning in ladder.wanted.items():
                     rung = self._climb(ladder.network, shape, conditioning, turn)
                     if rung is None:
                         return
-                    ladder.chosen[shape] = rung
-                    del ladder.wanted[shape]
+                    ladder.chosen.put(shape, rung)
+                    ladder.wanted.pop(shape)
 
     def _climb(self, network: UViT, shape: Shape, conditioning: Conditioning, turn: Turn) -> Rung | None:
         """The fastest rung that is right, or None if there was no turn."""
         best, notes = Rung(EAGER, network.features), []
+        has_cuda = self._placement.device.type == "cuda"
+        is_native = shape.tokens[1:] == (network.config.sample_size,) * 2 and not shape.is_exact
         for name in self._names:
             if shape.is_exact and name == INDUCTOR:
                 continue
+            better = None
             try:
-                if name == INDUCTOR:
+                if name == INDUCTOR and has_cuda:
                     self.prepare(network, shape, conditioning)
                 with turn() as is_ours:
                     if not is_ours:
                         return None
-                    inputs = example_inputs(network, shape, conditioning)
-                    candidate = Rung(name, self.builders[name](network, *inputs[0]))
-                    refused, note = self._judge(network, candidate, best, inputs, shape)
+                    # Off CUDA runs call what torch has compiled, which fails in any thread while one traces.
+                    if name == INDUCTOR and not has_cuda:
+                        self.prepare(network, shape, conditioning)
+                    try:
+                        better, note = self._try(name, best, network, shape, conditioning)
+                    finally:
+                        torch.cuda.empty_cache()  # a copy of the network is gone; does nothing without CUDA
             except UserError:
-                raise  # no turn was to be had
+                raise  # the queue is full
             except Exception as error:  # whatever it is, eager works
-                refused, note = True, f"{name} failed: {first_line(error)}"
-                log.debug("%s", note, exc_info=error)
+                note = f"{name} failed: {type(error).__name__}"  # visitors see it
+                log.warning("%s failed", name, exc_info=error)
             notes.append(note)
-            best = best if refused else candidate
+            best = better or best
         if notes:
             status = f"The network runs {DESCRIPTIONS[best.name]} ({'; '.join(notes)})"
             log.info("%s, for %s", status, "x".join(map(str, (shape.rows, *shape.tokens[1:]))))
-            self.status = self.status if shape.is_exact else status
+            self.status = status if is_native else self.status
         return best
 
-    def _judge(
-        self, network: UViT, candidate: Rung, best: Rung, inputs: list[tuple[Tensor, Conditioning]], shape: Shape
-    ) -> tuple[bool, str]:
-        """Whether the candidate is refused, and the reason or the gain."""
+    def _try(
+        self, name: str, best: Rung, network: UViT, shape: Shape, conditioning: Conditioning
+    ) -> tuple[Rung | None, str]:
+        """The rung of that name, None if it is refused, and the reason or the gain."""
+        inputs = example_inputs(network, shape, conditioning)
+        candidate = Rung(name, self.builders[name](network, *inputs[0]))
         for one in inputs:
             if candidate.name == GRAPH and not torch.equal(candidate.features(*one), network.features(*one)):
-                return True, f"{candidate.name} differs from eager"
+                return None, f"{candidate.name} differs from eager"
         if candidate.name != GRAPH:
             eager_error, error = errors(network, [network.features, candidate.features], inputs[0])
             if not error <= MAX_ERROR * eager_error:
-                return True, f"{candidate.name}: error {error:.2g} against float32, {eager_error:.2g} eager"
+                return None, f"{candidate.name}: error {error:.2g} against float32, {eager_error:.2g} eager"
             if not rows_are_independent(candidate.features, *inputs[0]):
-                return True, f"{candidate.name}: an image depends on its place in the batch"
+                return None, f"{candidate.name}: an image depends on its place in the batch"
         before, after = self._time(network, [best.features, candidate.features], inputs[0])
         note = f"{candidate.name} {1000 * after:.2f} ms a step, {best.name} {1000 * before:.2f} ms"
-        return after > (1 - MIN_GAIN) * before, note
+        return candidate if after <= (1 - MIN_GAIN) * before else None, note
 
     def _time(self, network: UViT, rungs: list[Features], inputs: tuple[Tensor, Conditioning]) -> list[float]:
         """Median seconds of a step on each rung; they take turns, so other load affects all."""
@@ -239,7 +251,10 @@ class Compiler:
         sides = [-(-side // 2) if network.config.downsample else side for side in shape.tokens[-2:]]
         device, dtype = self._placement.device, self._placement.dtype
         x = torch.zeros((shape.rows, sides[0] * sides[1], network.config.hidden_size), device=device, dtype=dtype)
-        with inductor_cache(cache_folder(self._cache, network, shape, self._placement)):
+        root = self._cache or Path.home() / ".cache" / "amused" / "compiled"
+        folder = cache_folder(root, network, shape, self._placement)
+        # By default torch refuses to compile a function more than 8 times in a process.
+        with inductor_cache(folder), torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
             compiled_layer()(network.transformer_layers[0], x, conditioning[network.config.num_res_blocks])
 
 
@@ -301,8 +316,11 @@ def errors(network: UViT, rungs: Iterable[Features], inputs: tuple[Tensor, Condi
 
 def seconds_of(device: torch.device, step: Callable[[], Any]) -> float:
     if device.type != "cuda":
+        wait = torch.mps.synchronize if device.type == "mps" else lambda: None
+        wait()
         start = time.perf_counter()
         step()
+        wait()
         return time.perf_counter() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
@@ -310,10 +328,6 @@ def seconds_of(device: torch.device, step: Callable[[], Any]) -> float:
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / 1000
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 # Inductor's cache on disk

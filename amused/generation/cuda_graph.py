@@ -5,6 +5,7 @@ Captured by hand: the state of inductor's own CUDA graphs belongs to a thread, a
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from amused.model.transformer import Conditioning, UViT
+
+_capturing = threading.Lock()  # captures share a side stream
 
 Features = Callable[[Tensor, Conditioning], Tensor]
 """Of the arguments and result of `UViT.features`."""
@@ -32,7 +35,11 @@ class Captured:
         self._tokens, self._conditioning = tokens.clone(), same_layout(conditioning)
         self._loaded: Conditioning | None = None
         self._load(tokens, conditioning)
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        with _capturing:
+            self._capture(features)
+
+    def _capture(self, features: Features) -> None:
+        current, stream = torch.cuda.current_stream(), side_stream(self._tokens.device)
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
@@ -56,6 +63,12 @@ class Captured:
             self._load(tokens, conditioning)
             self._graph.replay()
             return self._result.clone()
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One per device, as cuBLAS keeps a workspace for each stream that it has run on."""
+    return torch.cuda.Stream(device)
 
 
 def flat(conditioning: Conditioning) -> list[Tensor]:

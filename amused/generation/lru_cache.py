@@ -30,6 +30,18 @@ class LRUCache(Generic[Key, Value]):
         with self._lock:
             return list(self._values.values())
 
+    def items(self) -> list[tuple[Key, Value]]:
+        with self._lock:
+            return list(self._values.items())
+
+    def pop(self, key: Key) -> None:
+        with self._lock:
+            self._values.pop(key, None)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
     def put(self, key: Key, value: Value) -> None:
         with self._lock:
             self._values[key] = value

@@ -26,7 +26,7 @@ from amused.generation.components import Components, Networks
 from amused.generation.images import Source, digest, to_image, to_tensor
 from amused.generation.inputs import InputReader, Inputs
 from amused.generation.lru_cache import LRUCache
-from amused.generation.placement import Placement
+from amused.generation.placement import Placement, as_current
 from amused.generation.predictor import EncodedPrompt, Predictor
 from amused.generation.preview import Previewer
 from amused.generation.sampling import (
@@ -113,11 +113,14 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
+        if placement.device.type == "cuda":  # kernels that split sums (split-K) round by the batch size
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
         self.batch_size = 1
         self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
         self._compiler = Compiler(compile, placement)
-        self._last = threading.local()  # the `rung` of this thread's last image
+        self._last = threading.local()  # the `rung` and `batch_size` of this thread's last image
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
         self._encodings: LRUCache[tuple[str, int], Tensor] = LRUCache(CACHED_IMAGES)
         self._results: LRUCache[Recipe, tuple[Tensor, str]] = LRUCache(CACHED_RESULTS)
@@ -140,7 +143,8 @@ class Amused:
             return made
         # Random numbers depend on the card: torch draws as many at once as it has multiprocessors.
         library = f"cuda-{torch.version.cuda}" if torch.version.cuda else f"rocm-{torch.version.hip}"
-        return f"{made} {library} batch-{self.batch_size} {torch.cuda.get_device_name(self.device)}"
+        batch_size = getattr(self._last, "batch_size", self.batch_size)
+        return f"{made} {library} batch-{batch_size} {torch.cuda.get_device_name(self.device)}"
 
     @property
     def _rung(self) -> str:
@@ -267,7 +271,8 @@ class Amused:
         if not self._is_batch_measured:
             self._is_batch_measured = True
             side = self.checkpoint.transformer.sample_size
-            self.batch_size = batch_size_on_gpu(networks.transformer, prompts[-1].conditioning, side, MAX_BATCH)
+            with as_current(self.device):
+                self.batch_size = batch_size_on_gpu(networks.transformer, prompts[-1].conditioning, side, MAX_BATCH)
         done = 0
         while done < len(recipe.seeds):
             features = self._compiler.features(networks.transformer, is_exact=recipe.parent is not None)
@@ -282,9 +287,11 @@ class Amused:
             except torch.OutOfMemoryError:
                 if predict.batch_size == 1:
                     raise
-                self.batch_size = predict.batch_size // 2
+                self.batch_size = min(self.batch_size, predict.batch_size // 2)  # another run may have halved it too
             else:
                 return
+            del predict, features
+            self._compiler.forget()  # graphs of the former batch size
             torch.cuda.empty_cache()  # here, where the exception no longer holds the tensors
 
     def _sample(
@@ -324,6 +331,7 @@ class Amused:
                     result = inputs.frame.composite_result(result)
                 on_cpu = tokens[i].cpu()
                 self._last.rung = INDUCTOR if INDUCTOR in predict.features.names else EAGER
+                self._last.batch_size = predict.batch_size
                 self._remember(recipe.with_seeds([seed]), on_cpu)
                 yield Picture(first + i, seed, result, on_cpu)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +22,12 @@ class Placement:
     dtype: torch.dtype
     reason: str
     quantize: str | None = None
+
+
+def as_current(device: torch.device) -> AbstractContextManager[object]:
+    """Make "cuda:1" the device that streams, events and memory statistics are of; "cuda" is already."""
+    is_numbered = device.type == "cuda" and device.index is not None
+    return torch.cuda.device(device) if is_numbered else contextlib.nullcontext()
 
 
 def place(

@@ -221,6 +221,7 @@ class Job:
         """Sample all images, letting other runs have their turn after each batch; on ZeroGPU in one lease or more."""
         leases = Leases(self._runtime.lease_seconds, MAX_LEASE_SECONDS if ON_ZERO_GPU else math.inf)
         first, num_steps = 0, 0
+        batch: list[int] = []  # the images that are sampled together now
         since: float | None = None
         while self._num_done < self._num_images:
             if not ON_ZERO_GPU and not self._slot.holds_model:
@@ -233,6 +234,7 @@ class Job:
                     yield Status(f"{finished}; asking for a GPU for the others")
                 first, last = self._num_done, self._num_done + sum(len(recipe.seeds) for recipe in rest)
                 num_steps, since = 0, None if ON_ZERO_GPU else self._worked
+                batch.clear()
                 self._sampling = self._runtime.sample(rest, image, mask)
             try:
                 event = self._next_event(first)
@@ -247,13 +249,19 @@ class Job:
                 continue
             # A worker of ZeroGPU goes on while its events are handled.
             now = time.monotonic() if ON_ZERO_GPU else self._worked
+            if isinstance(event, Progress):
+                if event.step == 1 and event.index in batch:  # memory ran out
+                    batch.clear()
+                if event.index not in batch:
+                    batch.append(event.index)
+                if since is not None:
+                    num_steps += event.index == batch[0]
             if since is None:
                 since = now  # the wait for a GPU is over, and a step is done
-            else:
-                num_steps += isinstance(event, Progress)
             if isinstance(event, Result) and event.ends_batch:
                 if num_steps:
-                    self._runtime.note_pace(event.recipe, (now - since) / num_steps)
+                    self._runtime.note_pace(event.recipe, (now - since) / num_steps, len(batch))
+                batch.clear()
                 if self._num_done == last:
                     self._drop_sampling()
                 # Before the image goes out: it is saved and sent while the next one's first step is made.
@@ -327,6 +335,8 @@ def sample_one(
                     event.index, event.seed, alone, event.image, tokens, model.fingerprint, event.cut, not batch
                 )
                 continue
+            if event.step == 1 and event.index in batch:  # memory ran out: its batch is sampled again, in smaller ones
+                batch.clear()
             batch.add(event.index)
             preview = None
             if event.step < event.steps and budget.allows_one():

@@ -151,6 +151,7 @@ class Runtime:
         self._compiling = threading.Lock()
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
+        self._batch_sizes: dict[str, int] = {}  # the largest seen; a short batch tells less
         self._sizes: dict[str, tuple[int, int]] = {}
         self._pixels_per_token: dict[str, int] = {}
         self.default = default or ("amused-512" if has_cuda() else "nouns")
@@ -194,7 +195,7 @@ class Runtime:
         return self._pixels_per_token.get(name, SIDE_MULTIPLE)
 
     def seconds_per_step(self, name: str) -> float | None:
-        """Seconds per step at native size in earlier runs of a model, decoding included, or None."""
+        """Seconds per step of a batch at native size in earlier runs of a model, decoding included, or None."""
         return self._seconds_per_step.get(name)
 
     def is_packed(self, name: str) -> bool:
@@ -279,11 +280,12 @@ class Runtime:
         self._pixels_per_token[name] = model.pixels_per_token
         return model
 
-    def note_pace(self, recipe: Recipe, seconds_per_step: float) -> None:
+    def note_pace(self, recipe: Recipe, seconds_per_step: float, batch_size: int) -> None:
+        self._batch_sizes[recipe.model] = max(batch_size, self._batch_sizes.get(recipe.model, 1))
         self._seconds_per_step[recipe.model] = seconds_per_step / self._relative_size(recipe)
 
     def expected_pace(self, recipe: Recipe) -> float:
-        """Seconds per step of a recipe on ZeroGPU, from earlier runs of its model."""
+        """Seconds per step of a batch of a recipe on ZeroGPU, from earlier runs of its model."""
         return (self.seconds_per_step(recipe.model) or DEFAULT_PACE) * self._relative_size(recipe)
 
     def _relative_size(self, recipe: Recipe) -> float:
@@ -294,7 +296,8 @@ class Runtime:
 
     def lease_seconds(self, recipes: Sequence[Recipe]) -> int:
         """Seconds that recipes of one model need a GPU of ZeroGPU for."""
-        return lease_seconds(recipes, self.expected_pace, self.is_packed(recipes[0].model))
+        model = recipes[0].model
+        return lease_seconds(recipes, self.expected_pace, self.is_packed(model), self._batch_sizes.get(model, 1))
 
     def _load_without_weights(self, name: str, report: ReportProgress) -> Model:
         if name not in self._models:

@@ -7,6 +7,7 @@ every worker reads them.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from bisect import bisect_right
@@ -23,7 +24,7 @@ ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 MAX_LEASE_SECONDS = 60
 START_SECONDS = 10  # until the worker has moved the weights to the GPU and made its first step
 LOAD_SECONDS = 20  # for a model that is not packed
-DEFAULT_PACE = 0.1  # seconds per step of an image at native size, until measured
+DEFAULT_PACE = 0.1  # seconds per step of a batch at native size, until measured
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -62,15 +63,18 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def lease_seconds(recipes: Sequence[Recipe], pace: Callable[[Recipe], float], is_packed: bool) -> int:
+def lease_seconds(
+    recipes: Sequence[Recipe], pace: Callable[[Recipe], float], is_packed: bool, batch_size: int = 1
+) -> int:
     """Seconds of GPU time to ask for: what the recipes need and no more.
 
     Args:
-        pace: gives the seconds per step of one image.
+        pace: gives the seconds per step of a batch, which are the same for a short one.
         is_packed: the worker need not load the model.
+        batch_size: images of a recipe that are sampled together.
     """
     parents = {parent for recipe in recipes for parent in parents_of(recipe)}  # a new worker samples them again
-    work = sum(pace(one) * len(one.seeds) * one.passes for one in (*recipes, *parents))
+    work = sum(pace(one) * math.ceil(len(one.seeds) / batch_size) * one.passes for one in (*recipes, *parents))
     return round(START_SECONDS + (0 if is_packed else LOAD_SECONDS) + work + 0.5)
 
 

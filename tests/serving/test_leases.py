@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from fake import fake_runtime
+from PIL import Image
 
 from amused.errors import UserError
 from amused.recipe.grid import expand
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, VARY, Recipe, images_of
 from amused.serving import jobs
-from amused.serving.jobs import Event, Request, Result
+from amused.serving.jobs import Event, Progress, Request, Result
 from amused.serving.queue import Status
 from amused.serving.zero_gpu import LOAD_SECONDS, MAX_LEASE_SECONDS, START_SECONDS, Leases, lease_seconds
 
@@ -35,7 +39,7 @@ class Visitor:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jobs, "ON_ZERO_GPU", True)
         self.runtime = fake_runtime()
-        monkeypatch.setattr(self.runtime, "note_pace", lambda recipe, seconds_per_step: None)
+        monkeypatch.setattr(self.runtime, "note_pace", lambda *_: None)
         sample = self.runtime.sample
         self.leases: list[list[Recipe]] = []
         self.refuse: Callable[[int], None] = lambda number: None
@@ -163,6 +167,45 @@ def test_a_gpu_is_borrowed_for_as_long_as_the_steps_take(recipes: list[Recipe], 
     wanted, packed = START_SECONDS + pace * steps, lease_seconds(recipes, lambda _: pace, is_packed=True)
     assert wanted <= packed <= wanted + 1
     assert lease_seconds(recipes, lambda _: pace, is_packed=False) == packed + LOAD_SECONDS
+
+
+@pytest.mark.parametrize(("num_seeds", "batches"), [(1, 1), (4, 1), (5, 2), (64, 16)])
+def test_images_that_are_sampled_together_share_the_time(num_seeds: int, batches: int) -> None:
+    recipe = Recipe(VARY, "a", range(num_seeds), share=0.5, parent=PARENT, **MODEL)
+    wanted = START_SECONDS + batches * recipe.passes + PARENT.passes
+    assert wanted <= lease_seconds([recipe], lambda _: 1, is_packed=True, batch_size=4) <= wanted + 1
+
+
+@pytest.mark.parametrize("on_zero_gpu", [False, True])
+def test_the_pace_is_that_of_a_batch(on_zero_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a batch takes a second here, whether it is full or not."""
+    runtime, seconds, noted = fake_runtime(), count(), []
+    clock = SimpleNamespace(now=next(seconds), monotonic=lambda: clock.now)
+    monkeypatch.setattr(jobs, "ON_ZERO_GPU", on_zero_gpu)
+    monkeypatch.setattr(jobs, "time", clock)
+
+    def sample(recipes: Sequence[Recipe], *_: Any) -> Iterator[Any]:
+        image, tokens = Image.new("RGB", (16, 16)), np.zeros((1, 1))
+        for batch, num_steps in (((0, 1, 2, 3), 2), ((0, 1), 3), ((2,), 3)):  # the first runs out of memory
+            for step in range(1, num_steps + 1):
+                clock.now = next(seconds)
+                for index in batch:
+                    yield Progress(index, index, step, 3, None)
+            for index in batch if len(batch) < 4 else ():
+                yield Result(index, index, RECIPE, image, tokens, "", ends_batch=index == batch[-1])
+
+    monkeypatch.setattr(runtime, "sample", sample)
+    monkeypatch.setattr(runtime, "note_pace", lambda recipe, pace, batch_size: noted.append((pace, batch_size)))
+    results_of(runtime.run(lambda: Request((replace(RECIPE, seeds=range(3), steps=3),))))
+    assert noted == [(1.0, 2), (1.0, 1)]
+
+
+def test_the_size_of_a_batch_is_learned_and_not_forgotten() -> None:
+    runtime, sweep = fake_runtime(), replace(RECIPE, seeds=range(8), steps=10)
+    for batch_size, steps in ((1, 80), (4, 20), (1, 20)):
+        runtime.note_pace(RECIPE, 1.0, batch_size)
+        wanted = START_SECONDS + LOAD_SECONDS + steps
+        assert wanted <= runtime.lease_seconds([sweep]) <= wanted + 1
 
 
 def test_derived_images_are_as_large_as_the_one_they_come_from() -> None:

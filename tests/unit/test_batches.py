@@ -28,7 +28,7 @@ from amused.generation.sampling import (
 )
 from amused.model.vqgan import VQGAN
 from amused.recipe.recipe import Recipe
-from amused.serving.jobs import Progress, Request, Result
+from amused.serving.jobs import Progress, Request, Result, sample
 from amused.serving.runtime import Runtime
 
 pytestmark = pytest.mark.slow
@@ -128,6 +128,20 @@ def test_images_are_not_lost_when_memory_runs_out(folder, place, monkeypatch) ->
     assert [event.index for event in events] == list(range(6))
     assert {event.seed: event.image.tobytes() for event in events} == expected
     assert model.batch_size == 1
+
+
+def test_a_batch_that_ran_out_of_memory_ends_with_its_last_image_all_the_same(folder, monkeypatch) -> None:
+    model, calls, works = load(folder, 4), [], Predictor.__call__
+
+    def fails_once(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return works(*arguments)
+
+    monkeypatch.setattr(Predictor, "__call__", fails_once)
+    events = sample(model, [replace(PARENT, seeds=range(4))], None, None)
+    assert [event.ends_batch for event in events if isinstance(event, Result)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("place", ["load", "step"])
@@ -305,6 +319,14 @@ def test_generation_works_on_a_gpu_and_waits_for_it_only_between_images(gpu, tas
                 model.preview(event.tokens, event.masked)
             cuda.waits.clear()
         assert cuda.num_events == 2 * steps
+
+
+def test_a_fingerprint_names_the_batch_that_the_image_was_made_in(gpu, monkeypatch) -> None:
+    cuda, model = gpu
+    with cuda.here():
+        [*model.generate(replace(PARENT, steps=1))]
+        monkeypatch.setattr(model, "batch_size", 1)  # as another run does that finds no memory
+        assert " batch-2 " in model.fingerprint
 
 
 def test_the_fake_gpu_finds_what_it_is_for(gpu) -> None:

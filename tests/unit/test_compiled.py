@@ -150,7 +150,7 @@ def test_a_run_keeps_its_rung_to_the_end() -> None:
     assert laboratory.choose() == GRAPH
     with torch.inference_mode():
         first(TOKENS, laboratory.conditioning)
-    assert first.names == set()
+    assert first.names == set() and not laboratory.compiler.is_needed
 
 
 def test_without_a_turn_nothing_is_tried_and_all_is_kept_for_later() -> None:
@@ -174,15 +174,50 @@ def test_other_networks_and_shapes_have_rungs_of_their_own() -> None:
         assert features.names == set()
 
 
-def test_shapes_are_tried_up_to_a_limit() -> None:
-    laboratory = Laboratory()
-    laboratory.compiler.builders = {}  # eager is chosen at once
-    features = laboratory.compiler.features(laboratory.network, is_exact=False)
+def test_the_shapes_used_last_keep_their_rungs() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+
+    @torch.inference_mode()
+    def run(width: int) -> bool:
+        """Whether a new run uses a graph."""
+        features = laboratory.compiler.features(laboratory.network, is_exact=False)
+        features(torch.zeros(2, 1, width, dtype=torch.int64), laboratory.conditioning)
+        laboratory.compiler.compile(one_turn)
+        return features.names == {GRAPH}
+
+    widths = range(1, compiled.MAX_SHAPES + 1)
+    assert not any(run(width) for width in widths) and all(run(width) for width in widths)
+    assert run(1) and not run(compiled.MAX_SHAPES + 1)  # takes the place of width 2
+    assert run(1) and run(compiled.MAX_SHAPES + 1) and not run(2)
+
+
+def test_the_status_is_that_of_the_native_size() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+    assert laboratory.choose() == GRAPH
+    status, laboratory.seconds[GRAPH] = laboratory.compiler.status, 2.0
     with torch.inference_mode():
-        for width in range(1, 2 * compiled.MAX_SHAPES):
-            features(torch.zeros(2, 1, width, dtype=torch.int64), laboratory.conditioning)
+        laboratory.compiler.features(laboratory.network, False)(TOKENS.view(2, 2, 8), laboratory.conditioning)
     laboratory.compiler.compile(one_turn)
-    assert len(laboratory.compiler.features(laboratory.network, False)._chosen) == compiled.MAX_SHAPES
+    assert "as a CUDA graph" in status == laboratory.compiler.status
+
+
+def test_a_compiler_that_forgets_finds_the_rungs_again() -> None:
+    laboratory = Laboratory("graph", graph=0.5)
+    assert laboratory.choose() == GRAPH
+    laboratory.compiler.forget()
+    assert laboratory.choose() == GRAPH
+
+
+@pytest.mark.parametrize(("placement", "expected"), [(CPU, ["turn", "prepare"]), (CUDA, ["prepare", "turn"])])
+def test_visitors_wait_for_inductor_only_where_they_run_what_it_traces(
+    placement: Placement, expected: list[str]
+) -> None:
+    laboratory, done = Laboratory("inductor", inductor=0.5), []
+    laboratory.compiler._placement = placement
+    laboratory.compiler.prepare = lambda *_: done.append("prepare")
+    laboratory.run()
+    laboratory.compiler.compile(lambda: done.append("turn") or one_turn())
+    assert done == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there a capture succeeds")
@@ -203,7 +238,7 @@ class Recorder:
 
     def __init__(self, network: UViT, monkeypatch: pytest.MonkeyPatch) -> None:
         self.network, self.calls, self.is_capturing, self.stream = network, [], False, "main"
-        stream = type("Stream", (), {"wait_stream": lambda *_: None})
+        stream = type("Stream", (), {"__init__": lambda *_: None, "wait_stream": lambda *_: None})
         for name, value in {
             "current_stream": lambda: self.stream,
             "set_stream": lambda stream: setattr(self, "stream", stream),
@@ -276,14 +311,19 @@ def test_what_stays_eager_says_why(mode: str, placement: Placement, words: str) 
     assert words in compiler.status and not compiler.is_needed
 
 
-def test_prepacked_and_quantized_layers_stay_eager() -> None:
+def test_prepacked_and_quantized_layers_stay_eager(caplog: pytest.LogCaptureFixture) -> None:
     compiler, network = Compiler("inductor", CPU), pack(tiny_transformer())
     with torch.inference_mode():
         compiler.features(network, False)(TOKENS, conditioning(network))
         compiler.compile(one_turn)
         features = compiler.features(network, False)
         features(TOKENS, conditioning(network))
-    assert features.names == {EAGER} and "prepacked or quantized" in compiler.status
+    assert features.names == {EAGER} and "prepacked or quantized" in caplog.text
+
+
+def test_a_user_without_a_home_can_run_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: 1 / 0)
+    assert "compiling is off" in amused.load("nouns", compile="off").compile_status
 
 
 def test_an_unknown_mode_is_refused() -> None:
@@ -369,6 +409,17 @@ def test_one_graph_serves_all_layers_tasks_seeds_and_adapters(graphs, tmp_path: 
 
 
 @pytest.mark.slow
+@torch.inference_mode()
+def test_more_shapes_are_compiled_than_torch_allows_by_default(graphs, tmp_path: Path) -> None:
+    compiler, network = Compiler("inductor", CPU, tmp_path / "cache"), tiny_transformer()
+    inputs = conditioning(network, rows=1)
+    for width in range(1, 11):
+        compiler.features(network, False)(torch.zeros(1, 1, width, dtype=torch.int64), inputs)
+        compiler.compile(one_turn)
+        assert graphs.frame_count == width
+
+
+@pytest.mark.slow
 def test_a_fingerprint_names_the_rung_of_the_parent(graphs, tmp_path: Path) -> None:
     model = amused.load(tiny_checkpoint(tmp_path / "tiny"), device="cpu", dtype="float32", compile="inductor")
     seconds = itertools.cycle([1.0, 0.5])
@@ -423,14 +474,15 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
-    """It holds programs, which are run."""
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It holds programs, which are run. Visitors see the status: it names no folder."""
     tmp_path.chmod(0o755)
     compiler, network = Compiler("inductor", CPU, tmp_path), tiny_transformer()
     with torch.inference_mode():
         compiler.features(network, False)(TOKENS, conditioning(network))
         compiler.compile(one_turn)
-    assert "must be private" in compiler.status and [*tmp_path.iterdir()] == []
+    assert "must be private" in caplog.text and [*tmp_path.iterdir()] == []
+    assert "inductor failed: PermissionError" in compiler.status and str(tmp_path) not in compiler.status
 
 
 def test_the_cache_is_keyed_by_all_that_a_program_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
