@@ -16,6 +16,7 @@ from helpers.browser import (
     part,
     pixels,
     set_count,
+    tile,
     tiles,
 )
 from playwright.sync_api import Browser, Locator, Page, expect
