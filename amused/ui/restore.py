@@ -159,9 +159,7 @@ class PageFiller:
                 updates |= use_model(self.runtime, tab.settings, recipe.model, adapters[tab.settings.adapter])
         return updates
 
-    def connect(
-        self, events: Sequence[Any], sources: set[Component], read: Callable[[Values], Shared | None]
-    ) -> None:
+    def connect(self, events: Sequence[Any], sources: set[Component], read: Callable[[Values], Shared | None]) -> None:
         """Fill the page at these events, and scroll to the card: what it says must be seen."""
 
         def fill(values: Values) -> Updates:
