@@ -23,10 +23,10 @@ from amused.ui.sharing import NoRecipe, from_file
 
 PLAIN = Recipe("text_to_image", "a fox", (8,))
 A1111 = """a (red:1.2) fox, 4k
-in the snow <lora:snow:0.8>
+Steps: 3 in the snow <lora:snow:0.8>
 Negative prompt: blurry,
 low quality
-Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 123, Size: 512x768, Model hash: 0a1b, Model: "mine, v2", \
+Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 123, Seed: 9, Size: 512x768, Model hash: 0a1b, Model: "mine, v2", \
 Lora hashes: "snow: 12ab, Seed: 9", Hashes: {"model": "0a1b", "vae": "Steps: 3"}, Version: v1.9.0
 Template: {a|b} fox"""
 
@@ -58,7 +58,7 @@ def test_what_maps_is_taken_and_the_rest_is_named() -> None:
     shared = fill(A1111)
     assert shared.recipe == Recipe(
         "text_to_image",
-        "a (red:1.2) fox, 4k\nin the snow <lora:snow:0.8>",
+        "a (red:1.2) fox, 4k\nSteps: 3 in the snow <lora:snow:0.8>",
         (123,),
         negative_prompt="blurry,\nlow quality",
         steps=20,
@@ -136,6 +136,7 @@ def test_viewers_are_shown_prompt_seed_steps_and_scale() -> None:
         "Negative prompt:\n" * 5_000 + "Steps: 1",
         "Steps: 1" + ",\n" * 45_000,
         "Steps: 1, " + "a:b," * 22_000,
+        "Steps: 1" + "".join(f", a{number}: b" for number in range(9_000)),
         "Steps: 1, " + "[" * 90_000,
         'Steps: 1, a: "' + "[" * 80_000 + '"',
         "\r\n" * 45_000 + "Steps: 1",
