@@ -187,7 +187,8 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    result.gallery.select(select, result.state, view.outputs, **UI_ONLY)
+    # "always_last": the arrow keys may be quicker than the answers.
+    result.gallery.select(select, result.state, view.outputs, trigger_mode="always_last", **UI_ONLY)
     result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
     result.ended.change(show_finished, {result.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]

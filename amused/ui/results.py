@@ -263,6 +263,8 @@ class ShownRun:
         self.num_tiles = len(self.earlier) + event.num_images
         self.state.note = ""
         updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
+        if not self.earlier:
+            updates |= self.close()
         settings = self.tab.settings
         # Typed seeds stay: the visitor may be typing the next ones.
         if self.action.shows_seeds and self.values[settings.random_seeds]:
@@ -290,9 +292,17 @@ class ShownRun:
         gallery = partial(show_gallery, self.state.shown, self.num_tiles, working, label)
         if self.earlier or self.has_tiles:
             return {self.view.gallery: gallery()}
-        # The open image goes with those of the run before.
-        self.has_tiles, self.state.opened = True, None
-        return {self.view.gallery: gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
+        self.has_tiles = True
+        return {**self.close(), self.view.gallery: gallery(selected_index=None)}
+
+    def close(self) -> Updates:
+        """Close the open image. It goes with those of the run before.
+
+        Done at the start already: a gallery (Gradio 6.31) that loses its open image selects another one. And again with
+        the first new image, as a visitor may have opened one meanwhile.
+        """
+        self.state.opened = None
+        return {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
 
 
 def show_end(view: ResultView, values: Values) -> Updates:
