@@ -21,3 +21,10 @@ UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visib
 
 # For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
+
+SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
+
+
+def scroll_to(place: Block, event: Any) -> None:
+    """After the event, bring what it opened into view; a page may be longer than the window."""
+    event.then(None, None, None, js=SHOW_JS % place.elem_id, show_progress="hidden")

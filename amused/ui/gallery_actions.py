@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -22,7 +21,7 @@ from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import RunAction, TabState, connect, image_at
@@ -31,9 +30,6 @@ from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
 IMPROVE_ROUNDS = 2  # as long as four steps
-
-# Scrolls to what opened; a gallery may be longer than the window.
-SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
 
 
 class VaryForm:
@@ -278,10 +274,6 @@ def deriving(view: DetailsView, read: Callable[[Values], Request], inputs: Abstr
         return view.show(images[0])
 
     return RunAction(read, inputs, append=True, opens=True, finish=finish, outputs=tuple(view.outputs))
-
-
-def scroll_to(place: gr.Column, event: Any) -> None:
-    event.then(None, None, None, js=SHOW_JS % place.elem_id, show_progress="hidden")
 
 
 def required(selected: GeneratedImage | None) -> GeneratedImage:

@@ -87,10 +87,11 @@ def hint(traits: dict[str, Any] | None, prompt: str) -> str:
     """What a model of few words can draw, if the prompt has none of them; else ""."""
     if traits is None:
         return ""
-    known = {word for part in PARTS for name in words(traits, part) for word in name.split()}
-    if not prompt.strip() or not known.isdisjoint(re.findall(r"\w+", prompt.lower())) or "character" in prompt.lower():
+    known = known_words(traits)
+    single = {word for names in known.values() for name in names for word in name.split()}
+    if not prompt.strip() or not single.isdisjoint(re.findall(r"\w+", prompt.lower())) or "character" in prompt.lower():
         return ""
-    head, glasses, body = (words(traits, part)[0] for part in ("head", "glasses", "body"))
+    head, glasses, body = (known[part][0] for part in ("head", "glasses", "body"))
     return f"This model draws pixel-art characters: a {head} head, {glasses} glasses, a {body} body and more."
 
 

@@ -21,10 +21,9 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, restore_settings
 from amused.ui.describe import TITLES
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
-from amused.ui.gallery_actions import scroll_to
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
 from amused.ui.results import RunAction, connect

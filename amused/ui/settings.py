@@ -271,7 +271,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
             elem_id=f"{task}-corrector-rounds",
         )
     mask_by = gr.Dropdown(
-        [(f"{name.capitalize()}", name) for name in MASK_BY],
+        [(name.capitalize(), name) for name in MASK_BY],
         value=own["mask_by"],
         label="Masked by",
         info="Prompt: what fits it least is redrawn first",

@@ -23,7 +23,7 @@ Turn = Callable[[], AbstractContextManager[bool]]
 
 
 class CompilingModel(FakeModel):
-    """Compiles until it is told to go on, first without a turn and then within one."""
+    """Its `compile` blocks until the test releases it: first before it takes a turn, then within one."""
 
     compile_status = "The network runs as a CUDA graph"
 

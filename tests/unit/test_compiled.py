@@ -44,7 +44,7 @@ def conditioning(network: UViT, seed: int = 0, rows: int = 2) -> Conditioning:
 
 
 class Laboratory:
-    """A compiler whose rungs are functions, with a clock that says what it is told."""
+    """A compiler with plain functions as rungs and scripted timings."""
 
     def __init__(self, mode: str = "auto", **seconds: float) -> None:
         torch.manual_seed(0)
