@@ -22,11 +22,21 @@ from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
 from amused.checkpoints.catalog import GENERATION_CONFIG
+from amused.checkpoints.hub import locate
 from amused.checkpoints.save import save_checkpoint
+from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.model.vqgan import VQGAN
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns.model import MASK, Batches, TextToTokens, codebook_art, losses, sample
+from amused.training.nouns.model import (
+    MASK,
+    Batches,
+    TextToTokens,
+    codebook_art,
+    initialize_from,
+    losses,
+    sample,
+)
 from amused.training.nouns.muon import Muon
 from amused.training.nouns.scores import trait_scores
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
@@ -35,6 +45,7 @@ from amused.training.nouns.vqgan import construct_vqgan, new_vqgan
 STATE = "state.safetensors"
 SAMPLED = 64  # positions per image whose loss is computed
 SCORED = 32  # characters
+FINAL_PHASE = 1600  # the step at which the curriculum ends
 
 
 def parse_options() -> argparse.Namespace:
@@ -48,6 +59,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--refine-decoder", action="store_true", help="likewise")
     parser.add_argument("--evaluate-every", type=int, default=200, help="steps between scores and saved states")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--initialize", help="checkpoint, by name or folder, whose weights a new run starts from")
     parser.add_argument("--export", type=Path, help="only write the averaged weights to this folder, as a checkpoint")
     return parser.parse_args()
 
@@ -71,14 +83,27 @@ def train(options: argparse.Namespace) -> None:
     nouns = Nouns(fetch_assets(folder))
     vqgan = prepare_vqgan(options, nouns)
     torch.manual_seed(options.seed)
-    tokenizer = prepare_tokenizer(nouns, folder / "tokenizer")
-    trainer = Trainer(TextToTokens(tokenizer, new_text_encoder(tokenizer)), options, nouns, vqgan)
+    source = locate(options.initialize) if options.initialize else None
+    tokenizer = source.load_tokenizer() if source else prepare_tokenizer(nouns, folder / "tokenizer")
+    model = TextToTokens(tokenizer, new_text_encoder(tokenizer))
+    if source:
+        take_over(model, vqgan, source)
+    trainer = Trainer(model, options, nouns, vqgan)
     print(f"{sum(p.numel() for p in trainer.model.transformer.parameters()):,} parameters in the transformer")
     trainer.restore()
     if options.export:
         export(options.export, trainer.ema, vqgan, trainer.known, folder / "tokenizer")
         return
     trainer.run()
+
+
+def take_over(model: TextToTokens, vqgan: VQGAN, source: Checkpoint) -> None:
+    """Start from the weights of a checkpoint."""
+    cpu = ("cpu", torch.float32)
+    parts = {"text_encoder": source.load_text_encoder(*cpu), "transformer": source.load_transformer(*cpu)}
+    state = {f"{part}.{name}": tensor for part, net in parts.items() for name, tensor in net.state_dict().items()}
+    old_codebook = source.load_vqgan(*cpu).quantize.embedding.weight
+    initialize_from(model, vqgan.quantize.embedding.weight, state, old_codebook)
 
 
 def saved_step(folder: Path) -> int:
@@ -128,9 +153,10 @@ class Trainer:
     def train_step(self, batches: Batches) -> float:
         """One optimizer step: the mean cross-entropy given the caption."""
         options = self.options
-        vocabulary, varied, accessories = curriculum(self.step, self.known)
+        step = self.step + FINAL_PHASE if options.initialize else self.step
+        vocabulary, varied, accessories = curriculum(step, self.known)
         batch = batches.draw(vocabulary, options.batch_size, varied=varied, accessories=accessories, sampled=SAMPLED)
-        errors, loss = losses(self.model, batch, guidance_scale=batches.rng.uniform(2, 12))
+        errors, loss = losses(self.model, batch, guidance_scale=batches.rng.uniform(1, 4))
         batches.update_difficulty(batch.positions, errors)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -177,18 +203,18 @@ class Trainer:
         print(f"Resuming from step {self.step}")
 
 
-def curriculum(step: int, known: Vocabulary) -> tuple[Vocabulary, float, float]:
-    """What a step teaches: few traits in one wording first, then all traits, then varied wordings and accessories.
+def curriculum(step: int, known: Vocabulary) -> tuple[Vocabulary, bool, float]:
+    """What a step teaches: few traits in one wording first, then all traits, then any wording and accessories.
 
     Returns:
-        The traits, the share of captions in varied wording, and the share of characters with an accessory.
+        The traits, whether captions vary and leave out traits, and the share of characters with an accessory.
     """
     if step < 250:
         few = Vocabulary(known.backgrounds, known.bodies[:8], known.accessories, known.heads[:8], known.glasses[:8])
-        return few, 0.0, 0.0
-    if step < 1600:
-        return known, 0.0, 0.0
-    return known, 0.4, 0.1
+        return few, False, 0.0
+    if step < FINAL_PHASE:
+        return known, False, 0.0
+    return known, True, 0.03
 
 
 def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimizer]:
@@ -221,7 +247,7 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
 @torch.no_grad()
 def caption_gain(model: TextToTokens, batches: Batches, known: Vocabulary) -> float:
     """By how much the caption lowers the cross-entropy of fully masked images: 0 if captions are ignored."""
-    batch = batches.draw(known, 32, varied=0.0, accessories=0.0, sampled=SAMPLED)
+    batch = batches.draw(known, 32, varied=False, accessories=0.0, sampled=SAMPLED)
     batch = dataclasses.replace(batch, inputs=torch.full_like(batch.inputs, MASK))
     unconditional = dataclasses.replace(batch, captions=[""] * len(batch.captions))
     with_caption, _ = losses(model, batch, guidance_scale=1.0)

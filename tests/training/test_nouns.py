@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from amused.training.nouns import data
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
+    PLAIN,
     Noun,
     Nouns,
     Vocabulary,
@@ -28,10 +32,14 @@ from amused.training.nouns.data import (
     caption,
     decode_run_lengths,
     held_out_pair,
+    plain_words,
+    training_caption,
     varied_caption,
 )
+from amused.training.nouns.model import CODES, MASK, Batches, TextToTokens, initialize_from
 from amused.training.nouns.scores import PARTS, coherence, difference
-from amused.training.nouns.text import prepare_tokenizer
+from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
+from amused.training.nouns.vqgan import choose_codes
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +151,65 @@ def test_captions() -> None:
     assert "baseball" not in varied_caption(noun, random.Random(0), keep=0.0)
     texts = {varied_caption(noun, random.Random(i), keep=0.8) for i in range(50)}
     assert len(texts) > 30
+
+
+def test_training_captions_leave_out_any_traits_and_name_a_worn_accessory() -> None:
+    noun = Noun("dark", "body-grayscale-1", NO_ACCESSORY, "head-owl", "glasses-square-red")
+    rng = random.Random(0)
+    texts = [training_caption(noun, rng) for _ in range(2000)]
+    named = [
+        tuple(re.search(word, text) is not None for word in ("red", "owl", "scale|white", "dark")) for text in texts
+    ]
+    assert len(set(named)) == 16 and min(Counter(named).values()) > 20
+    assert {"an owl with red glasses", "a character", "a pixel art character on a dark background"} < set(texts)
+    wearing = replace(noun, accessory="accessory-heart")
+    assert all("heart accessory" in training_caption(wearing, rng) for _ in range(200))
+
+
+def test_traits_have_plain_names() -> None:
+    assert plain_words("head-burger-dollarmenu") == "burger" and plain_words("glasses-square-red") == "red"
+    assert plain_words("body-grayscale-9") == "black" and plain_words("head-cow") == "cow"
+    for kind in ("glasses", "body", "head"):
+        names = [name for trait, name in PLAIN.items() if trait.startswith(kind)]
+        assert len(names) == len(set(names))
+
+
+def test_codes_are_patches_chosen_so_that_few_pixels_change() -> None:
+    """The second commonest differs from the commonest in one pixel, the third in all four."""
+    points = torch.tensor([[200.0] * 12, [200.0] * 11 + [120.0], [0.0] * 12])
+    assert sorted(choose_codes(points, torch.tensor([50.0, 3.0, 2.0]), 2).tolist()) == [0, 2]
+
+
+@pytest.fixture
+def batches(nouns) -> Batches:
+    return Batches(nouns, torch.rand(CODES, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1, seed=0)
+
+
+def test_batches_mask_and_mislead(nouns, batches) -> None:
+    batch = batches.draw(all_traits(nouns), 64, varied=True, accessories=0.0, sampled=64)
+    inputs, visible = batch.inputs.flatten(1), batch.inputs.flatten(1) != MASK
+    wrong = visible & (inputs != batch.tokens)
+    assert (~visible[::4]).all() and (~visible).sum(dim=1).min() < 64
+    assert not wrong[::2].any() and wrong[1::2].any()
+    asked = visible.gather(1, batch.positions)
+    assert not asked[::2].any() and 0 < asked[1::2].float().mean() < 0.5
+    plain = batches.draw(all_traits(nouns), 64, varied=False, accessories=0.0, sampled=64)
+    inputs = plain.inputs.flatten(1)
+    assert torch.equal(torch.where(inputs == MASK, plain.tokens, inputs), plain.tokens)
+
+
+def test_a_new_run_can_start_from_a_model_with_other_codes(nouns, batches, tmp_path) -> None:
+    tokenizer = prepare_tokenizer(nouns, tmp_path / "tokenizer")
+    old, new = (TextToTokens(tokenizer, new_text_encoder(tokenizer)) for _ in range(2))
+    order = torch.randperm(CODES, generator=torch.Generator().manual_seed(1))
+    initialize_from(new, batches.codebook[order], old.state_dict(), batches.codebook)
+    tokens = torch.randint(CODES, (1, 16, 16), generator=torch.Generator().manual_seed(2)).index_fill(
+        2, torch.tensor([3]), MASK
+    )
+    was = torch.where(tokens == MASK, MASK, order[tokens.clamp(max=CODES - 1)])
+    with torch.no_grad():
+        expected = old.transformer(was, old.condition(["a heart"]))[..., order]
+        torch.testing.assert_close(new.transformer(tokens, new.condition(["a heart"])), expected)
 
 
 def test_coherence_finds_the_real_character_and_what_is_wrong_with_it(nouns) -> None:

@@ -12,7 +12,7 @@ import random
 import tarfile
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ KINDS = ("bodies", "accessories", "heads", "glasses")
 """Layers, from bottom to top."""
 
 NO_ACCESSORY = "accessory-none"
+
+PARTS = ("glasses", "head", "body", "background")
+"""What a caption may leave out."""
 
 BACKGROUNDS = {
     "cool": "d5d7e1",
@@ -89,6 +92,43 @@ def decode_run_lengths(data: str) -> NDArray[np.uint8]:
 def words(trait: str) -> str:
     """A trait as captions name it: "glasses-square-red" gives "square red"."""
     return trait.split("-", 1)[1].replace("-", " ").lower()
+
+
+PLAIN = {
+    "glasses-hip-rose": "pink",
+    "glasses-square-black-eyes-red": "red eyed black",
+    "glasses-square-black-rgb": "dotted black",
+    "glasses-square-frog-green": "lime",
+    "glasses-square-fullblack": "dark",
+    "glasses-square-green-blue-multi": "green blue",
+    "glasses-square-honey": "gold",
+    "glasses-square-pink-purple-multi": "pink purple",
+    "glasses-square-smoke": "gray",
+    "glasses-square-teal": "mint",
+    "glasses-square-yellow-saturated": "yellow",
+    "glasses-grass": "green",
+    "body-bege-crt": "beige",
+    "body-bluegrey": "gray",
+    "body-darkbrown": "brown",
+    "body-grayscale-1": "white",
+    "body-grayscale-9": "black",
+    "body-gunk": "olive",
+    "body-peachy-a": "peach",
+    "body-redpinkish": "crimson",
+    "body-teal-light": "mint",
+    "head-baseball-gameball": "baseball",
+    "head-burger-dollarmenu": "burger",
+    "head-diamond-blue": "diamond",
+    "head-ghost-B": "ghost",
+    "head-skeleton-hat": "skeleton",
+    "head-wizardhat": "wizard",
+}
+"""What people call a trait, where that is not its name in the data."""
+
+
+def plain_words(trait: str) -> str:
+    """A trait in plain English: "glasses-square-red" gives "red", "head-burger-dollarmenu" gives "burger"."""
+    return PLAIN.get(trait) or words(trait).removeprefix("square ")
 
 
 @dataclass(frozen=True)
@@ -155,6 +195,12 @@ class Vocabulary:
             if not held_out_pair(noun.head, noun.glasses):
                 return noun
 
+    def vary(self, noun: Noun, rng: random.Random) -> Noun:
+        """The character with another trait of a random kind."""
+        names = {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
+        kind = rng.choice(list(names))
+        return replace(noun, **{kind: rng.choice(names[kind])})
+
     def evaluation(self, count: int) -> list[Noun]:
         """Held-out characters for scoring, the same in every call."""
         rng = random.Random("evaluation")
@@ -186,14 +232,44 @@ def caption(noun: Noun, leave_out: Collection[str] = ()) -> str:
     return text if "background" in leave_out else f"{text} on a {noun.background} background"
 
 
+def training_caption(noun: Noun, rng: random.Random) -> str:
+    """A caption as the model learns from: of any wording, with any of the traits left out."""
+    keep = rng.choice((1.0, 0.75, 0.5, 0.25, 0.0))
+    style = rng.random()
+    if style < 0.4 and noun.accessory == NO_ACCESSORY:
+        return caption(noun, [part for part in PARTS if rng.random() >= keep])
+    return varied_caption(noun, rng, keep) if style < 0.7 else short_caption(noun, rng, keep)
+
+
+def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
+    """A caption as people type it: "a fox with red glasses", "frog, pink background". Names each trait as above."""
+    keep_glasses, keep_head, keep_body, keep_background = (rng.random() < keep for _ in range(4))
+    head = plain_words(noun.head)
+    text = rng.choice(["a character", "character", ""])
+    if keep_head:
+        text = rng.choice(["an " if head[0] in "aeiou" else "a ", ""]) + head
+    clauses = [f"{plain_words(noun.glasses)} glasses"] if keep_glasses else []
+    if keep_body:
+        clauses.append(rng.choice(["a ", ""]) + f"{plain_words(noun.body)} body")
+    if noun.accessory != NO_ACCESSORY:
+        clauses.append(f"{words(noun.accessory)} accessory")
+    if clauses:
+        joined = rng.choice([" and ", ", "]).join(clauses)
+        text = rng.choice([f"{text} with {joined}", f"{text}, {joined}"]) if text else joined
+    if keep_background:
+        name = f"{noun.background} background"
+        text += rng.choice([f" on {noun.background}", f" on a {name}", f", {name}"])
+    return text.removeprefix(", ").strip()
+
+
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption in random wording. It names each trait with probability `keep`, a worn accessory too."""
-    keep_glasses, keep_head, keep_body, keep_background, keep_accessory = (rng.random() < keep for _ in range(5))
-    glasses = f"{words(noun.glasses)} glasses" if keep_glasses else None
-    head = rng.choice([f"a {words(noun.head)}-shaped head", f"a {words(noun.head)} head"]) if keep_head else None
-    body = rng.choice([f"a {words(noun.body)}-colored body", f"a {words(noun.body)} body"]) if keep_body else None
-    wears = noun.accessory != NO_ACCESSORY and keep_accessory
-    accessory = f"a {words(noun.accessory)} accessory" if wears else None
+    """A caption in random wording. It names each trait with probability `keep`, and a worn accessory."""
+    keep_glasses, keep_head, keep_body, keep_background = (rng.random() < keep for _ in range(4))
+    name = rng.choice([words, plain_words])
+    glasses = f"{name(noun.glasses)} glasses" if keep_glasses else None
+    head = rng.choice([f"a {name(noun.head)}-shaped head", f"a {name(noun.head)} head"]) if keep_head else None
+    body = rng.choice([f"a {name(noun.body)}-colored body", f"a {name(noun.body)} body"]) if keep_body else None
+    accessory = f"a {words(noun.accessory)} accessory" if noun.accessory != NO_ACCESSORY else None
     clauses = [clause for clause in (glasses, head, body, accessory) if clause]
     if rng.random() < 0.5:
         rng.shuffle(clauses)
@@ -214,6 +290,7 @@ def caption_words(nouns: Nouns) -> list[str]:
     rng = random.Random(0)
     texts = [words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
     noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
+    texts += [*PLAIN.values()]
     texts += [varied_caption(noun, rng, 0.8) for _ in range(100)] + [caption(noun), "accessory"]
     return sorted({word for text in texts for word in text.replace("-", " ").replace(",", " ").split()})
 

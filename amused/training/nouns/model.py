@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from amused.generation.sampling import apply_cfg
 from amused.model.text import encode_text, tokenize
 from amused.model.transformer import Conditioning, UViT, UViTConfig, concatenate
-from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, varied_caption
+from amused.training.nouns.data import SCALE, SIZE, Nouns, Vocabulary, caption, training_caption
 from amused.training.nouns.text import WIDTH
 from amused.training.nouns.vqgan import CONFIG as VQGAN_CONFIG
 from amused.training.sampling import sample_tokens
@@ -50,7 +50,8 @@ CONFIG = UViTConfig(
 )
 MASK = CONFIG.vocab_size - 1
 
-LABEL_SMOOTHING = 0.02
+VISIBLE = 0.25  # how often a visible token is in the loss, relative to a masked one
+SMALLEST = 8  # masked tokens of an image, at least
 DIFFICULTY_RATE = 0.02  # of the running average of the loss by position
 
 
@@ -89,7 +90,7 @@ class Batch:
     Attributes:
         tokens: (batch, length).
         inputs: (batch, grid, grid), the tokens with some of them masked.
-        positions: (batch, sampled), masked positions whose loss is computed.
+        positions: (batch, sampled), positions whose loss is computed: masked ones, and some of those with wrong tokens.
     """
 
     captions: list[str]
@@ -128,32 +129,43 @@ class Batches:
         ids = np.array([self.codes[key] for key in keys])
         return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
 
-    def draw(self, vocabulary: Vocabulary, size: int, *, varied: float, accessories: float, sampled: int) -> Batch:
-        """One batch. Half of it is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
+    def draw(self, vocabulary: Vocabulary, size: int, *, varied: bool, accessories: float, sampled: int) -> Batch:
+        """One batch: a quarter is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
+
+        Every other image is masked where the loss has been high, as the sampler leaves it, and if captions vary, some
+        of its visible tokens are those of a character with another head, say. The model has to find these, which is
+        what the corrector and image to image ask of it.
 
         Args:
             size: of the batch.
-            varied: share of captions in varied wording.
+            varied: whether captions have any wording and leave out traits.
             accessories: share of characters with an accessory.
-            sampled: positions per image whose loss is computed.
+            sampled: positions per image whose loss is computed; one can be drawn twice.
         """
         nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
-        captions = [self.caption(noun, varied) for noun in nouns]
+        captions = [training_caption(noun, self.rng) if varied else caption(noun) for noun in nouns]
         tokens = self.encode(np.stack([self.nouns.render(noun) for noun in nouns]))
-        ratio = torch.cos(torch.rand(size, 1, generator=self.generator) * math.pi / 2)
-        ratio[: size // 2] = 1.0
-        noise = torch.rand(size, LENGTH, generator=self.generator)
-        smallest = noise.topk(sampled, dim=1, largest=False).values[:, -1:]
-        masked = (noise < ratio) | (noise <= smallest)  # at least `sampled` positions
-        weights = (self.difficulty + 0.02) * masked
-        positions = torch.multinomial(weights, sampled, generator=self.generator)
-        inputs = tokens.masked_fill(masked, MASK).view(-1, GRID, GRID)
+        ratio = torch.cos(self.uniform(size, 1) * math.pi / 2)
+        ratio[::4] = 1.0
+        keys = -self.uniform(size, LENGTH).log().neg().log()  # Gumbel noise
+        keys[1::2] += (self.difficulty + 0.001).log()
+        counts = (ratio * LENGTH).ceil().clamp(min=SMALLEST)
+        masked = keys.argsort(dim=1, descending=True).argsort(dim=1) < counts
+        wanted = torch.where(masked, 1.0, 0.0)
+        inputs = tokens.clone()
+        if varied:
+            others = self.encode(np.stack([self.nouns.render(vocabulary.vary(noun, self.rng)) for noun in nouns]))
+            wrong = self.uniform(size, LENGTH) < 0.5 * self.uniform(size, 1)
+            wrong[::2] = False
+            inputs = torch.where(wrong, others, tokens)
+            wanted[1::2].clamp_(min=VISIBLE)
+        weights = (self.difficulty + 0.02) * wanted
+        positions = torch.multinomial(weights, sampled, replacement=True, generator=self.generator)
+        inputs = inputs.masked_fill(masked, MASK).view(-1, GRID, GRID)
         return Batch(captions, tokens, inputs, positions)
 
-    def caption(self, noun: Noun, varied: float) -> str:
-        if self.rng.random() < varied:
-            return varied_caption(noun, self.rng, keep=0.8)
-        return caption(noun)
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
 
     def update_difficulty(self, positions: Tensor, losses: Tensor) -> None:
         """Average the losses (batch, sampled) by position into `difficulty`."""
@@ -168,22 +180,27 @@ class Batches:
 def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Tensor, Tensor]:
     """The cross-entropy given the caption, (batch, sampled), detached, and the loss to train on.
 
-    The loss covers three predictions: with the caption, without it, and from the guided logits that the sampler uses.
-    Without the last, guidance 10 raises the noisy ratio of two small probabilities to the tenth power: codes that never
-    occur at a position win, and images are full of specks.
+    The loss covers three predictions: with the caption, and for half of the images also without it and from the guided
+    logits that the sampler uses. Without the last, guidance raises the noisy ratio of two small probabilities to a
+    power: codes that never occur at a position win, and images are full of specks.
     """
-    size = len(batch.captions)
-    conditioning = concatenate([model.condition(batch.captions), model.condition([""] * size)])
-    features = model.transformer.features(batch.inputs.repeat(2, 1, 1), conditioning)
-    index = batch.positions.repeat(2, 1)[..., None].expand(-1, -1, features.shape[-1])
-    conditional, unconditional = model.transformer.mlm_layer(features.gather(1, index)).flatten(0, 1).chunk(2)
+    paired = slice(len(batch.captions) // 2)
     targets = batch.tokens.gather(1, batch.positions)
-    guided = apply_cfg(unconditional, conditional, guidance_scale)
-    with_caption = F.cross_entropy(conditional, targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING)
-    without = F.cross_entropy(unconditional, targets.flatten(), label_smoothing=LABEL_SMOOTHING)
+    conditioning = concatenate([model.condition(batch.captions), model.condition([""] * len(batch.captions[paired]))])
+    features = model.transformer.features(torch.cat([batch.inputs, batch.inputs[paired]]), conditioning)
+    index = torch.cat([batch.positions, batch.positions[paired]])[..., None].expand(-1, -1, features.shape[-1])
+    logits = model.transformer.mlm_layer(features.gather(1, index))
+    conditional, unconditional = logits.tensor_split([len(targets)])
+    guided = apply_cfg(unconditional, conditional[paired], guidance_scale)
+    with_caption = cross_entropy(conditional, targets)
+    without, with_guidance = (cross_entropy(each, targets[paired]).mean() for each in (unconditional, guided))
     # Divide by the scale, since the gradient of the guided term grows with it.
-    loss = with_caption.mean() + 0.5 * without + F.cross_entropy(guided, targets.flatten()) / guidance_scale
-    return with_caption.detach().view_as(targets), loss
+    return with_caption.detach(), with_caption.mean() + 0.3 * without + 0.5 * with_guidance / guidance_scale
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of logits (batch, positions, codes), by position."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 def sample(model: TextToTokens, captions: Sequence[str]) -> Tensor:
@@ -191,6 +208,24 @@ def sample(model: TextToTokens, captions: Sequence[str]) -> Tensor:
     with torch.no_grad():
         unconditional, conditional = (model.condition(texts) for texts in ([""] * len(captions), captions))
     return sample_tokens(model.transformer, unconditional, conditional, GRID, range(len(captions))).flatten(1)
+
+
+@torch.no_grad()
+def initialize_from(model: TextToTokens, codebook: Tensor, source: Mapping[str, Tensor], old_codebook: Tensor) -> None:
+    """Take over the weights of a model with other codes: each code starts as the nearest old one.
+
+    Args:
+        codebook: (codes, 12), of `model`.
+        source: state of a `TextToTokens`.
+        old_codebook: its codes.
+    """
+    nearest = torch.cdist(codebook, old_codebook).argmin(dim=1)
+    special = torch.arange(len(old_codebook), len(source["transformer.embed.embeddings.weight"]))
+    rows = {
+        "transformer.embed.embeddings.weight": torch.cat([nearest, special]),
+        "transformer.mlm_layer.conv2.weight": nearest,
+    }
+    model.load_state_dict({name: tensor[rows[name]] if name in rows else tensor for name, tensor in source.items()})
 
 
 def codebook_art(codebook: Tensor, tokens: Tensor) -> Tensor:

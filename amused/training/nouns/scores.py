@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amused.training.nouns.data import NO_ACCESSORY, Noun, Nouns, Vocabulary
+from amused.training.nouns.data import NO_ACCESSORY, PARTS, Noun, Nouns, Vocabulary
 
 Style = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Art = NDArray[np.floating[Any]]
-
-PARTS = ("glasses", "head", "body", "background")
 
 LOOKS_RIGHT = 0.2
 """An art pixel looks right if every channel is this close to that of the real one; the range is 1."""
