@@ -73,7 +73,7 @@ class FakeModel:
         colours: np.ndarray = self.colours[tokens]
         return colours.repeat(pixels, 0).repeat(pixels, 1)
 
-    def preview(self, tokens: np.ndarray, masked: np.ndarray | None = None) -> Image.Image:
+    def preview(self, tokens: np.ndarray, masked: np.ndarray | None = None, version: int | None = None) -> Image.Image:
         colours = self.decode(tokens)
         if masked is not None:
             pixels = self.size // tokens.shape[0]

@@ -14,6 +14,7 @@ BUNDLED = Path(__file__).parent
 
 INDEX = "model_index.json"  # marks a folder as a checkpoint
 TRAITS = "traits.json"  # the words a model was trained on
+FORMER = "former"  # the folder of an earlier version of a checkpoint
 GENERATION_CONFIG = "generation_config.json"  # a model's own settings
 
 

@@ -26,8 +26,6 @@ CONFIGS = {
     "vqvae": "vqvae/config.json",
     "text_encoder": "text_encoder/config.json",
 }
-VQGAN_V1 = "vqvae_v1"
-"""The folder of version 1's VQ-GAN in a checkpoint of version 2, for recipes that were made with it."""
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
 TOKENIZER = (
@@ -73,7 +71,6 @@ class CheckpointConfig:
 
     Attributes:
         defaults: values for the fields `OF_A_MODEL` of a recipe.
-        vqgan_v1: of version 1, if this is a later version that still has it.
     """
 
     transformer: UViTConfig
@@ -83,7 +80,6 @@ class CheckpointConfig:
     masking_schedule: str  # "cosine" or "linear"
     traits: dict[str, Any] | None = None
     defaults: dict[str, Any]
-    vqgan_v1: VQGANConfig | None = None
 
     @property
     def version(self) -> int:
@@ -125,11 +121,6 @@ def read_configs(folder: Path) -> CheckpointConfig:
         f"num_vq_embeddings of {CONFIGS['vqvae']}",
         vqgan.num_vq_embeddings,
     )
-    vqgan_v1 = None
-    if (folder / VQGAN_V1).is_dir():
-        vqgan_v1 = read_config(folder, "vqvae", VQGANConfig, f"{VQGAN_V1}/config.json")
-        for key in ("num_vq_embeddings", "scale_factor"):
-            check_equal(f"{VQGAN_V1}: {key}", getattr(vqgan_v1, key), CONFIGS["vqvae"], getattr(vqgan, key))
     last = transformer.vocab_size - 1
     check_equal(f"{SCHEDULER}: mask_token_id", mask_token_id, f"the last of vocab_size of {u_vit}", last)
     hidden, projected = transformer.encoder_hidden_size, transformer.cond_embed_dim
@@ -154,7 +145,6 @@ def read_configs(folder: Path) -> CheckpointConfig:
         masking_schedule=masking_schedule,
         traits=read_traits(folder),
         defaults=read_defaults(folder),
-        vqgan_v1=vqgan_v1,
     )
 
 

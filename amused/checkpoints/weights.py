@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from amused.checkpoints.config import CONFIGS, TOKENIZER, VQGAN_V1, CheckpointConfig, read_configs, shown
+from amused.checkpoints.catalog import FORMER, INDEX
+from amused.checkpoints.config import CONFIGS, TOKENIZER, CheckpointConfig, read_configs, shown
 from amused.errors import CheckpointError
 from amused.model.text import build_text_encoder, num_ids, read_tokenizer, set_position_ids
 from amused.model.transformer import UViT
@@ -74,19 +75,13 @@ class Checkpoint(CheckpointConfig):
 
     Attributes:
         fetch: downloads a missing file, if the checkpoint comes from the hub.
-        vqgan_folder: where the weights of the VQ-GAN are.
+        former: an earlier version of this checkpoint, for the recipes that it made.
     """
 
     name: str
     folder: Path
     fetch: Fetch | None = None
-    vqgan_folder: str = "vqvae"
-
-    @property
-    def versions(self) -> dict[int, Checkpoint]:
-        """This checkpoint as each of the versions that it can stand for, by number."""
-        former = {} if self.vqgan_v1 is None else {1: replace(self, vqgan=self.vqgan_v1, vqgan_folder=VQGAN_V1)}
-        return {**former, self.version: self}
+    former: Checkpoint | None = None
 
     def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> UViT:
         return self._fill(on_meta(UViT, self.transformer), "transformer", device, dtype)
@@ -152,8 +147,6 @@ class Checkpoint(CheckpointConfig):
     def _weights(self, component: str) -> str:
         """The name of the component's weights file, half precision if there is a choice; downloaded if need be."""
         names = weight_files(component)
-        if component == "vqvae":
-            names = [f"{self.vqgan_folder}/{Path(name).name}" for name in names]
         for name in names:
             if (self.folder / name).is_file():
                 return name
@@ -170,7 +163,12 @@ def weight_files(component: str) -> list[str]:
 
 
 def read_checkpoint(folder: Path, name: str, fetch: Fetch | None = None) -> Checkpoint:
-    return Checkpoint(name=name, folder=folder, fetch=fetch, **vars(read_configs(folder)))
+    """A checkpoint, with the former version in its folder `FORMER`, if there is one."""
+    former = read_checkpoint(folder / FORMER, name) if (folder / FORMER / INDEX).is_file() else None
+    checkpoint = Checkpoint(name=name, folder=folder, fetch=fetch, former=former, **vars(read_configs(folder)))
+    if former is not None and (former.size, former.multiple) != (checkpoint.size, checkpoint.multiple):
+        raise CheckpointError(f"{FORMER}: its images have other sizes.")
+    return checkpoint
 
 
 def read_weights(

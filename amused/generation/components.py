@@ -79,9 +79,9 @@ class Components:
         self.tokenizer = Lazy(checkpoint.load_tokenizer)
         self.text_encoder = Lazy(lambda: checkpoint.load_text_encoder(device, dtype))
         self.transformer = Lazy(lambda: load_transformer(checkpoint, placement))
-        self._vqgans = {version: lazy_vqgan(one, placement) for version, one in checkpoint.versions.items()}
-        self.encoder, self.decoder = self._vqgans[checkpoint.version]
-        self._name = checkpoint.name
+        # The encoder runs in float32: a rounding error there is another token.
+        self.encoder = Lazy(lambda: checkpoint.load_vqgan(device, torch.float32, half="encoder"))
+        self.decoder = Lazy(lambda: load_decoder(checkpoint, placement))
         self._adapted: LRUCache[AdapterKey, Networks] = LRUCache(CACHED_ADAPTERS)
 
     def load(self, with_encoder: bool = False) -> None:
@@ -101,20 +101,6 @@ class Components:
 
         if not self.transformer.is_requested:
             threading.Thread(target=work, name="load components", daemon=True).start()
-
-    def vqgan(self, version: int) -> tuple[Lazy[VQGAN], Lazy[VQGAN]]:
-        """Encoder and decoder of a version of the checkpoint.
-
-        Raises:
-            UserError: they are not there.
-        """
-        if version not in self._vqgans:
-            known = " and ".join(str(known) for known in self._vqgans)
-            raise UserError(
-                f"This needs version {version} of the model {self._name}, but here is version {known}: "
-                "use the release of aMUSEd that made it."
-            )
-        return self._vqgans[version]
 
     def networks(self, recipe: Recipe) -> Networks:
         """The networks for a recipe, with its adapter merged if it has one.
@@ -151,12 +137,6 @@ def load_transformer(checkpoint: Checkpoint, placement: Placement) -> UViT:
     if placement.quantize:
         return quantize(transformer)
     return pack(transformer) if can_pack(placement.device, placement.dtype) else transformer
-
-
-def lazy_vqgan(checkpoint: Checkpoint, placement: Placement) -> tuple[Lazy[VQGAN], Lazy[VQGAN]]:
-    # The encoder runs in float32: a rounding error there is another token.
-    encoder = Lazy(lambda: checkpoint.load_vqgan(placement.device, torch.float32, half="encoder"))
-    return encoder, Lazy(lambda: load_decoder(checkpoint, placement))
 
 
 def load_decoder(checkpoint: Checkpoint, placement: Placement) -> VQGAN:

@@ -20,6 +20,7 @@ from torch import Tensor
 import amused
 from amused.checkpoints.adapters import with_digests
 from amused.checkpoints.weights import Checkpoint
+from amused.errors import UserError
 from amused.generation.batches import batch_size_on_gpu, out_of_memory_refused
 from amused.generation.compiled import EAGER, INDUCTOR, Compiler, Turn, one_turn
 from amused.generation.components import Components, Networks
@@ -97,6 +98,7 @@ class Amused:
         device, dtype, dtype_reason: where it runs, in which precision, and why.
         quantize: "int8" or None.
         adapters: the folder of adapters, or None.
+        former: the earlier version of this model, for recipes that it made, or None.
         defaults: the checkpoint's own settings, by field of a recipe: `Recipe(..., **model.defaults)`.
         batch_size: images that are sampled together: 1 on a CPU, where more gain nothing; on a GPU measured before the
             first image, and halved when memory runs out. A short last batch is filled up with its last seed, so that
@@ -121,8 +123,11 @@ class Amused:
         self.components = Components(checkpoint, placement, adapters)
         self._compiler = Compiler(compile, placement)
         self._last = threading.local()  # the `rung` and `batch_size` of this thread's last image
+        self.former = None if checkpoint.former is None else Amused(checkpoint.former, placement, adapters)
+        if self.former is not None:
+            self.former._last = self._last
         self._prompts: LRUCache[tuple[Any, ...], EncodedPrompt] = LRUCache(CACHED_PROMPTS)
-        self._encodings: LRUCache[tuple[str, int], Tensor] = LRUCache(CACHED_IMAGES)
+        self._encodings: LRUCache[str, Tensor] = LRUCache(CACHED_IMAGES)
         self._results: LRUCache[Recipe, tuple[Tensor, str]] = LRUCache(CACHED_RESULTS)
 
     def read_weights(self, everything: bool = False) -> None:
@@ -252,13 +257,31 @@ class Amused:
             UserError: an image or mask is missing or unusable, or the model cannot do what the recipe asks for.
             CheckpointError: the weights are unusable.
         """
+        model = self.of_version(recipe.model_version)
         with out_of_memory_refused():
-            yield from self._generate(with_digests(self.adapters, recipe), image, mask)
+            yield from model._generate(with_digests(self.adapters, recipe), image, mask)
+
+    def of_version(self, version: int) -> Amused:
+        """This model or a former version of it.
+
+        Raises:
+            UserError: the version is not there.
+        """
+        model, known = self, list[int]()
+        while model.checkpoint.version != version:
+            known.append(model.checkpoint.version)
+            if model.former is None:
+                versions = " and ".join(str(one) for one in sorted(known))
+                raise UserError(
+                    f"This needs version {version} of the model {self.name}, but here is version {versions}: "
+                    "use the release of aMUSEd that made it."
+                )
+            model = model.former
+        return model
 
     def _generate(self, recipe: Recipe, image: Source | None, mask: Source | None) -> Generator[Step | Picture]:
         self._last.rung = EAGER
         reader = InputReader(self.name, self.size, self.multiple, self.pixels_per_token, self._parent_tokens)
-        self.components.vqgan(recipe.model_version)
         inputs = reader.read(recipe, image, mask)
         rung = self._rung  # of the parent, if there is one; what starts from its tokens is exact
         self.components.start_loading()
@@ -267,7 +290,7 @@ class Amused:
         prompts = self._encode_prompts(networks, recipe, inputs.width, inputs.height)
         given = inputs.tokens
         if given is None and inputs.image is not None:
-            given = self.encode(inputs.image, recipe.model_version)
+            given = self.encode(inputs.image)
         if not self._is_batch_measured:
             self._is_batch_measured = True
             side = self.checkpoint.transformer.sample_size
@@ -326,7 +349,7 @@ class Amused:
                 for i, seed in enumerate(seeds):
                     yield Step(first + i, seed, step.number, len(steps), tokens[i], masked[i])
             for i, seed in enumerate(seeds):
-                result = self.decode(tokens[i], recipe.model_version)
+                result = self.decode(tokens[i])
                 if inputs.frame is not None:
                     result = inputs.frame.composite_result(result)
                 on_cpu = tokens[i].cpu()
@@ -420,29 +443,32 @@ class Amused:
         return encoded
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, model_version: int | None = None) -> Tensor:
+    def encode(self, image: Image.Image) -> Tensor:
         """An image, whose sides are multiples of `multiple`, to its tokens (h, w). Cached."""
-        encoder, _ = self.components.vqgan(model_version or self.checkpoint.version)
-        key = digest(image), model_version or self.checkpoint.version
+        key = digest(image)
         tokens = self._encodings.get(key)
         if tokens is None:
             # cuDNN computes convolutions in TF32 by default.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                tokens = encoder.get().encode(to_tensor(image).to(self.device))[0]
+                tokens = self.components.encoder.get().encode(to_tensor(image).to(self.device))[0]
             self._encodings.put(key, tokens)
         return tokens
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, model_version: int | None = None) -> Image.Image:
+    def decode(self, tokens: Tensor) -> Image.Image:
         """Tokens (h, w), integers in [0, codebook_size), to their image."""
-        _, decoder = self.components.vqgan(model_version or self.checkpoint.version)
         tokens = tokens.to(self.device)
-        pixels = decoder.get().decode(tokens[None])[0]
+        pixels = self.components.decoder.get().decode(tokens[None])[0]
         self._previewer.observe(tokens, pixels)
         return to_image(pixels)
 
-    def preview(self, tokens: Tensor, masked: Tensor | None = None) -> Image.Image:
-        """An unfinished image: tokens (h, w), a grey checkerboard where `masked` (by default, the mask tokens)."""
+    def preview(self, tokens: Tensor, masked: Tensor | None = None, version: int | None = None) -> Image.Image:
+        """An unfinished image: tokens (h, w), a grey checkerboard where `masked` (by default, the mask tokens).
+
+        `version` is that of the recipe, by default this model's.
+        """
+        if version not in (None, self.checkpoint.version):
+            return self.of_version(version).preview(tokens, masked)
         masked = tokens == self.checkpoint.mask_token_id if masked is None else masked
         return self._previewer.preview(tokens.to(self.device), masked.to(self.device))
 

@@ -89,7 +89,7 @@ class Recipe:
             "improve" does nothing else, at least once. A round takes as long as two steps.
         mask_by: which tokens of an input image image to image masks: "random" ones, as in the reference, or those that
             the "prompt" makes least likely.
-        model_version: of the checkpoint: version 2 of "nouns" has another decoder.
+        model_version: of the checkpoint: "nouns" was trained again.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.
@@ -209,6 +209,8 @@ class Recipe:
             raise UserError("A varied image keeps its size: leave out width and height.")
         if self.parent.model != self.model:
             raise UserError(f"This image can only be varied with the model {self.parent.model}.")
+        if self.parent.model_version != self.model_version:
+            raise UserError(f"This image can only be varied with version {self.parent.model_version} of its model.")
         if self.depth > MAX_DEPTH:
             raise UserError(f"An image can be varied at most {MAX_DEPTH} times in a row: start from a new one.")
         if self.share is not None:

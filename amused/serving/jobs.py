@@ -341,7 +341,7 @@ def sample_one(
             preview = None
             if event.step < event.steps and budget.allows_one():
                 with budget:
-                    preview = model.preview(event.tokens, event.masked)
+                    preview = model.preview(event.tokens, event.masked, recipe.model_version)
             yield Progress(event.index, event.seed, event.step, event.steps, preview)
 
 

@@ -90,8 +90,8 @@ class Model(Protocol):
     ) -> Generator[SamplingStep | FinishedImage]:
         """Sample one seed after the other. It can be closed between two events."""
 
-    def preview(self, tokens: Any, masked: Any = None) -> Image.Image:
-        """A quick look at unfinished tokens."""
+    def preview(self, tokens: Any, masked: Any = None, version: int | None = None) -> Image.Image:
+        """A quick look at unfinished tokens, of a recipe with this `model_version`."""
 
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amused.atomic import atomic_file, sweep
-from amused.checkpoints.catalog import GENERATION_CONFIG
+from amused.checkpoints.catalog import FORMER, GENERATION_CONFIG
 from amused.checkpoints.hub import locate
 from amused.checkpoints.save import save_checkpoint
 from amused.checkpoints.weights import Checkpoint
@@ -283,8 +283,12 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
-    """Write a checkpoint in the published layout and half precision. An existing model card and settings are kept."""
-    kept = {name: (target / name).read_bytes() for name in ("README.md", GENERATION_CONFIG) if (target / name).exists()}
+    """Write a checkpoint in the published layout and half precision.
+
+    An existing model card, settings and former version are kept.
+    """
+    paths = [target / "README.md", target / GENERATION_CONFIG, *(target / FORMER).rglob("*")]
+    kept = {path: path.read_bytes() for path in paths if path.is_file()}
     save_checkpoint(
         target,
         transformer=model.transformer,
@@ -294,8 +298,9 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         masking_schedule="cosine",
         traits=dataclasses.asdict(known),
     )
-    for name, content in kept.items():
-        (target / name).write_bytes(content)
+    for path, content in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:

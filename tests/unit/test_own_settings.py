@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.reference import picture
 from helpers.tiny import tiny_checkpoint
 
 import amused
-from amused.checkpoints.catalog import GENERATION_CONFIG
+from amused.checkpoints.catalog import FORMER, GENERATION_CONFIG
 from amused.errors import CheckpointError, UserError
 from amused.recipe.recipe import OF_A_MODEL
 from amused.serving.runtime import Runtime
@@ -73,27 +73,44 @@ def test_the_page_knows_the_settings_of_the_owners_folder(tmp_path) -> None:
     assert runtime.choice("amused-256").defaults["steps"] == 12
 
 
-def test_a_recipe_of_another_version_uses_that_versions_vqgan_or_is_refused(tmp_path) -> None:
+def test_a_recipe_of_a_former_version_is_made_by_it_or_refused(tmp_path) -> None:
     old, other = load(checkpoint(tmp_path / "own")), checkpoint(tmp_path / "other", seed=5)
     recipe = amused.Recipe("text_to_image", "a red cat", (5,), model="own")
     image_recipe = amused.Recipe("image_to_image", "a cat", (5,), model="own")
-    made = run(old, recipe), run(old, image_recipe, picture(64))
+    variation = amused.Recipe("vary", "a cat", (6,), model="own", parent=recipe, share=0.5)
+    given = [(recipe,), (image_recipe, picture(64)), (variation,)]
+    made = [run(old, *arguments) for arguments in given]
+    step = next(old.generate(recipe))
 
-    (tmp_path / "own" / GENERATION_CONFIG).write_text(json.dumps({"model_version": 2}))
-    (tmp_path / "own" / "vqvae").rename(tmp_path / "own" / "vqvae_v1")
-    shutil.copytree(other / "vqvae", tmp_path / "own" / "vqvae")
+    (tmp_path / "own").rename(tmp_path / "former")
+    shutil.copytree(other, tmp_path / "own")
+    (tmp_path / "own" / GENERATION_CONFIG).write_text(json.dumps({"model_version": 3}))
+    (tmp_path / "former").rename(tmp_path / "own" / FORMER)
     new = load(tmp_path / "own")
-    assert (run(new, recipe), run(new, image_recipe, picture(64))) == made
-    assert new.text_to_image("a red cat", seeds=[5])[0].tobytes() != made[0][0]
-    tokens = torch.arange(16).view(4, 4)
-    assert new.decode(tokens).tobytes() == load(other).decode(tokens).tobytes()
-    assert new.decode(tokens, model_version=1).tobytes() == old.decode(tokens).tobytes()
+    assert [run(new, *arguments) for arguments in given] == made
+    assert (
+        new.text_to_image("a red cat", seeds=[5])[0].tobytes()
+        == load(other).text_to_image("a red cat", seeds=[5])[0].tobytes()
+    )
+    previews = [
+        model.preview(step.tokens, step.masked, version).tobytes() for model, version in ((new, 1), (old, None))
+    ]
+    assert previews[0] == previews[1] != new.preview(step.tokens, step.masked).tobytes()
 
-    later = amused.Recipe("text_to_image", "a red cat", (5,), model="own", model_version=3)
+    between = replace(recipe, model_version=2)
     with pytest.raises(
-        UserError, match="needs version 3 of the model own, but here is version 1 and 2: use the release"
+        UserError, match="needs version 2 of the model own, but here is version 1 and 3: use the release"
     ):
-        run(new, later)
-    shutil.rmtree(tmp_path / "own" / "vqvae_v1")
-    with pytest.raises(UserError, match="needs version 1 of the model own, but here is version 2"):
+        run(new, between)
+    with pytest.raises(UserError, match="can only be varied with version 1 of its model"):
+        replace(variation, model_version=3)
+    shutil.rmtree(tmp_path / "own" / FORMER)
+    with pytest.raises(UserError, match="needs version 1 of the model own, but here is version 3"):
         run(load(tmp_path / "own"), recipe)
+
+
+def test_a_former_version_has_the_same_sizes(tmp_path) -> None:
+    folder = checkpoint(tmp_path / "own")
+    tiny_checkpoint(folder / FORMER, downsample=True)
+    with pytest.raises(CheckpointError, match="former: its images have other sizes"):
+        load(folder)
