@@ -190,7 +190,7 @@ def essential(values: Mapping[str, object]) -> dict[str, object]:
     """The minimal valid recipe of the task, for testing one field at a time."""
     least = {key: values[key] for key in ESSENTIAL if key in values}
     if isinstance(parent := least.get("parent"), Recipe):
-        least["model"] = parent.model
+        least |= {"model": parent.model, "model_version": parent.model_version}
     return least
 
 

@@ -40,6 +40,11 @@ RECIPES = [
     Recipe("inpaint", "a", (3,), composite=False, image="0123456789abcdef", mask="f" * 16, model="amused-256"),
     Recipe("vary", "b", (1, 2), parent=PLAIN, share=0.4),
     Recipe("touch_up", "c", (1,), parent=Recipe("vary", "b", (1,), parent=PLAIN, share=0.4), cells=(9, 3, 4, 5, 255)),
+    replace(
+        Recipe("vary", "b", (1,), parent=replace(PLAIN, model_version=3), share=0.4, model_version=3),
+        sampler="annealed",
+        steps=8,
+    ),
 ]
 
 
