@@ -222,9 +222,13 @@ def read_traits(folder: Path) -> dict[str, Any] | None:
             valid = isinstance(value, dict) and all(
                 isinstance(colour, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", colour) for colour in value.values()
             )
+            kind = "an object of colours"
+        elif key == "words":
+            valid = isinstance(value, dict) and all(isinstance(word, str) for word in value.values())
+            kind = "an object of strings"
         else:
             valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            kind = "a list of strings"
         if not valid:
-            kind = "an object of colours" if key == "backgrounds" else "a list of strings"
             raise CheckpointError(f"{TRAITS}: {shown(key)} must be {kind}.")
     return traits

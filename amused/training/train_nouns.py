@@ -92,7 +92,7 @@ def train(options: argparse.Namespace) -> None:
     print(f"{sum(p.numel() for p in trainer.model.transformer.parameters()):,} parameters in the transformer")
     trainer.restore()
     if options.export:
-        export(options.export, trainer.ema, vqgan, trainer.known, folder / "tokenizer")
+        export(options.export, trainer.ema, vqgan, trainer.known)
         return
     trainer.run()
 
@@ -282,7 +282,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # Results
 
 
-def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, tokenizer: Path) -> None:
+def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary) -> None:
     """Write a checkpoint in the published layout and half precision.
 
     An existing model card, settings and former version are kept.
@@ -294,7 +294,7 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary, t
         transformer=model.transformer,
         vqgan=vqgan,
         text_encoder=model.text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=model.tokenizer,
         masking_schedule="cosine",
         traits=dataclasses.asdict(known),
     )

@@ -54,11 +54,12 @@ PUBLISHED = (
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
-    """The words a model knows for a part of the image: "square red" for the trait "glasses-square-red"."""
+    """The words a model knows for a part of the image: "cow" for the trait "head-cow"."""
     names = traits.get(LISTS[part], [])
     if part == "background":
         return list(names)
-    return [name.partition("-")[2].replace("-", " ") or name for name in names]
+    plain = traits.get("words", {})
+    return [plain.get(name) or name.partition("-")[2].replace("-", " ") or name for name in names]
 
 
 def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import random
 import tarfile
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +173,19 @@ class Nouns:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The traits that a checkpoint was trained on, as in its `traits.json`. Backgrounds map to hexadecimal colours."""
+    """The traits that a checkpoint was trained on, as in its `traits.json`.
+
+    Attributes:
+        backgrounds: hexadecimal colours by name.
+        words: what people call a trait, where that is not its name.
+    """
 
     backgrounds: dict[str, str]
     bodies: list[str]
     accessories: list[str]
     heads: list[str]
     glasses: list[str]
+    words: dict[str, str] = field(default_factory=dict)
 
     def sample(self, rng: random.Random, accessories: float) -> Noun:
         """A random character that is not held out. `accessories` is the share that wears one, 0 to 1."""
@@ -321,13 +327,15 @@ HEADS = [
 
 def known_traits(nouns: Nouns) -> Vocabulary:
     """The traits of the bundled checkpoint: heads that people recognise, and otherwise those that differ most."""
-    return Vocabulary(
+    known = Vocabulary(
         backgrounds=BACKGROUNDS,
         bodies=distinct_traits(nouns, "bodies", 16, ["body-orange", "body-red", "body-purple"]),
         accessories=distinct_traits(nouns, "accessories", 12, ["accessory-heart", "accessory-stripes-big-red"]),
         heads=sorted(f"head-{name}" for name in HEADS),
         glasses=distinct_traits(nouns, "glasses", 16, ["glasses-square-red", "glasses-square-blue"]),
     )
+    named = {trait: plain_words(trait) for trait in (*known.glasses, *known.heads, *known.bodies)}
+    return replace(known, words={trait: name for trait, name in named.items() if name != words(trait)})
 
 
 def all_traits(nouns: Nouns) -> Vocabulary:
