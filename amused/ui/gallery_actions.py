@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
 
 import gradio as gr
 from gradio.blocks import Block
+from PIL import Image
 
 from amused.errors import UserError
+from amused.generation.pixel_masks import token_indices
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
 from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
-from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
+from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.latest import sync
 from amused.ui.results import RunAction, TabState, connect, image_at
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
@@ -53,8 +55,7 @@ class VaryForm:
 class TouchUpForm:
     def __init__(self, task: str) -> None:
         with gr.Column(visible=False, elem_id=f"{task}-touching") as self.place:
-            self.drawing = build_drawing("Paint over what should be repainted", 440, f"{task}-strokes", upload=False)
-            self.mirror = DrawingMirror.of(self.drawing)
+            self.drawing = build_editor("Paint over what should be repainted", f"{task}-strokes")
             with gr.Row():
                 self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 self.count = count_slider(f"{task}-attempts")
@@ -235,18 +236,27 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
 
     def fill(selected: GeneratedImage | None) -> Updates:
         image = required(selected)
-        return {form.drawing: editor_value(image.path), form.prompt: image.recipe.prompt}
+        return {form.drawing: image.path, form.prompt: image.recipe.prompt}
 
     def read(values: Values) -> Request:
         image = required(values[view.selected])
-        cells = painted_cells(tab.runtime, values[form.mirror], image)
-        return derive_request(image, TOUCH_UP, values[form.count], prompt=values[form.prompt], cells=cells)
+        _, cells = painted_cells(tab.runtime, values[form.drawing].mask(image.size), image)
+        changes = {"prompt": values[form.prompt], "cells": token_indices(cells)}
+        return derive_request(image, TOUCH_UP, values[form.count], **changes)
 
-    # The editor gets its image once it is visible: a hidden one does not know its size.
+    def show_cells(values: Values) -> Updates:
+        image: GeneratedImage | None = values[view.selected]
+        drawing: Drawing = values[form.drawing]
+        if image is None or drawing.background is None:
+            return NO_CHANGE
+        mask = drawing.painted(image.size) or Image.new("L", image.size)
+        return {form.drawing: show_grid(image.size, *painted_cells(tab.runtime, mask, image))}
+
     unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
-    action = deriving(view, read, {view.selected, form.mirror, form.prompt, form.count})
-    connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
+    action = deriving(view, read, {view.selected, form.drawing, form.prompt, form.count})
+    connect(tab.runtime, tab, [form.run.click], action)
+    sync([form.drawing], show_cells, {view.selected, form.drawing}, [form.drawing])
 
 
 def connect_improve(tab: Tab, view: DetailsView) -> None:

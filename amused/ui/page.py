@@ -79,7 +79,7 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
-        "head_paths": [HERE / "page.html"],
+        "head_paths": [HERE / "page.html", HERE / "editor.html"],
         "favicon_path": HERE / "favicon.png",
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]

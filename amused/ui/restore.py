@@ -213,4 +213,4 @@ def connect_replay(tab: Tab, card: Card) -> None:
         return verdict(values[card.shared], images[0]) if len(images) == 1 else ""
 
     action = RunAction(read=read, inputs={card.shared, *tab.sources}, remark=compare)
-    connect(tab.runtime, tab, [card.replay[tab.task].click], action, tab.before_read)
+    connect(tab.runtime, tab, [card.replay[tab.task].click], action)

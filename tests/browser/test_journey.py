@@ -92,7 +92,7 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
     person.click(tile(page, TEXT, 2))
     person.click(part(page, TEXT, "to-inpaint"))
     editor = part(page, INPAINT, "drawing")
-    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    expect(editor.locator("canvas")).to_be_visible()
     person.paint(page, editor)
     assert_accessible(page)
     set_count(page, INPAINT, 1)

@@ -560,7 +560,8 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
     assert not drop(picture.locator("[aria-dropeffect]").first, data)
     expect(picture.locator("img").first).to_be_visible()
     open_tab(page, "Inpaint")
-    assert not drop(part(page, "inpaint", "drawing").locator("canvas").first, data)
+    assert not drop(part(page, "inpaint", "drawing").get_by_text("Drop an image here"), data)
+    expect(part(page, "inpaint", "drawing").locator("canvas")).to_be_visible()
     assert taken.evaluate("input => input.files.length") == 0
 
     drop(page.locator(".block.heading"), png(png_info(PLAIN, "a" * 16)))
@@ -577,7 +578,7 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
     page.wait_for_function("before => localStorage['amused-kept'] !== before", arg=before)
     prompt(page).fill("what I was about to try")
     page.get_by_role("tab", name="Inpaint").click()
-    part(page, "inpaint", "drawing").locator("canvas").first.wait_for()  # the tab is there as a whole
+    part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()  # the tab is there as a whole
     prompt(page, "inpaint").fill("a hat")
     open_restore(page)
     assert [text.strip(" ✓\n") for text in remembered(page)] == [
@@ -609,7 +610,7 @@ def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: s
     try:
         expect(replay(page)).to_contain_text("Starting")
         page.get_by_role("tab", name="Inpaint").click()
-        part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+        part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()
     finally:
         GATE.open.set()
     page.wait_for_function("before => localStorage['amused-recent'] !== before", arg=before)

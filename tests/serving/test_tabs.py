@@ -16,6 +16,7 @@ from PIL import Image
 import amused
 from amused.errors import UserError
 from amused.generation.images import digest
+from amused.generation.pixel_masks import token_indices
 from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
@@ -73,10 +74,12 @@ def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path
     stroke.putpixel((41, 20), (255, 0, 0, 255))
     drawing = Drawing(png(TEAL), (png(stroke),))
     image = GeneratedImage("", 1, Recipe("text_to_image", "", (1,)), "0" * 16, (256, 256))
-    assert painted_cells(runtime, drawing, image) == (cell,)
+    box, cells = painted_cells(runtime, drawing.mask(image.size), image)
+    assert (box, token_indices(cells)) == ((0, 0, 256, 256), (cell,))
     tab = build_tab(inpaint_tab.build, runtime)
-    shown = tab.show_cells(values_of(tab, mirror=drawing))[tab.cells]
-    assert shown.label == f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells"
+    updates = tab.show_cells(values_of(tab, drawing=drawing))
+    assert f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells" in updates[tab.cells].value
+    assert updates[tab.drawing].props["grid"]["cells"] == (cell,)
 
 
 def kept(number: int, path: Path, size: int = 64) -> GeneratedImage:
@@ -155,7 +158,7 @@ def test_a_typed_prompt_may_stand_for_several(build: Any) -> None:
     tab = build_tab(build, fake_runtime())
     stroke = png(Image.new("RGBA", (256, 256), "red"))
     own = {text_tab.build: {}, image_tab.build: {"image": png(TEAL)}}
-    inputs = own.get(build, {"mirror": Drawing(png(TEAL), (stroke,))})
+    inputs = own.get(build, {"drawing": Drawing(png(TEAL), (stroke,))})
     request = tab.read(values_of(tab, prompt="a {fox|cow}\n{head}", seeds="3", count=2, **inputs))
     assert [(recipe.prompt, recipe.seeds) for recipe in request.recipes[:2]] == [("a fox", (3, 4)), ("a cow", (3, 4))]
     words = prompts.words(TRAITS, "head")
