@@ -424,6 +424,12 @@ def test_a_part_of_a_result_is_repainted_in_three_acts(page: Page) -> None:
     expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(before + 4, timeout=60_000)
 
 
+def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
+    open_image(phone, TEXT_TO_IMAGE, 0)
+    boxes = [part(phone, TEXT_TO_IMAGE, name).bounding_box() for name in ("keep", "more", "touch")]
+    assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
+
+
 def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
     open_inpainting(phone, image_files / "square.png")
     tools = part(phone, INPAINT, "drawing").get_by_role("toolbar")
@@ -439,11 +445,18 @@ def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
 # Image to image
 
 
+def keep_shape(page: Page) -> None:
+    part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
+    page.get_by_role("option", name="Original", exact=True).click()
+
+
 def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
     seen = part(page, IMAGE_TO_IMAGE, "seen")
     expect(seen).to_be_hidden()
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
+    expect(seen).to_contain_text("What the model sees: 256 x 256")  # a square crop
+    keep_shape(page)
     expect(seen).to_contain_text("What the model sees: 256 x 128")
     part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
     page.get_by_role("option", name="Square", exact=True).click()
@@ -462,6 +475,7 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: 
 def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
+    keep_shape(page)
     set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
     run(page, IMAGE_TO_IMAGE)
     expect_done(page, IMAGE_TO_IMAGE, 2)

@@ -208,9 +208,9 @@ def other_tool(prompt: str) -> PngInfo:
     return info
 
 
-def png(info: PngInfo | None) -> bytes:
+def png(info: PngInfo | None, color: str = "teal") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(file, "PNG", pnginfo=info)
+    Image.new("RGB", (8, 8), color).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
@@ -559,6 +559,10 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
     picture = part(page, "image_to_image", "picture")
     assert not drop(picture.locator("[aria-dropeffect]").first, data)
     expect(picture.locator("img").first).to_be_visible()
+    former = picture.locator("img").get_attribute("src")
+    picture.locator("img").evaluate(DROP_JS.replace("image/png", "text/plain"), ["text.txt", "AAAA"])
+    drop(picture.get_by_test_id("block-label"), png(None, "navy"))  # next to the image, which the other drop left
+    expect(picture.locator("img")).not_to_have_attribute("src", former)
     open_tab(page, "Inpaint")
     assert not drop(part(page, "inpaint", "drawing").get_by_text("Drop an image here"), data)
     expect(part(page, "inpaint", "drawing").locator("canvas")).to_be_visible()
