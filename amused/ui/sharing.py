@@ -143,7 +143,7 @@ def verdict(shared: Shared, image: GeneratedImage) -> str:
     if shared.digest is None:
         return "This recipe has no digest, so the result cannot be checked."
     if image.digest == shared.digest:
-        return "The same image, bit for bit."
+        return "✓ The same, bit for bit."
     if shared.fingerprint is None:
         return "Not identical. The recipe does not say which device made the original."
     if shared.fingerprint != image.fingerprint:

@@ -216,7 +216,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", tmp_path / "mask.png")
     part(page, INPAINT, "replay").click()
-    expect(part(page, INPAINT, "status")).to_contain_text("The same image, bit for bit.")
+    expect(part(page, INPAINT, "status")).to_contain_text("The same, bit for bit.")
 
 
 def test_a_link_sets_shape_and_fit() -> None:
