@@ -22,9 +22,10 @@ from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, build_editor, show_grid
+from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
-from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.kept_images import KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
 from amused.ui.results import RunAction, TabState, connect, image_at
 from amused.ui.sharing import CopyLink
@@ -95,6 +96,9 @@ class DetailsView:
                 self.mask = gr.DownloadButton(
                     "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
                 )
+                self.enlarged = {
+                    factor: small_button(f"Download ×{factor}", 110, f"{task}-download-{factor}") for factor in FACTORS
+                }
             self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
             self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
 
@@ -131,6 +135,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         connect_more(tab)
         connect_touch_up(tab, view)
         connect_improve(tab, view)
+        connect_enlarged(tab, view, tray)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
@@ -265,6 +270,17 @@ def connect_improve(tab: Tab, view: DetailsView) -> None:
         return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
 
     connect(tab.runtime, tab, [view.buttons["improve"].click], deriving(view, read, {view.selected}))
+
+
+def connect_enlarged(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
+    for factor, button in view.enlarged.items():
+
+        def prepare(values: Values, factor: int = factor) -> Updates:
+            image = required(values[view.selected])
+            choice = tab.runtime.choice(image.recipe.model)
+            return {tray.file: write_enlarged(image, factor, choice, values[tray.write_metadata])}
+
+        start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **UI_ONLY))
 
 
 def connect_more(tab: Tab) -> None:

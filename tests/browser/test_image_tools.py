@@ -424,6 +424,14 @@ def test_a_part_of_a_result_is_repainted_in_three_acts(page: Page) -> None:
     expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(before + 4, timeout=60_000)
 
 
+def test_an_image_is_downloaded_enlarged(page: Page) -> None:
+    open_image(page, TEXT_TO_IMAGE, 0)
+    for factor in (2, 4):
+        with page.expect_download() as download:
+            part(page, TEXT_TO_IMAGE, f"download-{factor}").click()
+        assert Image.open(download.value.path()).size == (256 * factor, 256 * factor)
+
+
 def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
     open_image(phone, TEXT_TO_IMAGE, 0)
     boxes = [part(phone, TEXT_TO_IMAGE, name).bounding_box() for name in ("keep", "more", "touch")]

@@ -17,12 +17,14 @@ import amused
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.generation.pixel_masks import token_indices
+from amused.recipe.metadata import from_png
 from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
 from amused.ui.browser_storage import restore_settings
 from amused.ui.derive import continue_request, painted_cells
 from amused.ui.drawing import Drawing
+from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection, build_sheet
@@ -80,6 +82,24 @@ def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path
     updates = tab.show_cells(values_of(tab, drawing=drawing))
     assert f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells" in updates[tab.cells].value
     assert updates[tab.drawing].props["grid"]["cells"] == (cell,)
+
+
+@pytest.mark.parametrize(("traits", "colors"), [(TRAITS, 2), (None, 10)])
+def test_an_enlarged_image_keeps_its_recipe(traits: Any, colors: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    pixels = Image.new("RGB", (8, 8), "teal")
+    pixels.putpixel((3, 3), (255, 0, 0))
+    pixels.save(tmp_path / "a.png")
+    recipe = Recipe("text_to_image", "a fox", (7,))
+    image = GeneratedImage(str(tmp_path / "a.png"), 7, recipe, digest(pixels), (8, 8))
+    for factor in FACTORS:
+        path = write_enlarged(image, factor, Choice("nouns", "", traits=traits), write_metadata=True)
+        made = Image.open(path)
+        assert Path(path).name == f"amused-seed-7-x{factor}.png" and made.size == (8 * factor, 8 * factor)
+        assert (from_png(made).recipe, from_png(made).digest) == (recipe, digest(pixels))
+        num_colors = len(made.getcolors())
+        assert num_colors == colors if traits else num_colors >= colors
+        assert not Image.open(write_enlarged(image, factor, Choice("nouns", ""), write_metadata=False)).info
 
 
 def kept(number: int, path: Path, size: int = 64) -> GeneratedImage:
