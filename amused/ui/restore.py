@@ -22,7 +22,7 @@ from amused.recipe.recipe import INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, restore_settings
-from amused.ui.describe import TITLES
+from amused.ui.describe import TITLES, describe_origin
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
@@ -62,7 +62,7 @@ class Card:
         task = None if shared is None else shared.recipe.first.task
         return {
             self.place: gr.Column(visible=True),
-            self.text: status_line(*sentences),
+            self.text: status_line(*sentences) + ("" if shared is None else describe_origin(shared)),
             self.shared: shared,
             **{button: gr.Button(visible=name == task) for name, button in self.replay.items()},
         }
@@ -81,11 +81,9 @@ def describe_shared(runtime: Runtime, shared: Shared, runs: bool = False) -> lis
     what = f"{TITLES[first.task]} with {recipe.model}, {count_images(len(recipe.seeds))}{changed}."
     if first.task in STRENGTHS:
         needed = "image and mask" if first.task == INPAINT else "image"
-        digests = ", ".join(f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name)))
-        named = f" ({digests})" if digests else ""
         sentences = [
             f"{what} Its settings are filled in.",
-            f"It needs the original {needed}{named}: upload below, then press Replay.",
+            f"It needs the original {needed}: upload below, then press Replay.",
         ]
     elif runs:
         sentences = [f"From a link: {what}"]

@@ -354,7 +354,10 @@ def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: s
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
     expect(status(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
-    expect(status(page)).to_contain_text("Original: mps")
+    expect(status(page)).to_contain_text("made with another device or version: see Info")
+    expect(card(page)).not_to_contain_text("mps", use_inner_text=True)
+    card(page).get_by_text("Info").click()
+    expect(card(page)).to_contain_text("mps", use_inner_text=True)
 
 
 def copied_link(page: Page) -> str:
@@ -476,7 +479,9 @@ def test_an_image_link_asks_for_its_image(page: Page, address: str, tmp_path: Pa
     named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
-    expect(card(page)).to_contain_text(f"It needs the original image (image {named})")
+    expect(card(page)).to_contain_text("It needs the original image: upload below")
+    card(page).get_by_text("Info").click()
+    expect(card(page).get_by_text(named)).to_be_visible()
     expect(prompt(page, "image_to_image")).to_be_visible()
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")

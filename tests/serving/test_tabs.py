@@ -29,7 +29,7 @@ from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection, build_sheet
 from amused.ui.kept_images import KeptImages, write_sheet
-from amused.ui.prompt_help import describe_prompt
+from amused.ui.prompt_help import describe_prompt, word_choices
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -171,6 +171,11 @@ def test_a_prompt_of_known_words_needs_no_hint(prompt: str) -> None:
 def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
     assert "a baseball head" in prompts.hint(TRAITS, "a castle by the sea")
     assert prompts.hint(None, "a castle by the sea") == ""
+
+
+def test_words_are_offered_in_plain_english_and_written_as_in_captions() -> None:
+    choices = dict(word_choices("head", Runtime(default="nouns").choice("nouns").traits))
+    assert choices["burger"] == "burger dollarmenu" and choices["fox"] == "fox"
 
 
 @pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])
