@@ -28,6 +28,7 @@ from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
 from amused.ui.results import RunAction, TabState, connect, image_at
+from amused.ui.setting_examples import low_high
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
@@ -46,6 +47,7 @@ class VaryForm:
                     step=0.05,
                     label="How much may change",
                     info="Share of the image's tokens to resample",
+                    elem_classes=low_high("mask_ratio"),
                     min_width=160,
                     elem_id=f"{task}-share",
                 )

@@ -450,6 +450,30 @@ def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+# Settings
+
+
+def shown_values(page: Page, name: str) -> str:
+    """What is shown next to a number: two images between their values."""
+    info = part(page, TEXT_TO_IMAGE, name).locator(".info-text")
+    content = info.evaluate("info => getComputedStyle(info, '::after').content")
+    return re.sub(r'url\("data:image/webp;base64,[^"]+"\)', "image", content).partition(" /")[0]
+
+
+def test_a_number_shows_what_it_does_on_hover_and_on_focus(page: Page) -> None:
+    unfold(page, TEXT_TO_IMAGE, "advanced")
+    steps, guidance = part(page, TEXT_TO_IMAGE, "steps"), part(page, TEXT_TO_IMAGE, "guidance")
+    assert shown_values(page, "steps") == "none"
+    steps.get_by_role("slider").focus()
+    assert shown_values(page, "steps") == '"1 " image " " image " 12"'
+    page.keyboard.press("Tab")
+    while guidance.evaluate("block => !block.contains(document.activeElement)"):
+        page.keyboard.press("Tab")
+    assert (shown_values(page, "steps"), shown_values(page, "guidance")) == ("none", '"0 " image " " image " 6"')
+    steps.hover()
+    assert shown_values(page, "steps") != "none"
+
+
 # Image to image
 
 
