@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 from amused.errors import UserError
 from amused.generation.images import load_image, upright
-from amused.generation.pixel_masks import load_mask, token_indices
+from amused.generation.pixel_masks import load_mask
 from amused.serving import file_cache
 from amused.ui.files import png_bytes
 from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url
@@ -39,7 +39,7 @@ TEMPLATE = """
 <div class="view"><div class="stage">
   <img class="picture" alt="The image to paint on">
   <canvas class="mask"></canvas>
-  <svg class="grid" preserveAspectRatio="none" aria-hidden="true"></svg>
+  <div class="grid" aria-hidden="true"></div>
   <span class="ring"></span>
 </div></div>
 %s
@@ -135,9 +135,19 @@ def take_upload(event: gr.EventData) -> str:
 
 def show_grid(size: tuple[int, int], box: Sequence[float], cells: np.ndarray) -> gr.HTML:
     """An update that shows the token grid over `box` (left, top, right, bottom) of an image; true cells are marked."""
-    fractions = [edge / side for edge, side in zip(box, (*size, *size), strict=True)]
+    left, top, right, bottom = (edge / side for edge, side in zip(box, (*size, *size), strict=True))
     rows, columns = cells.shape
-    return gr.HTML(grid={"box": fractions, "rows": rows, "columns": columns, "cells": token_indices(cells)})
+    marked = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(cells).tolist())
+    lines = [f"M0 {row}h{columns}" for row in range(rows + 1)] + [
+        f"M{column} 0v{rows}" for column in range(columns + 1)
+    ]
+    place = f"left:{left:%};top:{top:%};width:{right - left:%};height:{bottom - top:%}"
+    svg = (
+        f'<svg viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" style="{place}">'
+        f'<path class="marked" d="{marked}"/><path class="lines" d="{"".join(lines)}"/></svg>'
+    )
+    edges = {"columns": np.linspace(left, right, columns + 1), "rows": np.linspace(top, bottom, rows + 1)}
+    return gr.HTML(grid={"svg": svg, **{name: values.tolist() for name, values in edges.items()}})
 
 
 def hide_grid() -> gr.HTML:

@@ -81,7 +81,8 @@ def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path
     tab = build_tab(inpaint_tab.build, runtime)
     updates = tab.show_cells(values_of(tab, drawing=drawing))
     assert f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells" in updates[tab.cells].value
-    assert updates[tab.drawing].props["grid"]["cells"] == (cell,)
+    row, column = divmod(cell, 256 // pixels_per_token)
+    assert f'd="M{column} {row}h1v1h-1z"' in updates[tab.drawing].props["grid"]["svg"]
 
 
 @pytest.mark.parametrize(("traits", "colors"), [(TRAITS, 2), (None, 10)])
