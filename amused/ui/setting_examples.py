@@ -17,7 +17,7 @@ from amused.ui.prompts import FOLDER
 PROMPT = "a pixel art character with square red glasses and a whale-shaped head"
 OTHER = "a pixel art character with square blue glasses and a fox-shaped head"
 # Without the sampler and the corrector that suit the model, which hide what other settings do.
-PLAIN = {"steps": 8, "guidance_scale": 2.0, "temperature": (4.0, 1.0)}
+PLAIN: dict[str, Any] = {"steps": 8, "guidance_scale": 2.0, "temperature": (4.0, 1.0)}
 SIDE = 64
 
 
@@ -82,6 +82,7 @@ def main() -> None:
                 changes[pair.field] = tuple(parts)
             recipe = replace(first, **changes)
             *_, picture = model.generate(recipe, image=given if pair.task == IMAGE_TO_IMAGE else None)
+            assert isinstance(picture, amused.Picture)
             image = picture.image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
             image.save(FOLDER / "settings" / f"{name}-{end}.webp", lossless=True)
 
