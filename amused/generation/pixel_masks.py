@@ -91,16 +91,23 @@ def fit_mask(mask: Image.Image, width: int, height: int, mode: str) -> Image.Ima
 
     `mode` is "crop", "pad" or "stretch".
     """
+    across, down = fitted_sides(mask.size, width, height, mode)
     if mode == "pad":
-        across, down = max(mask.width, mask.height * width / height), max(mask.height, mask.width * height / width)
         padded = Image.new("L", (round(across), round(down)))
         padded.paste(mask, ((padded.width - mask.width) // 2, (padded.height - mask.height) // 2))
         mask = padded
     if mode == "crop":
-        across, down = min(mask.width, mask.height * width / height), min(mask.height, mask.width * height / width)
         left, top = (mask.width - across) / 2, (mask.height - down) / 2
         mask = mask.crop((math.floor(left), math.floor(top), math.ceil(left + across), math.ceil(top + down)))
     return resize_mask(mask, (width, height))
+
+
+def fitted_sides(size: tuple[int, int], width: int, height: int, mode: str) -> tuple[float, float]:
+    """Sides in pixels of the part of an image, around its middle, that `fit` makes width x height; more if padded."""
+    if mode == "stretch":
+        return size
+    limit = max if mode == "pad" else min
+    return limit(size[0], size[1] * width / height), limit(size[1], size[0] * height / width)
 
 
 def touched_cells(mask: Image.Image, pixels_per_token: int) -> np.ndarray:

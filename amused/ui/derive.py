@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.pixel_masks import crop_mask, load_mask, square_around, token_indices, touched_cells
+from amused.generation.pixel_masks import Box, crop_mask, load_mask, square_around, touched_cells
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMPROVE, MAX_SEED, Recipe, whole
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.drawing import Drawing
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import MORE
 from amused.ui.settings import RANDOM_SEEDS
@@ -59,12 +59,13 @@ def derive_recipe(parent: Recipe, task: str, count: float, **changes: Any) -> Re
     return replace(parent, **{**reset, "task": task, "seeds": tuple(seeds), "parent": parent, **changes})
 
 
-def painted_cells(runtime: Runtime, drawing: Drawing, image: GeneratedImage) -> tuple[int, ...]:
-    """The token indices that any stroke touches."""
-    mask, model = drawing.mask(image.size), image.recipe.model
+def painted_cells(runtime: Runtime, mask: Image.Image, image: GeneratedImage) -> tuple[Box, np.ndarray]:
+    """Where the token grid of an image lies on it, and which of its cells the mask touches."""
+    model = image.recipe.model
+    box = (0, 0, *image.size)
     if image.recipe.first.only_masked:
         assert image.mask is not None
         size, _ = runtime.native_size(model)
         box = square_around(load_mask(open_image(image.mask), image.size), size)
         mask = crop_mask(mask, box, size)
-    return token_indices(touched_cells(mask, runtime.pixels_per_token(model)))
+    return box, touched_cells(mask, runtime.pixels_per_token(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from amused.recipe.links import Shared
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TEXT_TO_IMAGE, TOUCH_UP, VARY, Recipe
 from amused.ui.files import GeneratedImage
 
@@ -46,10 +47,26 @@ LABELS = {
 ALWAYS = ("prompt", "seeds", "model", "steps", "guidance_scale", "temperature")
 
 
+def describe_origin(shared: Shared) -> str:
+    """Digests and versions of a recipe from outside, collapsed; "" if it names none."""
+    first = shared.recipe.first
+    rows = {
+        "Digest": shared.digest,
+        "Input image": first.image,
+        "Input mask": first.mask,
+        "Made on": shared.fingerprint,
+        "Model version": None if shared.recipe.model_version == 1 else f"{shared.recipe.model_version}",
+    }
+    found = [f"<dt>{label}</dt><dd>{html.escape(value)}</dd>" for label, value in rows.items() if value]
+    return f"<details class='info'><summary>Info</summary><dl>{''.join(found)}</dl></details>" if found else ""
+
+
 def describe_image(image: GeneratedImage) -> str:
     width, height = image.size
     head = f"<h2>Seed {image.seed}</h2><p>{TITLES[image.recipe.task]}, {width} × {height}</p>"
-    info = f"<details class='info'><summary>Info</summary>{describe_recipe(image.recipe)}</details>"
+    origin = "" if image.fingerprint is None else f"<dt>Made on</dt><dd>{html.escape(image.fingerprint)}</dd>"
+    rows = f"{describe_recipe(image.recipe)}<dl><dt>Digest</dt><dd>{image.digest}</dd>{origin}</dl>"
+    info = f"<details class='info'><summary>Info</summary>{rows}</details>"
     return f'<div class="facts">{head}{info}</div>'
 
 

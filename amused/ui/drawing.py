@@ -1,50 +1,65 @@
-"""The image editor: an image, and the strokes painted over it."""
+"""The mask editor: an image, and a mask painted over it. Its script is editor.html, its look is in page.css."""
 
 from __future__ import annotations
 
-import re
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components.base import server
-from gradio.components.image_editor import EditorData
+import numpy as np
+from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
 from amused.errors import UserError
 from amused.generation.images import load_image, upright
 from amused.generation.pixel_masks import load_mask
-from amused.limits import MAX_PICTURE_BYTES
 from amused.serving import file_cache
-from amused.ui.events import UI_ONLY
-from amused.ui.inputs import NO_IMAGE, Raw
-from amused.ui.latest import COUNT_JS
+from amused.ui.files import png_bytes
+from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url
 
 NOTHING_PAINTED = "Paint over the part to change first."
+MAX_SHOWN_SIDE = 768  # pixels: larger images are painted on as a reduced copy
 
-MIRROR_JS = """(change, drawing) => {
-    const latest = (window.amusedMirrored ||= {});
-    if (change < (latest["%s"] || 0)) return { __type__: "update" };
-    latest["%s"] = change;
-    return drawing;
-}"""
+SCRIPT = 'window.amusedEditor(element, props, watch, (file) => trigger("upload", file), upload)'
+TEMPLATE = """
+<div class="tools" role="toolbar" aria-label="Mask">
+  <button type="button" data-tool="brush" aria-pressed="true">Brush</button>
+  <button type="button" data-tool="erase" aria-pressed="false">Erase</button>
+  <button type="button" data-tool="cells" aria-pressed="false">Cells</button>
+  <button type="button" data-do="undo" title="Undo: Ctrl+Z" aria-label="Undo">↶</button>
+  <button type="button" data-do="redo" title="Redo: Ctrl+Shift+Z" aria-label="Redo">↷</button>
+  <input class="size" type="range" min="1" max="40" value="14" title="Brush size: [ and ]" aria-label="Brush size">
+  <button type="button" data-do="clear">Clear mask</button>
+  <button type="button" data-do="out" title="Zoom out" aria-label="Zoom out">−</button>
+  <button type="button" data-do="in" title="Zoom in" aria-label="Zoom in">+</button>
+  %s
+</div>
+<div class="view"><div class="stage">
+  <img class="picture" alt="The image to paint on">
+  <canvas class="mask"></canvas>
+  <div class="grid" aria-hidden="true"></div>
+  <span class="ring"></span>
+</div></div>
+%s
+"""
+REPLACE = '<button type="button" data-do="replace" aria-label="Replace image">Replace</button>'
+EMPTY = """<label class="nothing"><input class="file" type="file" accept="image/*" aria-label="Your image">
+  <span>Drop an image here, paste it, or <b>choose a file</b></span></label>"""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image and the layers painted over it, as uploaded."""
+    """An image and the layers painted over it, as sent by a browser."""
 
     background: Raw | None
     layers: tuple[Raw, ...]
 
-    def image(self) -> Image.Image:
+    def image(self, expected: str | None = None) -> Image.Image:
         if self.background is None:
             raise UserError(NO_IMAGE)
-        return load_image(self.background)
+        return load_image(self.background, expected)
 
     def painted(self, size: tuple[int, int]) -> Image.Image | None:
         """White where any layer is painted, by opacity whatever the colour; None if nothing is."""
@@ -63,110 +78,77 @@ class Drawing:
         return mask
 
 
-class UploadedDrawings:
-    """Drawings that the editor uploads layer by layer, keyed by its own id. Bounded, unlike Gradio's."""
+class MaskEditor(gr.HTML):
+    """Handlers get a Drawing, and return the path of an image on which nothing is painted.
 
-    MAX_DRAWINGS, MAX_ID = 1000, 40
-    BACKGROUND, LAYER = "background", re.compile("layer [0-7]")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._drawings: OrderedDict[str, dict[str, Path]] = OrderedDict()
-
-    def put(self, drawing_id: str, layer: str, content: bytes) -> None:
-        if not (layer == self.BACKGROUND or self.LAYER.fullmatch(layer)):
-            return  # a composite, which is not needed
-        if len(drawing_id) > self.MAX_ID or len(content) > MAX_PICTURE_BYTES:
-            return  # not from an editor
-        path = Path(file_cache.save(content, "drawn.png"))
-        with self._lock:
-            self._drawings.setdefault(drawing_id, {})[layer] = path
-            self._drawings.move_to_end(drawing_id)
-            while len(self._drawings) > self.MAX_DRAWINGS:
-                self._drawings.popitem(last=False)
-
-    def get(self, drawing_id: str) -> Drawing:
-        with self._lock:
-            files = dict(self._drawings.get(drawing_id, {}))
-        background = files.pop(self.BACKGROUND, None)
-        return Drawing(background, tuple(path for _, path in sorted(files.items())))
-
-
-UPLOADED = UploadedDrawings()
-
-
-class DrawingInput(gr.ImageEditor):
-    """An image editor whose value is a Drawing."""
-
-    is_template = True
-
-    @server  # type: ignore[untyped-decorator]  # Gradio's has no type hints
-    def accept_blobs(self, data: Any) -> None:
-        drawing_id, kind, index = (str(data.data.get(key)) for key in ("id", "type", "index"))
-        UPLOADED.put(drawing_id, f"layer {index}" if kind == "layer" else kind, data.files[0][1])
-
-    def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
-        return to_drawing(payload)
-
-
-class DrawingMirror(gr.JSON):
-    """A copy of a drawing, made by `mirror_drawing`: events take this as input instead of the editor."""
-
-    is_template = True
-    data_model = EditorData
-    drawing: DrawingInput
-
-    @classmethod
-    def of(cls, drawing: DrawingInput) -> DrawingMirror:
-        mirror = cls(visible="hidden")  # no `__init__` of our own: arguments that it did not name would be lost
-        mirror.drawing = drawing
-        return mirror
-
-    def preprocess(self, payload: EditorData | None) -> Drawing:  # type: ignore[override]
-        return to_drawing(payload)
-
-
-def to_drawing(payload: EditorData | None) -> Drawing:
-    if payload is None:
-        return Drawing(None, ())
-    if payload.id is not None:
-        return UPLOADED.get(payload.id)
-    background = None if payload.background is None else Path(payload.background.path)
-    return Drawing(background, tuple(Path(layer.path) for layer in payload.layers))
-
-
-def build_drawing(label: str, height: int, elem_id: str, upload: bool) -> DrawingInput:
-    """An editor with one layer and one fixed colour; with `upload`, visitors can give an image."""
-    return DrawingInput(
-        label=label,
-        type="filepath",
-        image_mode="RGBA",
-        format="png",
-        sources=["upload", "clipboard"] if upload else [],
-        layers=False,
-        transforms=(),
-        brush=gr.Brush(colors=["#f43f5e"], color_mode="fixed", default_size=24),
-        eraser=gr.Eraser(default_size=24),
-        canvas_size=(512, 512),
-        height=height,
-        buttons=[],
-        elem_id=elem_id,
-    )
-
-
-def editor_value(path: str) -> dict[str, Any]:
-    """The value of an editor with this image and nothing painted."""
-    return {"background": path, "layers": [], "composite": None}
-
-
-def mirror_drawing(events: Sequence[Any], mirror: DrawingMirror) -> Any:
-    """Copy the drawing to `mirror` at any of these events; returns the last event, for what comes `then`.
-
-    Gradio (6.31) asks any input or output of a server event for its value again whenever a run yields, and an editor
-    answers by uploading all of its images: some hundred times per generated image. So the editor is only an input of
-    this event, which runs in the browser; see also `latest.hide_progress`.
+    The prop `grid` is what `show_grid` gives.
     """
-    change, drawing = gr.Number(0, visible="hidden"), mirror.drawing
-    return gr.on(events, None, None, change, js=COUNT_JS, **UI_ONLY).then(
-        None, [change, drawing], mirror, js=MIRROR_JS % (drawing.elem_id, drawing.elem_id), **UI_ONLY
+
+    is_template = True  # no `__init__` of our own: arguments that it did not name would be lost
+
+    def preprocess(self, payload: Any) -> Drawing:  # type: ignore[override]
+        source, mask = (payload.get(key) for key in ("source", "mask")) if isinstance(payload, dict) else (None, None)
+        path = source.get("path") if isinstance(source, dict) else None
+        return Drawing(
+            Path(path) if isinstance(path, str) else None,
+            (decode_data_url(mask),) if isinstance(mask, str) and mask else (),
+        )
+
+    def postprocess(self, value: str | None) -> dict[str, Any] | None:  # type: ignore[override]
+        if value is None:
+            return None
+        shown = load_image(Path(value))
+        shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
+        path = file_cache.save(png_bytes(shown, compress_level=1), "shown.png")
+        return {"source": file_data(value), "image": file_data(path), "mask": ""}
+
+
+def file_data(path: str) -> dict[str, Any]:
+    return FileData(path=path).model_dump()
+
+
+def build_editor(label: str, elem_id: str, upload: bool = False) -> MaskEditor:
+    """With `upload`, visitors can give an image."""
+    editor = MaskEditor(
+        label=label,
+        html_template=TEMPLATE % ((REPLACE, EMPTY) if upload else ("", "")),
+        js_on_load=SCRIPT,
+        apply_default_css=False,
+        container=True,
+        elem_id=elem_id,
+        elem_classes="mask-editor",
+        grid=None,
     )
+    if upload:
+        # Queued: Gradio (6.31) shows no error of an event that bypasses its queue.
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        editor.upload(take_upload, None, editor, **options)
+    return editor
+
+
+def take_upload(event: gr.EventData) -> str:
+    """The path of an uploaded file; a file that is no image is refused, and the image that was there stays."""
+    path: str = event._data["path"]
+    load_image(Path(path))
+    return path
+
+
+def show_grid(size: tuple[int, int], box: Sequence[float], cells: np.ndarray) -> gr.HTML:
+    """An update that shows the token grid over `box` (left, top, right, bottom) of an image; true cells are marked."""
+    left, top, right, bottom = (edge / side for edge, side in zip(box, (*size, *size), strict=True))
+    rows, columns = cells.shape
+    marked = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(cells).tolist())
+    lines = [f"M0 {row}h{columns}" for row in range(rows + 1)] + [
+        f"M{column} 0v{rows}" for column in range(columns + 1)
+    ]
+    place = f"left:{left:%};top:{top:%};width:{right - left:%};height:{bottom - top:%}"
+    svg = (
+        f'<svg viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" style="{place}">'
+        f'<path class="marked" d="{marked}"/><path class="lines" d="{"".join(lines)}"/></svg>'
+    )
+    edges = {"columns": np.linspace(left, right, columns + 1), "rows": np.linspace(top, bottom, rows + 1)}
+    return gr.HTML(grid={"svg": svg, **{name: values.tolist() for name, values in edges.items()}})
+
+
+def hide_grid() -> gr.HTML:
+    return gr.HTML(grid=None)

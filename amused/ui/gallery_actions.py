@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
 
 import gradio as gr
 from gradio.blocks import Block
+from PIL import Image
 
 from amused.errors import UserError
+from amused.generation.pixel_masks import token_indices
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
 from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
-from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
+from amused.ui.drawing import Drawing, build_editor, show_grid
+from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
-from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.kept_images import KeptImages, KeptImagesView, start_download
+from amused.ui.latest import sync
 from amused.ui.results import RunAction, TabState, connect, image_at
+from amused.ui.setting_examples import low_high
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
@@ -43,6 +47,7 @@ class VaryForm:
                     step=0.05,
                     label="How much may change",
                     info="Share of the image's tokens to resample",
+                    elem_classes=low_high("mask_ratio"),
                     min_width=160,
                     elem_id=f"{task}-share",
                 )
@@ -53,8 +58,7 @@ class VaryForm:
 class TouchUpForm:
     def __init__(self, task: str) -> None:
         with gr.Column(visible=False, elem_id=f"{task}-touching") as self.place:
-            self.drawing = build_drawing("Paint over what should be repainted", 440, f"{task}-strokes", upload=False)
-            self.mirror = DrawingMirror.of(self.drawing)
+            self.drawing = build_editor("Paint over what should be repainted", f"{task}-strokes")
             with gr.Row():
                 self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 self.count = count_slider(f"{task}-attempts")
@@ -94,6 +98,9 @@ class DetailsView:
                 self.mask = gr.DownloadButton(
                     "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
                 )
+                self.enlarged = {
+                    factor: small_button(f"Download ×{factor}", 110, f"{task}-download-{factor}") for factor in FACTORS
+                }
             self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
             self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
 
@@ -130,6 +137,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         connect_more(tab)
         connect_touch_up(tab, view)
         connect_improve(tab, view)
+        connect_enlarged(tab, view, tray)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
@@ -235,18 +243,27 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
 
     def fill(selected: GeneratedImage | None) -> Updates:
         image = required(selected)
-        return {form.drawing: editor_value(image.path), form.prompt: image.recipe.prompt}
+        return {form.drawing: image.path, form.prompt: image.recipe.prompt}
 
     def read(values: Values) -> Request:
         image = required(values[view.selected])
-        cells = painted_cells(tab.runtime, values[form.mirror], image)
-        return derive_request(image, TOUCH_UP, values[form.count], prompt=values[form.prompt], cells=cells)
+        _, cells = painted_cells(tab.runtime, values[form.drawing].mask(image.size), image)
+        changes = {"prompt": values[form.prompt], "cells": token_indices(cells)}
+        return derive_request(image, TOUCH_UP, values[form.count], **changes)
 
-    # The editor gets its image once it is visible: a hidden one does not know its size.
+    def show_cells(values: Values) -> Updates:
+        image: GeneratedImage | None = values[view.selected]
+        drawing: Drawing = values[form.drawing]
+        if image is None or drawing.background is None:
+            return NO_CHANGE
+        mask = drawing.painted(image.size) or Image.new("L", image.size)
+        return {form.drawing: show_grid(image.size, *painted_cells(tab.runtime, mask, image))}
+
     unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
-    action = deriving(view, read, {view.selected, form.mirror, form.prompt, form.count})
-    connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
+    action = deriving(view, read, {view.selected, form.drawing, form.prompt, form.count})
+    connect(tab.runtime, tab, [form.run.click], action)
+    sync([form.drawing], show_cells, {view.selected, form.drawing}, [form.drawing])
 
 
 def connect_improve(tab: Tab, view: DetailsView) -> None:
@@ -255,6 +272,17 @@ def connect_improve(tab: Tab, view: DetailsView) -> None:
         return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
 
     connect(tab.runtime, tab, [view.buttons["improve"].click], deriving(view, read, {view.selected}))
+
+
+def connect_enlarged(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
+    for factor, button in view.enlarged.items():
+
+        def prepare(values: Values, factor: int = factor) -> Updates:
+            image = required(values[view.selected])
+            choice = tab.runtime.choice(image.recipe.model)
+            return {tray.file: write_enlarged(image, factor, choice, values[tray.write_metadata])}
+
+        start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **UI_ONLY))
 
 
 def connect_more(tab: Tab) -> None:

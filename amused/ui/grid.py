@@ -78,7 +78,7 @@ class GridSection:
         self.estimate.value = self.describe_estimate({part: part.value for part in inputs})[self.estimate]
         sync([*inputs, tab.result.ended], self.describe_estimate, {*inputs}, [self.estimate])
         action = RunAction(read=self.read, inputs={*self.axes, *tab.inputs}, finish=self.show_sheet, outputs=(sheet,))
-        connect(tab.runtime, tab, [make.click], action, tab.before_read)
+        connect(tab.runtime, tab, [make.click], action)
 
     @property
     def axes(self) -> list[Component]:

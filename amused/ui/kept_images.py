@@ -199,9 +199,12 @@ def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[K
     def prepare(values: Values) -> Updates:
         return {view.file: write(values[view.state], values[view.write_metadata])}
 
-    button.click(prepare, {view.state, view.write_metadata}, [view.file], **UI_ONLY).success(
-        None, None, None, js=DOWNLOAD_JS, show_progress="hidden"
-    )
+    start_download(button.click(prepare, {view.state, view.write_metadata}, [view.file], **UI_ONLY))
+
+
+def start_download(prepared: Any) -> None:
+    """After the event, download what it put into `KeptImagesView.file`."""
+    prepared.success(None, None, None, js=DOWNLOAD_JS, show_progress="hidden")
 
 
 # Files

@@ -50,7 +50,7 @@ def sync(
 def hide_progress(page: gr.Blocks) -> None:
     """Do not let Gradio show progress on the outputs of UI-only events.
 
-    Gradio (6.31) asks every component on which progress may be shown for its value again (see `mirror_drawing`).
+    Gradio (6.31) asks every component on which progress may be shown for its value again.
     """
     with page:
         nowhere = gr.HTML(visible=False)

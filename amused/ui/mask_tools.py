@@ -1,4 +1,4 @@
-"""The mask of an inpainting run: strokes, a mask file and a box combined; and a preview of the cells it repaints."""
+"""The mask of an inpainting run: strokes, a mask file and a box combined; and the cells it repaints."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from amused.errors import UserError
-from amused.generation.images import fit
-from amused.generation.pixel_masks import Box, crop_mask, fit_mask, load_mask, square_around, touched_cells
+from amused.generation.pixel_masks import crop_mask, fit_mask, fitted_sides, load_mask, square_around, touched_cells
 from amused.recipe.recipe import Recipe, number
 from amused.ui.drawing import Drawing
 from amused.ui.inputs import Raw
 
-LONGEST = 512  # side in pixels of what is shown
-REPAINTED, LINES, FRAME = (244, 63, 94, 150), (255, 255, 255, 90), (244, 63, 94, 255)
 NO_MASK = "Paint over the part to change, or upload a mask."
 NOTHING_LEFT = 'The whole image is painted: paint less, or untick "Invert the mask".'
 
@@ -52,41 +49,21 @@ def draw_box(size: tuple[int, int], box: Sequence[float]) -> Image.Image | None:
     return mask
 
 
-def preview_cells(
-    recipe: Recipe, image: Image.Image, mask: Image.Image, size: int, pixels_per_token: int
-) -> tuple[Image.Image, int, int]:
-    """The image with its token grid, the repainted cells marked; how many they are; the number of all cells.
+def repainted_cells(
+    recipe: Recipe, mask: Image.Image | None, image_size: tuple[int, int], size: int, pixels_per_token: int
+) -> tuple[tuple[float, float, float, float], np.ndarray] | None:
+    """Where the token grid lies on the image (left, top, right, bottom in pixels), and which cells are repainted.
 
-    `size` is the model's; the recipe has a width and a height (`Runtime.with_default_size`) unless it is `only_masked`.
+    `size` is the model's; the recipe has a width and a height (`Runtime.with_default_size`) unless it is `only_masked`:
+    then the grid lies around the mask, and without a mask there is none.
     """
     if recipe.only_masked:
+        if mask is None:
+            return None
         box = square_around(mask, size)
-        mask = crop_mask(mask, box, size)
-    else:
-        assert recipe.width is not None and recipe.height is not None
-        image = fit(image, recipe.width, recipe.height, recipe.fit)
-        mask = fit_mask(mask, recipe.width, recipe.height, recipe.fit)
-        box = (0, 0, *image.size)
-    cells = touched_cells(mask, pixels_per_token)
-    return draw_cells(image, box, cells), int(cells.sum()), cells.size
-
-
-def draw_cells(image: Image.Image, box: Box, cells: np.ndarray) -> Image.Image:
-    """An image with a grid of cells (rows, columns) over `box`; the true cells are marked."""
-    scale = LONGEST / max(image.size)
-    shown = image.resize([max(1, round(side * scale)) for side in image.size])
-    left, top, right, bottom = (value * scale for value in box)
-    rows, columns = cells.shape
-    across, down = (right - left) / columns, (bottom - top) / rows
-    veil = Image.new("RGBA", shown.size)
-    pen = ImageDraw.Draw(veil)
-    for row, column in np.argwhere(cells).tolist():
-        corner = left + column * across, top + row * down
-        pen.rectangle((corner, (corner[0] + across, corner[1] + down)), fill=REPAINTED)
-    for column in range(1, columns):
-        pen.line((left + column * across, top, left + column * across, bottom), fill=LINES)
-    for row in range(1, rows):
-        pen.line((left, top + row * down, right, top + row * down), fill=LINES)
-    if box != (0, 0, *image.size):
-        pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
-    return Image.alpha_composite(shown.convert("RGBA"), veil).convert("RGB")
+        return box, touched_cells(crop_mask(mask, box, size), pixels_per_token)
+    assert recipe.width is not None and recipe.height is not None
+    across, down = fitted_sides(image_size, recipe.width, recipe.height, recipe.fit)
+    left, top = (image_size[0] - across) / 2, (image_size[1] - down) / 2
+    seen = fit_mask(mask or Image.new("L", image_size), recipe.width, recipe.height, recipe.fit)
+    return (left, top, left + across, top + down), touched_cells(seen, pixels_per_token)

@@ -15,7 +15,7 @@ from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSION
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
-from amused.ui import api, gallery_actions, kept_images, restore
+from amused.ui import api, gallery_actions, kept_images, restore, setting_examples
 from amused.ui.events import UI_ONLY
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
@@ -79,7 +79,8 @@ def launch_options(runtime: Runtime | None = None) -> dict[str, Any]:
         "app_kwargs": {"routes": metrics.routes(runtime.metrics)} if runtime is not None else None,
         "theme": theme(),
         "css_paths": [HERE / "page.css"],
-        "head_paths": [HERE / "page.html"],
+        "css": setting_examples.style(),
+        "head_paths": [HERE / "page.html", HERE / "editor.html"],
         "favicon_path": HERE / "favicon.png",
         "footer_links": ["api", "gradio"],
         "mcp_server": find_spec("mcp") is not None,  # with the extra gradio[mcp]

@@ -1,4 +1,6 @@
-"""A recipe from outside fills the page and waits for a click: nothing runs, loads or downloads by itself.
+"""A recipe from outside fills the page and waits for a click; nothing is loaded or downloaded by itself.
+
+A link to one image that needs no upload and no download is replayed as the page opens.
 
 Its content is shown as text only. A reload restores what the browser remembers in the same way.
 """
@@ -16,11 +18,11 @@ from gradio.components import Component
 from amused.checkpoints.adapters import with_digests
 from amused.errors import UserError
 from amused.recipe.links import Shared, from_query
-from amused.recipe.recipe import INPAINT, STRENGTHS
+from amused.recipe.recipe import INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, restore_settings
-from amused.ui.describe import TITLES
+from amused.ui.describe import TITLES, describe_origin
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
@@ -37,11 +39,11 @@ RESTORED_JS = "() => { window.amusedRestored = true; }"
 class Card:
     """Above the tabs: a description of a recipe from outside, and a Replay button per task.
 
-    `shared` is the State of a Shared or None.
+    `shared` is the State of a Shared or None; a change of `opened` replays it.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
-        self.shared = gr.State(None)
+        self.shared, self.opened = gr.State(None), gr.Number(0, visible="hidden")
         with gr.Column(visible=False, elem_classes="card", elem_id="shared") as self.place:
             self.text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="status-box")
             with gr.Row(elem_classes="card-buttons"):
@@ -54,31 +56,37 @@ class Card:
 
     @property
     def outputs(self) -> list[Block]:
-        return [self.place, self.text, *self.replay.values(), self.shared]
+        return [self.place, self.text, *self.replay.values(), self.shared, self.opened]
 
     def show(self, sentences: Sequence[str], shared: Shared | None = None) -> Updates:
         task = None if shared is None else shared.recipe.first.task
         return {
             self.place: gr.Column(visible=True),
-            self.text: status_line(*sentences),
+            self.text: status_line(*sentences) + ("" if shared is None else describe_origin(shared)),
             self.shared: shared,
             **{button: gr.Button(visible=name == task) for name, button in self.replay.items()},
         }
 
 
-def describe_shared(runtime: Runtime, shared: Shared) -> list[str]:
+def is_quick(runtime: Runtime, recipe: Recipe) -> bool:
+    """Whether a link may be replayed as the page opens: it costs one image."""
+    is_here = not runtime.choice(recipe.model).download or runtime.is_loaded(recipe.model)
+    return recipe.first.task == TEXT_TO_IMAGE and len(recipe.seeds) == 1 and is_here
+
+
+def describe_shared(runtime: Runtime, shared: Shared, runs: bool = False) -> list[str]:
     """What the recipe generates, what it needs, and which parts of it were ignored."""
     recipe, first = shared.recipe, shared.recipe.first
     changed = "" if recipe.parent is None else ", varied or touched up"
     what = f"{TITLES[first.task]} with {recipe.model}, {count_images(len(recipe.seeds))}{changed}."
     if first.task in STRENGTHS:
         needed = "image and mask" if first.task == INPAINT else "image"
-        digests = ", ".join(f"{name} {value}" for name in ("image", "mask") if (value := getattr(first, name)))
-        named = f" ({digests})" if digests else ""
         sentences = [
             f"{what} Its settings are filled in.",
-            f"It needs the original {needed}{named}: upload below, then press Replay.",
+            f"It needs the original {needed}: upload below, then press Replay.",
         ]
+    elif runs:
+        sentences = [f"From a link: {what}"]
     else:
         sentences = [f"{what} Its settings are filled in: press Replay."]
     download = runtime.choice(recipe.model).download
@@ -133,8 +141,8 @@ class PageFiller:
     def adapters(self) -> list[Component]:
         return [tab.settings.adapter for tab in self.tabs]
 
-    def fill(self, read: Callable[[], Shared | None], adapters: Values) -> Updates:
-        """Show a recipe from outside in its own tab, or on the card why it cannot be opened.
+    def fill(self, read: Callable[[], Shared | None], adapters: Values, is_link: bool = False) -> Updates:
+        """Show a recipe from outside in its own tab, or on the card why it cannot be opened. A quick link runs.
 
         The other tabs take over its model, and drop their adapter (its value in `adapters`) if it does not fit.
         """
@@ -149,7 +157,10 @@ class PageFiller:
         except Exception as error:
             return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
         recipe = shared.recipe
-        updates = self.card.show(describe_shared(self.runtime, shared), shared)
+        runs = is_link and is_quick(self.runtime, recipe)
+        updates = self.card.show(describe_shared(self.runtime, shared, runs), shared)
+        if runs:
+            updates[self.card.opened] = 1
         updates[self.tab_bar] = gr.Tabs(selected=recipe.first.task)
         for tab in self.tabs:
             if tab.task == recipe.first.task:
@@ -175,7 +186,7 @@ def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection
         """A link wins over what the browser remembers."""
         restored = restore_settings(filler.runtime, tabs, values[storage.settings])
         adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
-        filled = filler.fill(lambda: from_request(request), adapters)
+        filled = filler.fill(lambda: from_request(request), adapters, is_link=True)
         return {**restored, **filled, **storage.offer(values[storage.recent], values[storage.kept])}
 
     page.load(open_page, storage.states, [*filler.outputs, storage.picker], **UI_ONLY).then(
@@ -213,4 +224,5 @@ def connect_replay(tab: Tab, card: Card) -> None:
         return verdict(values[card.shared], images[0]) if len(images) == 1 else ""
 
     action = RunAction(read=read, inputs={card.shared, *tab.sources}, remark=compare)
-    connect(tab.runtime, tab, [card.replay[tab.task].click], action, tab.before_read)
+    opened = [card.opened.change] if tab.task == TEXT_TO_IMAGE else []
+    connect(tab.runtime, tab, [card.replay[tab.task].click, *opened], action)

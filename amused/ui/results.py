@@ -153,22 +153,13 @@ class RunAction:
     outputs: tuple[Block, ...] = ()
 
 
-def connect(
-    runtime: Runtime,
-    tab: Tab,
-    events: list[Any],
-    action: RunAction,
-    before_read: Callable[[list[Any]], Any] | None = None,
-) -> None:
-    """Start a run at any of these events. Runs of a tab queue behind each other.
-
-    `before_read(events)` connects what must happen before the inputs are read, and returns its last event.
-    """
+def connect(runtime: Runtime, tab: Tab, events: list[Any], action: RunAction) -> None:
+    """Start a run at any of these events. Runs of a tab queue behind each other."""
     view = tab.result
     gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
     gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
-    start = partial(gr.on, events) if before_read is None else before_read(events).then
-    running = start(
+    running = gr.on(
+        events,
         partial(stream_run, runtime, tab, action),
         {view.state, view.write_metadata, tab.settings.random_seeds, *action.inputs},
         list(dict.fromkeys([view.status, view.gallery, view.details, view.stop, tab.settings.seeds, *action.outputs])),

@@ -33,6 +33,7 @@ from amused.serving.runtime import Runtime
 from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
 from amused.ui.prompts import known_words
+from amused.ui.setting_examples import low_high
 
 RANDOM_SEEDS = 1_000_000  # of 2**32: short seeds are easier to copy
 MAX_SLIDER_TEMPERATURE = 10.0
@@ -197,6 +198,7 @@ def build_basic_settings(task: str) -> tuple[gr.Group, dict[str, Component]]:
             step=0.05,
             label="Strength",
             info="Low stays close to your image; 1 starts from scratch",
+            elem_classes=low_high("strength"),
             visible=task != TEXT_TO_IMAGE,
             elem_id=f"{task}-strength",
         )
@@ -238,7 +240,14 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
     )
     with gr.Row():
         steps = gr.Slider(
-            1, MAX_STEPS, value=own["steps"], step=1, label="Steps", info="More is slower", elem_id=f"{task}-steps"
+            1,
+            MAX_STEPS,
+            value=own["steps"],
+            step=1,
+            label="Steps",
+            info="More is slower",
+            elem_classes=low_high("steps"),
+            elem_id=f"{task}-steps",
         )
         guidance_scale = gr.Slider(
             0.0,
@@ -247,6 +256,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
             step=0.5,
             label="Guidance",
             info="How closely to follow the prompt",
+            elem_classes=low_high("guidance_scale"),
             elem_id=f"{task}-guidance",
         )
     first, last = own["first_temperature"], own["last_temperature"]
@@ -268,6 +278,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
             step=1,
             label="Corrector rounds",
             info="Redraw the least likely tokens, as long as two steps each",
+            elem_classes=low_high("corrector_rounds"),
             elem_id=f"{task}-corrector-rounds",
         )
     mask_by = gr.Dropdown(
@@ -298,6 +309,7 @@ def build_temperature(elem_id: str, value: float, label: str, step: str) -> gr.S
         step=0.1,
         label=label,
         info=f"Variety at the {step} step",
+        elem_classes=low_high(f"{step}_temperature"),
         elem_id=elem_id,
     )
 

@@ -143,9 +143,9 @@ def verdict(shared: Shared, image: GeneratedImage) -> str:
     if shared.digest is None:
         return "This recipe has no digest, so the result cannot be checked."
     if image.digest == shared.digest:
-        return "The same image, bit for bit."
+        return "✓ The same, bit for bit."
     if shared.fingerprint is None:
         return "Not identical. The recipe does not say which device made the original."
     if shared.fingerprint != image.fingerprint:
-        return f"Not identical. Original: {shared.fingerprint}; this machine: {image.fingerprint}."
+        return "Not identical. The original was made with another device or version: see Info."
     return "Not identical. The original was made on another CPU or GPU, or the link was edited."

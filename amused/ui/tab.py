@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -78,11 +76,6 @@ class Tab(ABC):
         """The tab's own inputs that a recipe determines."""
         return []
 
-    @property
-    def before_read(self) -> Callable[[list[Any]], Any] | None:
-        """For `results.connect`: what must happen before the inputs are read."""
-        return None
-
     @abstractmethod
     def read_typed(self, values: Values) -> Request:
         """One recipe, its prompt as typed, from the values of `inputs`."""
@@ -133,6 +126,6 @@ def connect_tab(tab: Tab) -> None:
     """Generate, its keyboard shortcut, Stop, and the announcement of how a run ends."""
     generate = RunAction(read=tab.read, inputs=tab.inputs, shows_seeds=True)
     events = [tab.controls.generate.click, tab.settings.prompt.submit]
-    connect(tab.runtime, tab, events, generate, tab.before_read)
+    connect(tab.runtime, tab, events, generate)
     connect_stop(tab.runtime, tab.result)
     tab.result.status.change(None, tab.result.status, None, js=ANNOUNCE_JS, **UI_ONLY)

@@ -199,9 +199,9 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence(page: Page, tmp_path: 
 def test_inpainting_changes_only_what_is_painted(page: Page, image_file: Path) -> None:
     open_tab(page, "Inpaint")
     editor = part(page, "inpaint", "drawing")
-    editor.locator("canvas").first.wait_for()
+    editor.get_by_text("Drop an image here").wait_for()
     editor.locator("input[type=file]").first.set_input_files(image_file)
-    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    expect(editor.locator("canvas")).to_be_visible()
     set_seeds(page, "inpaint", "1", 2)
     run(page, "inpaint")
     expect(part(page, "inpaint", "status")).to_contain_text("Paint over the part to change, or upload a mask")
@@ -255,6 +255,6 @@ def test_nothing_is_asked_of_other_machines(browser: Browser, address: str) -> N
     page.goto(address)
     part(page, "text_to_image", "run").wait_for()
     open_tab(page, "Inpaint")
-    part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+    part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()
     context.close()
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []

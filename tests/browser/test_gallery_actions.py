@@ -333,9 +333,9 @@ def test_every_selected_image_has_a_link_of_its_own(page: Page, image_file: Path
         part(page, task, "picture").locator("input[type=file]").set_input_files(image_file)
         expect(part(page, task, "picture").locator("img")).to_be_visible()
     elif task == "inpaint":
-        part(page, task, "drawing").locator("canvas").first.wait_for()
+        part(page, task, "drawing").get_by_text("Drop an image here").wait_for()
         part(page, task, "drawing").locator("input[type=file]").first.set_input_files(image_file)
-        expect(part(page, task, "drawing").get_by_text("Upload an image")).to_be_hidden()
+        expect(part(page, task, "drawing").locator("canvas")).to_be_visible()
         paint_the_middle(page, part(page, task, "drawing"))
     make(page, task, "40", 3)
     made = [digest(image) for image in files(page, task)]
@@ -413,7 +413,7 @@ def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     select(page, TEXT, 0)
     part(page, TEXT, "to-inpaint").click()
     editor = part(page, "inpaint", "drawing")
-    expect(editor.get_by_text("Upload an image")).to_be_hidden()
+    expect(editor.locator("canvas")).to_be_visible()
     paint_the_middle(page, editor)
     make(page, "inpaint", "3", 1)
     changed = (pixels(page, "inpaint")["seed 3"] != before).any(-1)

@@ -5,6 +5,7 @@ Runs against the bundled checkpoint.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake import fake_runtime
-from gradio.components.image_editor import AcceptBlobs, EditorData
 from helpers.browser import (
     expect_done,
     open_image,
@@ -34,12 +34,11 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from amused.errors import UserError
 from amused.generation.images import digest, load_image
 from amused.generation.pixel_masks import load_mask
-from amused.limits import MAX_PICTURE_BYTES
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import grid as grid_section
 from amused.ui import mask_tools, prompts
-from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, UploadedDrawings
+from amused.ui.drawing import Drawing, MaskEditor
 from amused.ui.shapes import OWN_SHAPE, SHAPES, sides
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -74,7 +73,7 @@ def choose(page: Page, task: str, name: str, file: Path) -> None:
     place = part(page, task, name)
     place.locator("input[type=file]").first.set_input_files(file)
     if name == "drawing":
-        expect(place.get_by_text("Upload an image")).to_be_hidden()
+        expect(place.locator("canvas")).to_be_visible()
     else:
         expect(place.locator("img")).to_be_visible()
 
@@ -102,7 +101,7 @@ def number_of_cells(page: Page) -> int:
 
 def open_inpainting(page: Page, image_file: Path) -> None:
     open_tab(page, "Inpaint")
-    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
+    part(page, INPAINT, "drawing").get_by_text("Drop an image here").wait_for()
     choose(page, INPAINT, "drawing", image_file)
 
 
@@ -144,7 +143,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> No
         run(page, INPAINT)
         expect(part(page, INPAINT, "stop")).to_be_visible()
         expect_done(page, INPAINT, 1)
-        assert len(sent) <= 4  # background, layer and composite, not again at each news of the run
+        assert not sent  # the image is at the server already
         changed = (pixels(page, INPAINT)["seed 3"] != before).any(-1)
         repainted = ~inside if inverted else inside
         assert changed[repainted].mean() > 0.9
@@ -153,7 +152,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> No
 
 def test_a_box_for_those_who_cannot_draw(page: Page, image_files: Path) -> None:
     open_tab(page, "Inpaint")
-    part(page, INPAINT, "drawing").locator("canvas").first.wait_for()
+    part(page, INPAINT, "drawing").get_by_text("Drop an image here").wait_for()
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "drawing", image_files / "square.png")  # takes longer than the sliders, which have just come
     for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
@@ -162,7 +161,7 @@ def test_a_box_for_those_who_cannot_draw(page: Page, image_files: Path) -> None:
 
 
 def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, image_files: Path) -> None:
-    with page.expect_response(re.compile("/reduced[.]png")):  # the reduced copy is in the editor
+    with page.expect_response(re.compile("/shown[.]png")):  # a reduced copy is painted on
         open_inpainting(page, image_files / "large.png")
     paint_the_middle(page, part(page, INPAINT, "drawing"))
     part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
@@ -217,7 +216,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", tmp_path / "mask.png")
     part(page, INPAINT, "replay").click()
-    expect(part(page, INPAINT, "status")).to_contain_text("The same image, bit for bit.")
+    expect(part(page, INPAINT, "status")).to_contain_text("The same, bit for bit.")
 
 
 def test_a_link_sets_shape_and_fit() -> None:
@@ -229,7 +228,7 @@ def test_a_link_sets_shape_and_fit() -> None:
 def test_inpainting_says_where_its_image_and_mask_came_from(image_files: Path) -> None:
     image_file, file = image_files / "square.png", image_files / "mask.png"
     tab = build_tab(inpaint_tab.build, fake_runtime())
-    values = values_of(tab, mirror=Drawing(image_file, ()), mask_file=file, feather=4, only_masked=True)
+    values = values_of(tab, drawing=Drawing(image_file, ()), mask_file=file, feather=4, only_masked=True)
     request = tab.read(values)
     (recipe,), image, mask = request.recipes, request.image, request.mask
     assert (recipe.image, recipe.mask) == (digest(load_image(image_file)), digest(load_mask(file, (256, 256))))
@@ -270,10 +269,217 @@ def test_one_pixel_is_one_cell() -> None:
     image_file, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
     mask.putpixel((17, 40), 255)
     recipe = runtime.with_default_size(Recipe(INPAINT, "", (0,)), image_file)
-    assert mask_tools.preview_cells(recipe, image_file, mask, 256, 16)[1:] == (1, 256)
+    box, cells = mask_tools.repainted_cells(recipe, mask, image_file.size, 256, 16)
+    assert (box, np.argwhere(cells).tolist()) == ((0, 0, 256, 256), [[2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("fit", "box"), [("crop", (150, 0, 450, 300)), ("pad", (0, -150, 600, 450)), ("stretch", (0, 0, 600, 300))]
+)
+def test_the_grid_lies_on_what_the_model_sees(fit: str, box: tuple) -> None:
+    mask = Image.new("L", (600, 300))
+    mask.putpixel((300, 150), 255)
+    recipe = Recipe(INPAINT, "", (0,), width=256, height=256, fit=fit)
+    found, cells = mask_tools.repainted_cells(recipe, mask, mask.size, 256, 16)
+    assert found == box and cells[8, 8]
+
+
+# The editor: touch-up has the same one
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, 390, 844)
+
+
+def act(page: Page, name: str) -> None:
+    part(page, INPAINT, "drawing").get_by_role("button", name=name, exact=True).click()
+
+
+def click_at(page: Page, across: float, down: float) -> None:
+    """A click on the image, at a point given as shares of its sides."""
+    canvas = part(page, INPAINT, "drawing").locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+
+
+def expect_cells(page: Page, count: int) -> None:
+    cells = part(page, INPAINT, "cells")
+    if count:
+        expect(cells).to_contain_text(f"Will be repainted: {count} of 256 cells")
+    else:
+        expect(cells).to_be_hidden()
+
+
+def mask_of(page: Page) -> np.ndarray:
+    """What is painted, pixel by pixel."""
+    canvas = part(page, INPAINT, "drawing").locator("canvas")
+    source = canvas.evaluate("canvas => canvas.toDataURL()").partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))[..., 3]
+
+
+def test_keys_undo_redo_and_size_the_brush_and_a_cleared_mask_comes_back(page: Page, image_files: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
+    size = part(page, INPAINT, "drawing").get_by_role("slider", name="Brush size")
+    before = int(size.input_value())
+    for _ in range(10):
+        page.keyboard.press("[")
+    assert int(size.input_value()) == before - 10
+    click_at(page, 0.53, 0.53)  # within a cell
+    expect_cells(page, 1)
+    page.keyboard.press("Control+z")
+    expect_cells(page, 0)
+    page.keyboard.press("Control+Shift+Z")
+    expect_cells(page, 1)
+    act(page, "Clear mask")
+    expect_cells(page, 0)
+    assert not mask_of(page).any()
+    act(page, "Undo")
+    expect_cells(page, 1)
+    for _ in range(10):
+        page.keyboard.press("]")
+    assert int(size.input_value()) == before
+    click_at(page, 0.53, 0.53)
+    expect_cells(page, 9)
+    part(page, INPAINT, "prompt").get_by_role("textbox").press("]")  # typed
+    assert int(size.input_value()) == before
+
+
+def test_cells_are_shown_and_clicked(page: Page, image_files: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
+    lines = part(page, INPAINT, "drawing").locator(".lines")
+    expect(lines).to_be_hidden()
+    act(page, "Cells")
+    expect(lines).to_be_visible()
+    click_at(page, 0.53, 0.28)
+    expect_cells(page, 1)
+    assert [tuple(sides) for sides in (np.argwhere(mask_of(page)).min(0), np.argwhere(mask_of(page)).max(0))] == [
+        (64, 128),
+        (79, 143),
+    ]
+    click_at(page, 0.9, 0.9)
+    expect_cells(page, 2)
+    click_at(page, 0.53, 0.28)
+    expect_cells(page, 1)
+    act(page, "Brush")
+    expect(lines).to_be_hidden()
+    act(page, "Erase")
+    click_at(page, 0.9, 0.9)
+    click_at(page, 0.92, 0.92)
+    assert mask_of(page).sum() < 16 * 16 * 255 / 2
+
+
+def test_zoom_moves_no_stroke(page: Page, image_files: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
+    act(page, "Cells")
+    click_at(page, 0.53, 0.53)
+    expect_cells(page, 1)
+    before = mask_of(page)
+    for _ in range(2):
+        act(page, "Zoom in")
+    canvas = part(page, INPAINT, "drawing").locator("canvas")
+    marked, whole = part(page, INPAINT, "drawing").locator(".marked").bounding_box(), canvas.bounding_box()
+    assert whole["width"] > 1500
+    assert (marked["x"] - whole["x"]) / whole["width"] == pytest.approx(0.5, abs=0.01)
+    assert (mask_of(page) == before).all()
+    page.mouse.click(marked["x"] + marked["width"] / 2, marked["y"] + marked["height"] / 2)
+    expect_cells(page, 0)
+    act(page, "Zoom out")
+    act(page, "Undo")
+    expect_cells(page, 1)
+    assert (mask_of(page) == before).all()
+
+
+def test_an_image_is_replaced_on_its_own_and_by_an_image_only(page: Page, image_files: Path, tmp_path: Path) -> None:
+    open_inpainting(page, image_files / "square.png")
+    editor = part(page, INPAINT, "drawing")
+    paint_the_middle(page, editor)
+    picture = editor.get_by_role("img", name="The image to paint on")
+    former = picture.get_attribute("src")
+    (tmp_path / "page.png").write_text("<html>")
+    for file, taken in ((tmp_path / "page.png", False), (image_files / "wide.png", True)):
+        with page.expect_file_chooser() as chooser:
+            act(page, "Replace image")
+        chooser.value.set_files(file)
+        if taken:
+            expect(picture).not_to_have_attribute("src", former)
+            expect_cells(page, 0)
+            assert mask_of(page).shape == (300, 600) and not mask_of(page).any()
+        else:
+            expect(page.get_by_test_id("toast-body")).to_contain_text("This is not an image that can be read")
+            assert picture.get_attribute("src") == former and mask_of(page).any()
+
+
+def test_a_part_of_a_result_is_repainted_in_three_acts(page: Page) -> None:
+    before = tiles(page, TEXT_TO_IMAGE).count()
+    open_image(page, TEXT_TO_IMAGE, 0)
+    expect(part(page, TEXT_TO_IMAGE, "facts")).to_contain_text("Seed")
+    page.keyboard.press("e", delay=150)
+    editor = part(page, TEXT_TO_IMAGE, "strokes")
+    expect(editor.locator("canvas")).to_be_visible()
+    paint_the_middle(page, editor)
+    expect(editor.locator(".marked")).to_have_attribute("d", re.compile("M"))
+    part(page, TEXT_TO_IMAGE, "retouch").click()
+    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(before + 4, timeout=60_000)
+
+
+def test_an_image_is_downloaded_enlarged(page: Page) -> None:
+    open_image(page, TEXT_TO_IMAGE, 0)
+    for factor in (2, 4):
+        with page.expect_download() as download:
+            part(page, TEXT_TO_IMAGE, f"download-{factor}").click()
+        assert Image.open(download.value.path()).size == (256 * factor, 256 * factor)
+
+
+def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
+    open_image(phone, TEXT_TO_IMAGE, 0)
+    boxes = [part(phone, TEXT_TO_IMAGE, name).bounding_box() for name in ("keep", "more", "touch")]
+    assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
+
+
+def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
+    open_inpainting(phone, image_files / "square.png")
+    tools = part(phone, INPAINT, "drawing").get_by_role("toolbar")
+    for button in tools.get_by_role("button").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 44
+    assert tools.bounding_box()["height"] < 100  # two rows
+    paint_the_middle(phone, part(phone, INPAINT, "drawing"))
+    expect(part(phone, INPAINT, "cells")).to_contain_text("of 256 cells")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# Settings
+
+
+def shown_values(page: Page, name: str) -> str:
+    """What is shown next to a number: two images between their values."""
+    info = part(page, TEXT_TO_IMAGE, name).locator(".info-text")
+    content = info.evaluate("info => getComputedStyle(info, '::after').content")
+    return re.sub(r'url\("data:image/webp;base64,[^"]+"\)', "image", content).partition(" /")[0]
+
+
+def test_a_number_shows_what_it_does_on_hover_and_on_focus(page: Page) -> None:
+    unfold(page, TEXT_TO_IMAGE, "advanced")
+    steps, guidance = part(page, TEXT_TO_IMAGE, "steps"), part(page, TEXT_TO_IMAGE, "guidance")
+    assert shown_values(page, "steps") == "none"
+    steps.get_by_role("slider").focus()
+    assert shown_values(page, "steps") == '"1 " image " " image " 12"'
+    page.keyboard.press("Tab")
+    while guidance.evaluate("block => !block.contains(document.activeElement)"):
+        page.keyboard.press("Tab")
+    assert (shown_values(page, "steps"), shown_values(page, "guidance")) == ("none", '"0 " image " " image " 6"')
+    steps.hover()
+    assert shown_values(page, "steps") != "none"
 
 
 # Image to image
+
+
+def keep_shape(page: Page) -> None:
+    part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
+    page.get_by_role("option", name="Original", exact=True).click()
 
 
 def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: Path) -> None:
@@ -281,6 +487,8 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: 
     seen = part(page, IMAGE_TO_IMAGE, "seen")
     expect(seen).to_be_hidden()
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
+    expect(seen).to_contain_text("What the model sees: 256 x 256")  # a square crop
+    keep_shape(page)
     expect(seen).to_contain_text("What the model sees: 256 x 128")
     part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
     page.get_by_role("option", name="Square", exact=True).click()
@@ -299,6 +507,7 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: 
 def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, image_files: Path) -> None:
     open_tab(page, "Image to image")
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
+    keep_shape(page)
     set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
     run(page, IMAGE_TO_IMAGE)
     expect_done(page, IMAGE_TO_IMAGE, 2)
@@ -455,7 +664,7 @@ def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
     for name, task in (("Text to image", TEXT_TO_IMAGE), ("Image to image", IMAGE_TO_IMAGE), ("Inpaint", INPAINT)):
         open_tab(page, name)
         if task == INPAINT:
-            part(page, task, "drawing").locator("canvas").first.wait_for()
+            part(page, task, "drawing").get_by_text("Drop an image here").wait_for()
         example = prompts.examples(task, "nouns", {})[1]
         part(page, task, "examples").get_by_role("button", name=example.label).click()
         expect(part(page, task, "prompt").get_by_role("textbox")).to_have_value(example.prompt)
@@ -501,55 +710,32 @@ def test_the_published_models_bring_their_own_examples() -> None:
 # What is sent by people who mean it badly, or well with odd files
 
 
-def send_blob(editor: DrawingInput, name: str, kind: str, index: object, content: bytes) -> None:
-    """As the editor in the browser does after a change."""
-    piece = {"id": name, "type": kind, "index": index}
-    editor.accept_blobs(AcceptBlobs.model_construct(data=piece, files=[("file", content)]))
+def sent_mask(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def test_what_an_editor_sends_by_itself_is_a_drawing_as_often_as_it_is_asked_for(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    editor = DrawingInput()
-    image_file, stroke = png(Image.new("RGB", (8, 8), "teal")), Image.new("RGBA", (8, 8))
+def test_what_an_editor_sends_is_a_drawing(tmp_path: Path) -> None:
+    file, stroke = tmp_path / "teal.png", Image.new("RGBA", (8, 8))
+    Image.new("RGB", (8, 8), "teal").save(file)
     stroke.putpixel((3, 2), (255, 0, 0, 255))
-    send_blob(editor, "one", "layer", "0", png(stroke))
-    send_blob(editor, "one", "background", "null", image_file)
-    send_blob(editor, "one", "composite", "null", b"nobody looks at this")
-    for component in (editor, DrawingMirror.of(editor), DrawingInput()):  # every tab has a copy of its own
-        drawing = component.preprocess(EditorData(id="one"))
-        assert drawing.image().getpixel((0, 0)) == (0, 128, 128)
-        assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
+    drawing = MaskEditor().preprocess({"source": {"path": str(file)}, "mask": sent_mask(stroke)})
+    assert drawing.image().getpixel((0, 0)) == (0, 128, 128)
+    assert drawing.mask((8, 8)).getbbox() == (3, 2, 4, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "index", "content"),
-    [
-        ("n" * 41, "background", "null", b"x"),
-        ("much", "background", "null", bytes(MAX_PICTURE_BYTES + 1)),
-        ("deep", "layer", "1000000000", b"x"),
-        ("odd", "layer", "-1", b"x"),
-        ("odd", "layer", None, b"x"),
-        ("odd", "../etc", "0", b"x"),
-    ],
-)
-def test_what_no_editor_sends_is_not_kept(name, kind, index, content, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    editor = DrawingInput()
-    send_blob(editor, name, kind, index, content)
-    assert not list(tmp_path.rglob("*.png"))
+@pytest.mark.parametrize("value", [None, "a", [], {}, {"source": "a"}, {"source": {"path": 3}, "mask": 3}])
+def test_what_no_editor_sends_is_no_drawing(value: object) -> None:
+    drawing = MaskEditor().preprocess(value)
     with pytest.raises(UserError, match="Upload an image first"):
-        DrawingMirror.of(editor).preprocess(EditorData(id=name)).image()
+        drawing.image()
+    with pytest.raises(UserError, match="Paint over the part"):
+        drawing.mask((8, 8))
 
 
-def test_old_drawings_are_forgotten(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    editor = DrawingInput()
-    for number in range(UploadedDrawings.MAX_DRAWINGS + 1):
-        send_blob(editor, f"drawing {number}", "background", "null", b"x")
-    first, *_, last = (
-        editor.preprocess(EditorData(id=f"drawing {n}")) for n in range(UploadedDrawings.MAX_DRAWINGS + 1)
-    )
-    assert first.background is None and last.background is not None
+@pytest.mark.parametrize("mask", ["x", "data:image/png;base64,x", "data:image/png;base64,AAAA", "http://a/b.png"])
+def test_a_mask_that_is_none_is_refused_in_a_sentence(mask: str) -> None:
+    with pytest.raises(UserError, match="image"):
+        MaskEditor().preprocess({"mask": mask}).mask((8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -569,7 +755,7 @@ def test_odd_images_are_accepted_by_both_tabs(
     content = odd_images()[name]
     given = image.read(values_of(image, image=content, fit="pad")).image
     everything = {"left": 0, "top": 0, "width": 100, "height": 100}
-    request = inpaint.read(values_of(inpaint, mirror=Drawing(content, ()), **everything))
+    request = inpaint.read(values_of(inpaint, drawing=Drawing(content, ()), **everything))
     assert given.mode == request.image.mode == "RGB" and given.size == request.image.size == request.mask.size
     assert given.size == ((4, 8) if name == "turned" else (8, 8))
 
@@ -585,16 +771,16 @@ def test_files_that_are_no_image_are_refused_in_a_sentence(
     assert str(tmp_path) not in str(refused.value)
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
     with pytest.raises(UserError):
-        inpaint.read(values_of(inpaint, mirror=Drawing(file, ())))
+        inpaint.read(values_of(inpaint, drawing=Drawing(file, ())))
     with pytest.raises(UserError):
-        inpaint.read(values_of(inpaint, mirror=good, mask_file=file))
+        inpaint.read(values_of(inpaint, drawing=good, mask_file=file))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e308, "12", None, [], 65])
 def test_a_feather_that_is_none_is_refused(inpaint: inpaint_tab.InpaintTab, value: object) -> None:
     good = Drawing(png(Image.new("RGB", (64, 64))), ())
     with pytest.raises(UserError, match="feather"):
-        inpaint.read(values_of(inpaint, mirror=good, width=50, height=50, feather=value))
+        inpaint.read(values_of(inpaint, drawing=good, width=50, height=50, feather=value))
 
 
 def test_without_an_image_and_without_a_mask_a_sentence_says_what_is_missing(

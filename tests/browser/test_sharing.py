@@ -208,9 +208,9 @@ def other_tool(prompt: str) -> PngInfo:
     return info
 
 
-def png(info: PngInfo | None) -> bytes:
+def png(info: PngInfo | None, color: str = "teal") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(file, "PNG", pnginfo=info)
+    Image.new("RGB", (8, 8), color).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
@@ -316,6 +316,11 @@ def replay(page: Page, task: str = "text_to_image") -> Locator:
     return part(page, task, "status")
 
 
+def status(page: Page) -> Locator:
+    """Of a link that is replayed as the page opens."""
+    return part(page, "text_to_image", "status")
+
+
 def open_restore(page: Page) -> None:
     page.locator("#restore").get_by_role("button", name="Recent recipes").click()
     page.locator("#restore-link").wait_for()
@@ -331,25 +336,28 @@ def remembered(page: Page) -> list[str]:
 
 def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 image in")
+    expect(status(page)).to_contain_text("1 image in")
     copied = copied_link(page)
     assert copied.startswith(address + "?v=2&task=text_to_image&prompt=a+pixel+art+character&seeds=8&steps=4&digest=")
     assert set(parse_qs(urlsplit(copied).query)) == {"v", "task", "prompt", "seeds", "steps", "digest", "made"}
 
     page.goto("about:blank")
     page.goto(copied + "&__theme=dark&__sign=abc&utm_source=friend")
-    expect(card(page)).to_contain_text("Text to image with nouns, 1 image. Its settings are filled in: press Replay.")
+    expect(card(page)).to_contain_text("From a link: Text to image with nouns, 1 image.")
     expect(card(page)).to_contain_text("Ignored (unknown or invalid): utm_source.")
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("8")
-    expect(replay(page)).to_contain_text("The same image, bit for bit.")
-    expect(page.locator("#announcement")).to_contain_text("The same image, bit for bit.")
+    expect(status(page)).to_contain_text("✓ The same, bit for bit.")
+    expect(page.locator("#announcement")).to_contain_text("The same, bit for bit.")
     assert copied_link(page) == copied  # with nothing else of the page's address
 
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
-    expect(replay(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
+    expect(status(page)).to_contain_text("Not identical. The original was made on another CPU or GPU")
     page.goto(re.sub(r"digest=\w+&made=\w+", "digest=" + "0" * 16 + "&made=mps", copied))
-    expect(replay(page)).to_contain_text("Original: mps")
+    expect(status(page)).to_contain_text("made with another device or version: see Info")
+    expect(card(page)).not_to_contain_text("mps", use_inner_text=True)
+    card(page).get_by_text("Info").click()
+    expect(card(page)).to_contain_text("mps", use_inner_text=True)
 
 
 def copied_link(page: Page) -> str:
@@ -366,7 +374,7 @@ def test_a_varied_image_is_replayed_from_its_link(page: Page, address: str) -> N
     _, results = Client(address, verbose=False).predict(query, api_name="/recipe")
     open_link(page, address, results[0]["query"])
     expect(card(page)).to_contain_text("varied or touched up")
-    expect(replay(page)).to_contain_text("The same image, bit for bit.")
+    expect(status(page)).to_contain_text("The same, bit for bit.")
 
 
 def test_what_is_wrong_in_a_link_is_told_as_text(page: Page, address: str) -> None:
@@ -397,6 +405,14 @@ def test_a_listed_model_is_chosen_but_not_loaded(page: Page, address: str, runti
     expect(part(page, "text_to_image", "model").get_by_role("combobox")).to_have_value(re.compile("^amused-256"))
     expect(part(page, "text_to_image", "model")).to_contain_text("Downloads 1.6 GB")
     assert not runtime.is_loaded("amused-256")
+
+
+@pytest.mark.parametrize("query", [to_query(replace(PLAIN, seeds=(8, 9))), "task=image_to_image&prompt=a&strength=0.5"])
+def test_a_link_that_costs_more_than_one_image_waits_for_a_click(page: Page, address: str, query: str) -> None:
+    open_link(page, address, query)
+    expect(card(page)).to_contain_text("press Replay")
+    page.wait_for_function("window.amusedRestored === true")
+    assert not page.locator(".status progress").count()
 
 
 @pytest.mark.parametrize("way", ["pasted", "opened"])
@@ -463,7 +479,9 @@ def test_an_image_link_asks_for_its_image(page: Page, address: str, tmp_path: Pa
     named = digest(load_image(tmp_path / "own.png"))
     recipe = Recipe("image_to_image", "a cat", (4,), steps=4, width=256, height=256, image=named, strength=0.5)
     open_link(page, address, to_query(recipe))
-    expect(card(page)).to_contain_text(f"It needs the original image (image {named})")
+    expect(card(page)).to_contain_text("It needs the original image: upload below")
+    card(page).get_by_text("Info").click()
+    expect(card(page).get_by_text(named)).to_be_visible()
     expect(prompt(page, "image_to_image")).to_be_visible()
     upload = part(page, "image_to_image", "picture").locator("input[type=file]")
     upload.set_input_files(tmp_path / "other.png")
@@ -559,8 +577,13 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
     picture = part(page, "image_to_image", "picture")
     assert not drop(picture.locator("[aria-dropeffect]").first, data)
     expect(picture.locator("img").first).to_be_visible()
+    former = picture.locator("img").get_attribute("src")
+    picture.locator("img").evaluate(DROP_JS.replace("image/png", "text/plain"), ["text.txt", "AAAA"])
+    drop(picture.get_by_test_id("block-label"), png(None, "navy"))  # next to the image, which the other drop left
+    expect(picture.locator("img")).not_to_have_attribute("src", former)
     open_tab(page, "Inpaint")
-    assert not drop(part(page, "inpaint", "drawing").locator("canvas").first, data)
+    assert not drop(part(page, "inpaint", "drawing").get_by_text("Drop an image here"), data)
+    expect(part(page, "inpaint", "drawing").locator("canvas")).to_be_visible()
     assert taken.evaluate("input => input.files.length") == 0
 
     drop(page.locator(".block.heading"), png(png_info(PLAIN, "a" * 16)))
@@ -570,14 +593,14 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
 
 def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 image in")
+    expect(status(page)).to_contain_text("1 image in")
     part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
     before = page.evaluate("localStorage['amused-kept']")
     part(page, "text_to_image", "keep").click()
     page.wait_for_function("before => localStorage['amused-kept'] !== before", arg=before)
     prompt(page).fill("what I was about to try")
     page.get_by_role("tab", name="Inpaint").click()
-    part(page, "inpaint", "drawing").locator("canvas").first.wait_for()  # the tab is there as a whole
+    part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()  # the tab is there as a whole
     prompt(page, "inpaint").fill("a hat")
     open_restore(page)
     assert [text.strip(" ✓\n") for text in remembered(page)] == [
@@ -594,7 +617,7 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
     assert len(remembered(page)) == 2
     page.get_by_role("option").first.click()
     expect(prompt(page)).to_have_value(PLAIN.prompt)
-    expect(replay(page)).to_contain_text("The same image, bit for bit.")
+    expect(replay(page)).to_contain_text("The same, bit for bit.")
     page.get_by_role("tab", name="Inpaint").click()
     expect(prompt(page, "inpaint")).to_have_value("a hat")
 
@@ -603,18 +626,18 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
 
 
 def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: str) -> None:
-    open_link(page, address, to_query(PLAIN))
+    open_link(page, address, to_query(replace(PLAIN, seeds=(8, 9))))
     before = page.evaluate("localStorage['amused-recent']")
     GATE.open.clear()
     try:
         expect(replay(page)).to_contain_text("Starting")
         page.get_by_role("tab", name="Inpaint").click()
-        part(page, "inpaint", "drawing").locator("canvas").first.wait_for()
+        part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()
     finally:
         GATE.open.set()
     page.wait_for_function("before => localStorage['amused-recent'] !== before", arg=before)
     open_restore(page)
-    assert [text.strip(" ✓\n") for text in remembered(page)] == ["a pixel art character · seed 8"]
+    assert [text.strip(" ✓\n") for text in remembered(page)] == ["a pixel art character · 2 seeds"]
 
 
 def test_what_the_browser_remembers_is_not_trusted(page: Page, address: str) -> None:
@@ -626,7 +649,7 @@ def test_what_the_browser_remembers_is_not_trusted(page: Page, address: str) -> 
 
 def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Runtime) -> None:
     open_link(page, address, to_query(PLAIN))
-    expect(replay(page)).to_contain_text("1 image in")
+    expect(status(page)).to_contain_text("1 image in")
     prompt(page).fill("typed while away")
     page.context.set_offline(True)
     part(page, "text_to_image", "run").click()
@@ -639,7 +662,7 @@ def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Run
 def test_a_prompt_that_is_cut_is_told(page: Page, address: str) -> None:
     long = "a pixel art character with " + "very " * 90 + "red glasses"
     open_link(page, address, to_query(Recipe("text_to_image", long, (1,), steps=2)))
-    expect(replay(page)).to_contain_text("The prompt is longer than the model reads: its end was ignored")
+    expect(status(page)).to_contain_text("The prompt is longer than the model reads: its end was ignored")
 
 
 def test_a_phone_shows_a_link_without_scrolling_sideways(page: Page, address: str) -> None:
@@ -651,10 +674,10 @@ def test_a_phone_shows_a_link_without_scrolling_sideways(page: Page, address: st
 
 
 def test_everything_has_a_name_and_can_be_reached_by_keyboard(page: Page, address: str) -> None:
-    open_link(page, address, to_query(PLAIN))
+    open_link(page, address, to_query(replace(PLAIN, seeds=(8, 9))))
     part(page, "text_to_image", "replay").focus()
     page.keyboard.press("Enter")
-    expect(part(page, "text_to_image", "status")).to_contain_text("1 image in")
+    expect(status(page)).to_contain_text("2 images in")
     open_restore(page)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, select, img')]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from amused.serving.runtime import Runtime
-from amused.ui.drawing import Drawing, DrawingMirror
+from amused.ui.drawing import Drawing, MaskEditor
 from amused.ui.events import Values
 from amused.ui.results import TabState
 from amused.ui.tab import Tab
@@ -29,6 +29,6 @@ def values_of(tab: Tab, state: TabState | None = None, **changes: Any) -> Values
     own = {field.name: getattr(tab, field.name) for field in fields(tab) if hasattr(getattr(tab, field.name), "value")}
     named = {**own, **tab.settings.components()}
     values = {component: component.value for component in named.values()}
-    values |= {component: Drawing(None, ()) for component in own.values() if isinstance(component, DrawingMirror)}
+    values |= {component: Drawing(None, ()) for component in own.values() if isinstance(component, MaskEditor)}
     values |= {tab.result.state: state or TabState(), tab.result.write_metadata: True}
     return values | {named[name]: value for name, value in (SETTINGS | changes).items()}

@@ -16,17 +16,20 @@ from PIL import Image
 import amused
 from amused.errors import UserError
 from amused.generation.images import digest
+from amused.generation.pixel_masks import token_indices
+from amused.recipe.metadata import from_png
 from amused.recipe.recipe import MAX_SEED, Recipe
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
 from amused.ui.browser_storage import restore_settings
 from amused.ui.derive import continue_request, painted_cells
 from amused.ui.drawing import Drawing
+from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection, build_sheet
 from amused.ui.kept_images import KeptImages, write_sheet
-from amused.ui.prompt_help import describe_prompt
+from amused.ui.prompt_help import describe_prompt, word_choices
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
@@ -73,10 +76,31 @@ def test_cells_are_those_of_the_model(pixels_per_token: int, cell: int, tmp_path
     stroke.putpixel((41, 20), (255, 0, 0, 255))
     drawing = Drawing(png(TEAL), (png(stroke),))
     image = GeneratedImage("", 1, Recipe("text_to_image", "", (1,)), "0" * 16, (256, 256))
-    assert painted_cells(runtime, drawing, image) == (cell,)
+    box, cells = painted_cells(runtime, drawing.mask(image.size), image)
+    assert (box, token_indices(cells)) == ((0, 0, 256, 256), (cell,))
     tab = build_tab(inpaint_tab.build, runtime)
-    shown = tab.show_cells(values_of(tab, mirror=drawing))[tab.cells]
-    assert shown.label == f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells"
+    updates = tab.show_cells(values_of(tab, drawing=drawing))
+    assert f"Will be repainted: 1 of {(256 // pixels_per_token) ** 2} cells" in updates[tab.cells].value
+    row, column = divmod(cell, 256 // pixels_per_token)
+    assert f'd="M{column} {row}h1v1h-1z"' in updates[tab.drawing].props["grid"]["svg"]
+
+
+@pytest.mark.parametrize(("traits", "colors"), [(TRAITS, 2), (None, 10)])
+def test_an_enlarged_image_keeps_its_recipe(traits: Any, colors: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    pixels = Image.new("RGB", (8, 8), "teal")
+    pixels.putpixel((3, 3), (255, 0, 0))
+    pixels.save(tmp_path / "a.png")
+    recipe = Recipe("text_to_image", "a fox", (7,))
+    image = GeneratedImage(str(tmp_path / "a.png"), 7, recipe, digest(pixels), (8, 8))
+    for factor in FACTORS:
+        path = write_enlarged(image, factor, Choice("nouns", "", traits=traits), write_metadata=True)
+        made = Image.open(path)
+        assert Path(path).name == f"amused-seed-7-x{factor}.png" and made.size == (8 * factor, 8 * factor)
+        assert (from_png(made).recipe, from_png(made).digest) == (recipe, digest(pixels))
+        num_colors = len(made.getcolors())
+        assert num_colors == colors if traits else num_colors >= colors
+        assert not Image.open(write_enlarged(image, factor, Choice("nouns", ""), write_metadata=False)).info
 
 
 def kept(number: int, path: Path, size: int = 64) -> GeneratedImage:
@@ -150,12 +174,17 @@ def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
     assert prompts.hint(None, "a castle by the sea") == ""
 
 
+def test_words_are_offered_in_plain_english_and_written_as_in_captions() -> None:
+    choices = dict(word_choices("head", Runtime(default="nouns").choice("nouns").traits))
+    assert choices["burger"] == "burger dollarmenu" and choices["fox"] == "fox"
+
+
 @pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])
 def test_a_typed_prompt_may_stand_for_several(build: Any) -> None:
     tab = build_tab(build, fake_runtime())
     stroke = png(Image.new("RGBA", (256, 256), "red"))
     own = {text_tab.build: {}, image_tab.build: {"image": png(TEAL)}}
-    inputs = own.get(build, {"mirror": Drawing(png(TEAL), (stroke,))})
+    inputs = own.get(build, {"drawing": Drawing(png(TEAL), (stroke,))})
     request = tab.read(values_of(tab, prompt="a {fox|cow}\n{head}", seeds="3", count=2, **inputs))
     assert [(recipe.prompt, recipe.seeds) for recipe in request.recipes[:2]] == [("a fox", (3, 4)), ("a cow", (3, 4))]
     words = prompts.words(TRAITS, "head")

@@ -27,12 +27,11 @@ pytestmark = pytest.mark.slow
 
 META = {"_type": "gradio.FileData"}
 # What these hold is no file, whatever is sent; any other kind of component, also one to come, may hold one.
-PLAIN = {"textbox", "number", "slider", "checkbox", "dropdown", "radio", "dataset", "html", "state"}
+PLAIN = {"textbox", "number", "slider", "checkbox", "dropdown", "radio", "dataset", "HTML", "state"}
 SHAPES = {
     "alone": lambda file: file,
-    "background": lambda file: {"background": file, "layers": [], "composite": None},
-    "layer": lambda file: {"background": None, "layers": [file], "composite": None},
-    "composite": lambda file: {"background": None, "layers": [], "composite": file},
+    "source": lambda file: {"source": file, "image": None, "mask": ""},
+    "shown": lambda file: {"source": None, "image": file, "mask": ""},
     "list": lambda file: [file],
     "gallery": lambda file: [{"image": file, "caption": "a"}],
     "within": lambda file: {"value": {"any": [[file]]}},
@@ -132,7 +131,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with serve(fake_runtime(before_step=lambda: steps.append(1)), cache) as url:
         with httpx.Client(base_url=f"{url}gradio_api/", timeout=10) as client:  # what hangs fails
             config = client.get(f"{url}config").json()
-            kinds = {component["id"]: component["type"] for component in config["components"]}
+            kinds = {
+                component["id"]: component["props"].get("component_class_name") or component["type"]
+                for component in config["components"]
+            }
             yield Place(client, steps, cache, private, config["dependencies"], kinds)
         for path in (cache, private):  # whoever waits for a writer can go
             os.close(os.open(path / "pipe.png", os.O_RDWR | os.O_NONBLOCK))
@@ -140,7 +142,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def test_every_input_that_may_hold_a_file_is_found(page: Place) -> None:
     found = {page.kinds[event["inputs"][place]] for event, place in page.slots()}
-    assert {"image", "imageeditor", "json", "file"} <= found and len(list(page.slots())) > 25
+    assert {"image", "MaskEditor", "file"} <= found and len(list(page.slots())) > 25
 
 
 def test_a_file_that_was_not_uploaded_is_refused_at_every_input(page: Place) -> None:
@@ -150,7 +152,7 @@ def test_a_file_that_was_not_uploaded_is_refused_at_every_input(page: Place) -> 
             kind = page.kinds[event["inputs"][place]]
             for name in FEW:
                 for form in ("bare", "meta"):
-                    for shape in ["alone"] if kind in ("image", "file") else ["background", "layer", "composite"]:
+                    for shape in ["alone"] if kind in ("image", "file") else ["source", "shown"]:
                         data = [None] * len(event["inputs"])
                         data[place] = SHAPES[shape](FORMS[form](page.hostile()[name]))
                         answer = page.run(event, data)

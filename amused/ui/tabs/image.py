@@ -20,7 +20,7 @@ from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
 from amused.ui.results import ResultView, TabState, image_at
-from amused.ui.shapes import OWN_SHAPE, SHAPES, shape_of, sides
+from amused.ui.shapes import OWN_SHAPE, SHAPES, SQUARE, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 FIT_LABELS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
@@ -145,7 +145,13 @@ def build_inputs() -> dict[str, Any]:
             elem_id=f"{IMAGE_TO_IMAGE}-seen",
         )
     with gr.Row(visible=False) as fit_row:
-        shape = gr.Dropdown([OWN_SHAPE, *SHAPES], value=OWN_SHAPE, label="Shape", elem_id=f"{IMAGE_TO_IMAGE}-shape")
+        shape = gr.Dropdown(
+            [*SHAPES, OWN_SHAPE],
+            value=SQUARE,
+            label="Shape",
+            info="The models were made for squares",
+            elem_id=f"{IMAGE_TO_IMAGE}-shape",
+        )
         fit_mode = gr.Radio(
             [(FIT_LABELS[mode], mode) for mode in FITS],
             value=Recipe.fit,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,39 +10,26 @@ from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_image
+from amused.generation.images import digest
 from amused.generation.pixel_masks import mask_rule
 from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
-from amused.serving import file_cache
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
-from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
-from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import png_bytes
+from amused.ui.describe import note
+from amused.ui.drawing import Drawing, MaskEditor, build_editor, hide_grid, show_grid
+from amused.ui.events import Updates, Values
 from amused.ui.inputs import ImageInput
 from amused.ui.latest import sync
 from amused.ui.results import ResultView
 from amused.ui.tab import Tab, build_controls, connect_tab
 
-MAX_EDITOR_SIDE = 768  # pixels; the editor gets a reduced copy of larger images
-
-
-@dataclass(frozen=True)
-class Original:
-    """The file of a large image, and the digest of its reduced copy, which is in the editor."""
-
-    path: str
-    reduced: str
-
 
 @dataclass(frozen=True)
 class InpaintTab(Tab):
-    """`mirror` stands for `drawing` (see `drawing.mirror_drawing`); `original` is the State of an Original or None."""
+    """`cells` says how many cells of the token grid, which `drawing` shows, will be repainted."""
 
-    drawing: DrawingInput
-    mirror: DrawingMirror
-    original: gr.State
+    drawing: MaskEditor
     mask_file: ImageInput
     left: gr.Slider
     top: gr.Slider
@@ -53,7 +38,7 @@ class InpaintTab(Tab):
     inverted: gr.Checkbox
     only_masked: gr.Checkbox
     feather: gr.Slider
-    cells: gr.Image
+    cells: gr.HTML
 
     @property
     def box(self) -> list[gr.Slider]:
@@ -62,11 +47,11 @@ class InpaintTab(Tab):
     @property
     def mask_sources(self) -> list[Component]:
         """What determines the mask."""
-        return [self.mirror, self.mask_file, *self.box, self.inverted]
+        return [self.drawing, self.mask_file, *self.box, self.inverted]
 
     @property
     def sources(self) -> list[Component]:
-        return [*self.mask_sources, self.only_masked, self.feather, self.original]
+        return [*self.mask_sources, self.only_masked, self.feather]
 
     @property
     def file_inputs(self) -> list[Component]:
@@ -75,10 +60,6 @@ class InpaintTab(Tab):
     @property
     def own_controls(self) -> list[Component]:
         return [*self.box, self.inverted, self.only_masked, self.feather]
-
-    @property
-    def before_read(self) -> Callable[[list[Any]], Any]:
-        return partial(mirror_drawing, mirror=self.mirror)
 
     def read_typed(self, values: Values) -> Request:
         recipe = self.settings.to_recipe(values)
@@ -93,12 +74,13 @@ class InpaintTab(Tab):
         return Request((recipe,), image, mask)
 
     def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image, Image.Image]:
-        """The image in full size, and its mask."""
-        drawing: Drawing = values[self.mirror]
-        image = in_full_size(drawing.image(), values[self.original])
+        drawing: Drawing = values[self.drawing]
+        image = drawing.image(expected)
+        return image, self.read_mask(values, image.size)
+
+    def read_mask(self, values: Values, size: tuple[int, int]) -> Image.Image:
         box = [values[side] for side in self.box]
-        mask = mask_tools.build_mask(image.size, drawing, values[self.mask_file], box, values[self.inverted])
-        return image, mask
+        return mask_tools.build_mask(size, values[self.drawing], values[self.mask_file], box, values[self.inverted])
 
     def own_from_recipe(self, recipe: Recipe) -> Updates:
         """The mask of a recipe is a file to be used as it is: no box, not inverted."""
@@ -108,40 +90,34 @@ class InpaintTab(Tab):
         return {**dict.fromkeys(self.box, 0), self.inverted: False}
 
     def use_files(self, image: str | None, mask: str | None) -> Updates:
-        return {} if image is None else {self.drawing: editor_value(image), self.mask_file: mask, **self.no_box()}
+        return {} if image is None else {self.drawing: image, self.mask_file: mask, **self.no_box()}
 
     def show_cells(self, values: Values) -> Updates:
-        """A preview of what a run would repaint; none while a run would be refused."""
+        """The token grid on the image, and what a run would repaint; nothing of what a run would refuse."""
+        drawing: Drawing = values[self.drawing]
         model = values[self.settings.model]
         try:
-            image, mask = self.read_images(values)
-            recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=values[self.only_masked])
-            size, _ = self.runtime.native_size(model)
-            recipe = self.runtime.with_default_size(recipe, image)
-            pixels_per_token = self.runtime.pixels_per_token(model)
-            shown, count, total = mask_tools.preview_cells(recipe, image, mask, size, pixels_per_token)
-        except UserError:
-            return {self.cells: gr.Image(value=None, visible=False)}
-        label = f"Will be repainted: {count} of {total} cells"
-        if (file := values[self.mask_file]) is not None:
-            label += f" (mask file: {mask_rule(file)}{', inverted' if values[self.inverted] else ''})"
-        return {self.cells: gr.Image(value=shown, visible=True, label=label)}
-
-    def reduce(self, values: Values) -> Updates:
-        """Give the editor a reduced copy of a large image: it uploads the whole image at every stroke."""
-        drawing: Drawing = values[self.mirror]
-        try:
             image = drawing.image()
-        except UserError as error:
-            gr.Warning(str(error))
-            return {self.drawing: None, self.original: None}
-        if max(image.size) <= MAX_EDITOR_SIDE:
-            return {self.original: None}
-        copy = image.copy()
-        copy.thumbnail((MAX_EDITOR_SIDE, MAX_EDITOR_SIDE))
-        path = file_cache.save(png_bytes(copy), "reduced.png")
-        original = Original(file_cache.save(png_bytes(image, compress_level=1), "original.png"), digest(copy))
-        return {self.drawing: editor_value(path), self.original: original}
+        except UserError:
+            return {self.drawing: hide_grid(), self.cells: gr.HTML(visible=False)}
+        try:
+            mask = self.read_mask(values, image.size)
+        except UserError:
+            mask = None
+        recipe = Recipe(INPAINT, "", (0,), model=model, only_masked=values[self.only_masked])
+        recipe = self.runtime.with_default_size(recipe, image)
+        size, _ = self.runtime.native_size(model)
+        found = mask_tools.repainted_cells(recipe, mask, image.size, size, self.runtime.pixels_per_token(model))
+        if found is None:
+            return {self.drawing: hide_grid(), self.cells: gr.HTML(visible=False)}
+        box, cells = found
+        text = f"Will be repainted: {cells.sum()} of {cells.size} cells"
+        if mask is not None and (file := values[self.mask_file]) is not None:
+            text += f" (mask file: {mask_rule(file)}{', inverted' if values[self.inverted] else ''})"
+        return {
+            self.drawing: show_grid(image.size, box, cells),
+            self.cells: gr.HTML(note(text), visible=mask is not None),
+        }
 
 
 def build(runtime: Runtime) -> InpaintTab:
@@ -151,13 +127,10 @@ def build(runtime: Runtime) -> InpaintTab:
             controls = build_controls(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             result = ResultView(INPAINT, "Upload an image and paint over what should change", controls.stop)
-            mirror = DrawingMirror.of(inputs["drawing"])
-        tab = InpaintTab(runtime, controls, result, mirror=mirror, original=gr.State(None), **inputs)
+        tab = InpaintTab(runtime, controls, result, **inputs)
     with column:
-        mirror_drawing([tab.drawing.change], mirror)
-        mirror_drawing([tab.drawing.upload], mirror).then(tab.reduce, {mirror}, [tab.drawing, tab.original], **UI_ONLY)
         shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]
-        sync(shaping, tab.show_cells, {*shaping, tab.original}, [tab.cells])
+        sync(shaping, tab.show_cells, {*shaping}, [tab.drawing, tab.cells])
         connect_tab(tab)
         examples.connect(tab)
     return tab
@@ -165,7 +138,8 @@ def build(runtime: Runtime) -> InpaintTab:
 
 def build_inputs() -> dict[str, Any]:
     """The components of an InpaintTab above its settings."""
-    drawing = build_drawing("Your image: paint over what should change", 460, f"{INPAINT}-drawing", upload=True)
+    drawing = build_editor("Your image: paint over what should change", f"{INPAINT}-drawing", upload=True)
+    cells = gr.HTML(visible=False, padding=False, elem_id=f"{INPAINT}-cells")
     with gr.Accordion("Mask from a file, or a box", open=False, elem_id=f"{INPAINT}-elsewhere"):
         mask_file = ImageInput(
             label="Mask: white is repainted",
@@ -198,14 +172,6 @@ def build_inputs() -> dict[str, Any]:
             info="Soft edge, in pixels",
             elem_id=f"{INPAINT}-feather",
         )
-    cells = gr.Image(
-        label="Will be repainted",
-        visible=False,
-        interactive=False,
-        height=300,
-        buttons=["fullscreen"],
-        elem_id=f"{INPAINT}-cells",
-    )
     return {
         "drawing": drawing, "mask_file": mask_file, "left": left, "top": top, "width": width, "height": height,
         "inverted": inverted, "only_masked": only_masked, "feather": feather, "cells": cells,
@@ -216,10 +182,3 @@ def percent_slider(name: str, label: str, info: str | None = None) -> gr.Slider:
     return gr.Slider(
         0, 100, value=0, step=1, label=f"{label}, %", info=info, min_width=130, elem_id=f"{INPAINT}-{name}"
     )
-
-
-def in_full_size(image: Image.Image, original: Original | None) -> Image.Image:
-    """The image in the editor, or the original of which it is the reduced copy."""
-    if original is None or digest(image) != original.reduced:
-        return image
-    return load_image(original.path)
