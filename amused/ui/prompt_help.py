@@ -123,4 +123,4 @@ def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model:
 
 
 def word_choices(part: str, traits: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [("any", ""), *((prompts.PLAIN_WORDS.get(word, word), word) for word in prompts.words(traits or {}, part))]
+    return [("any", ""), *((word, word) for word in prompts.words(traits or {}, part))]

@@ -18,31 +18,6 @@ COUNT = 3
 PARTS = ("glasses", "head", "body", "background")
 LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds"}
 
-# What people call the words of captions that are names of files.
-PLAIN_WORDS = {
-    "baseball gameball": "baseball",
-    "burger dollarmenu": "burger",
-    "diamond blue": "blue diamond",
-    "ghost B": "ghost",
-    "skeleton hat": "skeleton",
-    "wizardhat": "wizard hat",
-    "bege crt": "beige",
-    "bluegrey": "blue-grey",
-    "darkbrown": "dark brown",
-    "grayscale 1": "light grey",
-    "grayscale 9": "dark grey",
-    "peachy a": "peach",
-    "redpinkish": "pinkish red",
-    "teal light": "light teal",
-    "square black eyes red": "square black, red eyes",
-    "square black rgb": "square black, coloured",
-    "square frog green": "square frog-green",
-    "square fullblack": "square all-black",
-    "square green blue multi": "square green and blue",
-    "square pink purple multi": "square pink and purple",
-    "square yellow saturated": "square bright yellow",
-}
-
 ANY_MODEL = (
     "a red fox in fresh snow, golden light",
     "a lighthouse in a storm, oil painting",
