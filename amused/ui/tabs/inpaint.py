@@ -150,7 +150,7 @@ def build(runtime: Runtime) -> InpaintTab:
             inputs = build_inputs()
             controls = build_controls(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls.stop)
+            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls)
             mirror = DrawingMirror.of(inputs["drawing"])
         tab = InpaintTab(runtime, controls, result, mirror=mirror, original=gr.State(None), **inputs)
     with column:
