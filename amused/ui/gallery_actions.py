@@ -24,11 +24,12 @@ from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import RunAction, TabState, connect, image_at
+from amused.ui.results import ResultView, RunAction, TabState, connect, image_at
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
+UNFINISHED = "This image is not finished yet."
 IMPROVE_ROUNDS = 2  # as long as four steps
 
 
@@ -62,11 +63,17 @@ class TouchUpForm:
 
 
 class DetailsView:
-    """The selected image of a tab, and its actions; `selected` is the State of a GeneratedImage or None."""
+    """The selected image of a tab, and its actions.
+
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html, and `index` is that of the
+    tile, or of the open image: quick arrow keys may be ahead of `selected`.
+    """
 
     def __init__(self, tab: Tab) -> None:
         task = tab.task
         self.buttons: dict[str, gr.Button] = {}
+        self.index = gr.Number(-1, precision=0, visible="hidden")
+        self.keep_tile = gr.Button("Keep", visible="hidden", elem_id=f"{task}-keep-tile")
         with tab.result.details as self.place:
             self.selected = gr.State(None)
             self.image = gr.Image(
@@ -125,7 +132,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     for tab in tabs:
         view = views[tab.task]
         connect_details(tab, view)
-        connect_keep(view, tray)
+        connect_keep(tab.result, view, tray)
         connect_vary(tab, view)
         connect_more(tab)
         connect_touch_up(tab, view)
@@ -191,12 +198,30 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
 
-def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
-    def keep(values: Values) -> Updates:
-        kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to Kept images")}
+def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
+    """Keep the open image, or a tile."""
 
-    view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)
+    def keep(values: Values) -> Updates:
+        state: TabState = values[result.state]
+        kept: KeptImages = values[tray.state]
+        image = image_at(state.shown, values[view.index]) or required(values[view.selected])
+        return {**tray.show(kept.keep(image)), view.note: note("Added to Kept images")}
+
+    def keep_tile(values: Values) -> Updates:
+        state: TabState = values[result.state]
+        kept: KeptImages = values[tray.state]
+        image = image_at(state.shown, values[view.index])
+        if image is None:
+            raise UserError(UNFINISHED)
+        return tray.show(kept.keep(image))
+
+    opened_js = f"() => window.amusedOpened('{result.gallery.elem_id}')"
+    view.buttons["keep"].click(None, None, view.index, js=opened_js, **UI_ONLY).then(
+        keep, {result.state, tray.state, view.selected, view.index}, [*tray.outputs, view.note], **UI_ONLY
+    )
+    view.keep_tile.click(None, None, view.index, js="() => window.amusedTile", trigger_mode="multiple", **UI_ONLY).then(
+        keep_tile, {result.state, tray.state, view.index}, tray.outputs, trigger_mode="multiple", **UI_ONLY
+    )
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:

@@ -19,6 +19,7 @@ from fake import Turnstile, fake_runtime, sampled
 from helpers.browser import (
     expect_done,
     kept,
+    new_context,
     open_image,
     open_page,
     open_tab,
@@ -31,7 +32,7 @@ from helpers.browser import (
 )
 from helpers.serve import serve
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_query, to_query
@@ -227,6 +228,85 @@ def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None
     gallery.locator(".preview").get_by_label("Close").click()
     expect(facts).to_be_hidden()
     expect(tiles(page, TEXT).first).to_be_visible()
+
+
+def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    keep_first = page.get_by_role("button", name="Keep seed 8")
+    expect(keep_first).to_have_count(0)
+    tiles(page, TEXT).nth(0).hover()
+    keep_first.click()
+    expect(kept(page)).to_have_count(1)
+    tools = page.locator(".gallery-item:has(.tile-tools)")
+    expect(tools).to_have_class(re.compile("is-kept"))
+    expect(keep_first).to_be_hidden()
+
+    tiles(page, TEXT).nth(1).focus()  # from here by keyboard alone
+    for name in ("Keep seed 9", "Download seed 9"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.ariaLabel") == name
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "amused-seed-9.png"
+    assert from_png(Image.open(download.value.path())).recipe.seeds == (9,)
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(kept(page)).to_have_count(2)
+    expect(page.locator(".is-kept")).to_have_count(2)
+    for index, is_kept in enumerate((True, True, False)):
+        assert tiles(page, TEXT).nth(index).get_attribute("aria-description") == ("Kept" if is_kept else None)
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+    page.locator("#tray-discard").click()
+    expect(page.locator(".is-kept")).to_have_count(1)
+    make(page, TEXT, "20", 3)
+    expect(page.locator(".is-kept")).to_have_count(0)
+
+
+def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    select(page, TEXT, 0)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        """The answer to the arrow key."""
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/run/predict", hold)
+    page.keyboard.press("ArrowRight")
+    expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
+    page.wait_for_function("true")  # lets the held request arrive here
+    page.keyboard.press("k")
+    expect(kept(page)).to_have_text(["seed 9"])
+    held[0].continue_()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+
+
+def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
+    context = new_context(browser, 390, 844, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    tiles(page, TEXT).nth(3).tap()
+    image = part(page, TEXT, "gallery").locator(".preview .media-button")
+    caption = part(page, TEXT, "gallery").locator(".preview caption")
+    first = caption.inner_text()
+    touch = context.new_cdp_session(page)
+
+    def swipe(by: int) -> None:
+        box = image.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x + by, "y": y}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    captions = [text.strip() for text in tiles(page, TEXT).all_text_contents()]
+    assert captions.index(first) == 3
+    for by, index in ((-120, 4), (120, 3), (120, 2), (-20, 2)):
+        swipe(by)
+        expect(caption).to_have_text(captions[index])
+    context.close()
 
 
 def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> None:
