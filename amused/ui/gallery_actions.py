@@ -24,7 +24,7 @@ from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import ResultView, RunAction, TabState, connect, image_at
+from amused.ui.results import MORE, ResultView, RunAction, TabState, build_progress, connect, image_at
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
@@ -49,6 +49,7 @@ class VaryForm:
                 )
                 self.count = count_slider(f"{task}-variants")
             self.run = gr.Button("Generate variations", elem_id=f"{task}-vary")
+            self.progress = build_progress(f"{task}-vary-progress")
 
 
 class TouchUpForm:
@@ -60,6 +61,7 @@ class TouchUpForm:
                 self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 self.count = count_slider(f"{task}-attempts")
             self.run = gr.Button("Repaint this area", elem_id=f"{task}-retouch")
+            self.progress = build_progress(f"{task}-retouch-progress")
 
 
 class DetailsView:
@@ -101,6 +103,7 @@ class DetailsView:
                 self.mask = gr.DownloadButton(
                     "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
                 )
+            self.progress = build_progress(f"{task}-improve-progress")
             self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
             self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
 
@@ -245,9 +248,12 @@ def connect_vary(tab: Tab, view: DetailsView) -> None:
     def read(values: Values) -> Request:
         return derive_request(required(values[view.selected]), VARY, values[form.count], share=values[form.mask_ratio])
 
+    def name(values: Values) -> str:
+        return f"{count_of(values[form.count], 'variation')} of {seed_of(values[view.selected])}"
+
     unfolded = view.buttons["more"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
-    action = deriving(view, read, {view.selected, form.mask_ratio, form.count})
+    action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
     connect(tab.runtime, tab, [form.run.click], action)
 
 
@@ -267,10 +273,14 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
         cells = painted_cells(tab.runtime, values[form.mirror], image)
         return derive_request(image, TOUCH_UP, values[form.count], prompt=values[form.prompt], cells=cells)
 
+    def name(values: Values) -> str:
+        return f"{count_of(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
+
     # The editor gets its image once it is visible: a hidden one does not know its size.
     unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
-    action = deriving(view, read, {view.selected, form.mirror, form.prompt, form.count})
+    inputs: set[Block] = {view.selected, form.mirror, form.prompt, form.count}
+    action = deriving(view, read, inputs, name, form.progress)
     connect(tab.runtime, tab, [form.run.click], action, partial(mirror_drawing, mirror=form.mirror))
 
 
@@ -279,7 +289,11 @@ def connect_improve(tab: Tab, view: DetailsView) -> None:
         changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
         return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
 
-    connect(tab.runtime, tab, [view.buttons["improve"].click], deriving(view, read, {view.selected}))
+    def name(values: Values) -> str:
+        return f"Improvement of {seed_of(values[view.selected])}"
+
+    action = deriving(view, read, {view.selected}, name, view.progress)
+    connect(tab.runtime, tab, [view.buttons["improve"].click], action)
 
 
 def connect_more(tab: Tab) -> None:
@@ -289,16 +303,32 @@ def connect_more(tab: Tab) -> None:
         state: TabState = values[result.state]
         return continue_request(state.images)
 
-    connect(tab.runtime, tab, [result.more.click], RunAction(read, {result.state}, append=True))
+    action = RunAction(read, {result.state}, name=lambda values: f"{MORE} more", append=True)
+    connect(tab.runtime, tab, [result.more.click], action)
 
 
-def deriving(view: DetailsView, read: Callable[[Values], Request], inputs: AbstractSet[Block]) -> RunAction:
+def deriving(
+    view: DetailsView,
+    read: Callable[[Values], Request],
+    inputs: AbstractSet[Block],
+    name: Callable[[Values], str],
+    progress: gr.HTML,
+) -> RunAction:
     """More images in the gallery, the first of which is open at the end."""
 
     def finish(request: Request, images: Sequence[GeneratedImage]) -> Updates:
         return view.show(images[0])
 
-    return RunAction(read, inputs, append=True, opens=True, finish=finish, outputs=tuple(view.outputs))
+    outputs = tuple(view.outputs)
+    return RunAction(read, inputs, name, progress, append=True, opens=True, finish=finish, outputs=outputs)
+
+
+def seed_of(selected: GeneratedImage | None) -> str:
+    return "an image" if selected is None else f"seed {selected.seed}"
+
+
+def count_of(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def required(selected: GeneratedImage | None) -> GeneratedImage:

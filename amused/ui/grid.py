@@ -18,7 +18,7 @@ from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image, png_bytes
 from amused.ui.latest import sync
-from amused.ui.results import RunAction, connect
+from amused.ui.results import RunAction, build_progress, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.tab import Tab
 
@@ -74,10 +74,18 @@ class GridSection:
             self.down = Axis(f"{task}-down", "Down", names, *DOWN)
             self.estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-estimate", elem_classes="status-box")
             make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+            progress = build_progress(f"{task}-grid-progress")
         inputs = self.estimate_inputs
         self.estimate.value = self.describe_estimate({part: part.value for part in inputs})[self.estimate]
         sync([*inputs, tab.result.ended], self.describe_estimate, {*inputs}, [self.estimate])
-        action = RunAction(read=self.read, inputs={*self.axes, *tab.inputs}, finish=self.show_sheet, outputs=(sheet,))
+        action = RunAction(
+            read=self.read,
+            inputs={*self.axes, *tab.inputs},
+            name=self.name,
+            progress=progress,
+            finish=self.show_sheet,
+            outputs=(sheet,),
+        )
         connect(tab.runtime, tab, [make.click], action, tab.before_read)
 
     @property
@@ -88,6 +96,10 @@ class GridSection:
     def estimate_inputs(self) -> list[Component]:
         settings = self.tab.settings
         return [*self.axes, settings.prompt, settings.steps, settings.strength, settings.model]
+
+    def name(self, values: Values) -> str:
+        axes = [name for axis in (self.across, self.down) if (name := values[axis.name]) != NONE]
+        return f"Grid: {' by '.join(axes)}"
 
     def expand(self, recipe: Recipe, values: Values) -> Grid:
         return expand(recipe, *(values[part] for part in self.axes))

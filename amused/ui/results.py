@@ -41,8 +41,8 @@ MORE = 4  # images that continue a sweep
 # Runs in the browser when the button is pressed, before the server answers: the status, Stop, and the progress.
 WAITING = json.dumps(busy_line("Waiting for the model"))
 WAITING_JS = f"() => [{WAITING}, {{__type__: 'update', visible: true}}, {WAITING}]"
-# Gradio's own scrolling of a page would do for one image, not for the first of those that are new.
-ARRIVED_JS = "(first) => window.amusedArrived('%s', first)"
+MAX_TILES = 100_000
+ARRIVED_JS = "(number) => window.amusedArrived('%s', number %% %d)"
 
 # State
 
@@ -68,6 +68,7 @@ class TabState:
         num_runs: runs that are queued or going on.
         num_stops: how often Stop was pressed.
         num_dropped: queued runs that the last Stop cancelled.
+        num_arrived: runs whose first image was brought into view.
         live: the same runs as `num_runs` counts, the one that goes on first.
         status: what is shown of the run that goes on.
         history: of the visit.
@@ -82,6 +83,7 @@ class TabState:
     num_runs: int = 0
     num_stops: int = 0
     num_dropped: int = 0
+    num_arrived: int = 0
     live: tuple[LiveRun, ...] = ()
     status: str = ""
     history: History = field(default_factory=History)
@@ -119,7 +121,7 @@ class ResultView:
         write_metadata: whether files carry their recipe.
         queue: the runs of the tab that wait.
         progress: the status again, at the button that started the run.
-        arrived: the index of the first image of a run, when it is there.
+        arrived: changes when the first image of a run is there; its index, see `ShownRun.bring_into_view`.
         outputs: all that runs of the tab update.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
             with `queue=False` triggers nothing (Gradio 6.31).
@@ -144,11 +146,15 @@ class ResultView:
         self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id=f"{task}-next")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
         self.arrived = gr.Number(-1, visible="hidden")
-        self.arrived.change(None, self.arrived, None, js=ARRIVED_JS % self.gallery.elem_id, **UI_ONLY)
+        self.arrived.change(None, self.arrived, None, js=ARRIVED_JS % (self.gallery.elem_id, MAX_TILES), **UI_ONLY)
         self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
         self.state, self.write_metadata = gr.State(TabState(ready, ready)), gr.State(True)
         own = (self.status, self.progress, self.gallery, self.groups, self.more, self.stop, self.details, self.arrived)
         self.outputs: list[Block] = [*own, self.ended, self.queue.list]
+
+
+def build_progress(elem_id: str) -> gr.HTML:
+    return gr.HTML(padding=False, elem_id=elem_id, elem_classes="progress")
 
 
 # Events
@@ -360,6 +366,7 @@ class ShownRun:
             return {}
         updates = self.action.finish(self.request, self.images)
         if self.action.opens:
+            updates |= self.bring_into_view()
             self.state.opened = len(self.earlier)
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
         return updates
@@ -372,10 +379,19 @@ class ShownRun:
             return {self.view.gallery: gallery()}
         self.has_tiles = True
         self.state.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
-        arrived: Updates = {self.view.groups: show_groups(self.state.groups), self.view.arrived: len(self.earlier)}
-        if self.earlier:
-            return {self.view.gallery: gallery(), **arrived}
-        return {**self.close(), self.view.gallery: gallery(selected_index=None), **arrived}
+        updates: Updates = {self.view.gallery: gallery()}
+        if not self.earlier:
+            updates = {**self.close(), self.view.gallery: gallery(selected_index=None)}
+        if not self.action.opens:
+            updates |= self.bring_into_view()
+        return {**updates, self.view.groups: show_groups(self.state.groups)}
+
+    def bring_into_view(self) -> Updates:
+        """The first image of this run. One that waited leaves the visitor at what they do."""
+        if self.has_waited:
+            return {}
+        self.state.num_arrived += 1
+        return {self.view.arrived: self.state.num_arrived * MAX_TILES + len(self.earlier)}
 
     def close(self) -> Updates:
         """Close the open image. It goes with those of the run before.

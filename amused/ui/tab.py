@@ -18,7 +18,7 @@ from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.queue_list import QueueList
-from amused.ui.results import ResultView, RunAction, connect, connect_queue, connect_stop
+from amused.ui.results import ResultView, RunAction, build_progress, connect, connect_queue, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
 PLACEHOLDER = """Describe the image
@@ -124,7 +124,7 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
-        progress = gr.HTML(padding=False, elem_id=f"{task}-progress", elem_classes="progress")
+        progress = build_progress(f"{task}-progress")
     queue = QueueList(task)
     prompt_help = PromptHelp(task, runtime)
     prompt.value = prompt_help.examples.samples[0][0]

@@ -323,6 +323,52 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     expect(facts).to_be_hidden()
 
 
+def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page, turnstile: Turnstile) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, TEXT, 0)
+    page.set_viewport_size({"width": 390, "height": 500})
+    gallery, progress = part(page, TEXT, "gallery"), part(page, TEXT, "vary-progress")
+    expect(progress).to_be_hidden()
+    turnstile.open.clear()
+    try:
+        vary(page, TEXT, 0.4, 2)
+        turnstile.passes.release(3)
+        expect(progress).to_contain_text("Image 1 of 2")
+        expect(progress).to_be_in_viewport()
+        expect(part(page, TEXT, "progress")).to_be_hidden()
+    finally:
+        turnstile.open.set()
+    expect(gallery.locator(".preview")).to_have_attribute("data-group", "2 variations of seed 8")
+    expect(gallery.locator(".preview .media-button")).to_be_in_viewport(ratio=0.9)
+    expect(part(page, TEXT, "status")).to_contain_text("2 variations of seed 8: 2 images in")
+    expect(progress).to_be_hidden()
+    page.keyboard.press("ArrowLeft", delay=150)
+    expect(gallery.locator(".preview")).not_to_have_attribute("data-group", re.compile("."))
+    page.keyboard.press("Escape")
+    named = page.locator(".gallery-item[data-group]")
+    expect(named).to_have_count(1)
+    assert named.get_attribute("data-group") == "2 variations of seed 8"
+    assert named.inner_text().strip() == tiles(page, TEXT).nth(2).inner_text().strip()
+    make(page, TEXT, "20", 3)
+    expect(named).to_have_count(0)
+
+
+def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: str, turnstile: Turnstile) -> None:
+    for page in open_page(browser, address, 390, 600):
+        page.locator(f"#{TEXT}-grid").get_by_role("button", name="Grid").click()
+        turnstile.open.clear()
+        try:
+            part(page, TEXT, "grid-make").click()
+            turnstile.passes.release(6)
+            expect(part(page, TEXT, "grid-progress")).to_contain_text("Image")
+            expect(tiles(page, TEXT).first).to_contain_text("seed 0")
+            expect(tiles(page, TEXT).first).to_be_in_viewport(ratio=0.9)
+        finally:
+            turnstile.open.set()
+        expect(part(page, TEXT, "status")).to_contain_text("9 images in")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(page: Page, turnstile: Turnstile) -> None:
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
