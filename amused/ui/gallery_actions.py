@@ -96,6 +96,7 @@ class DetailsView:
             with gr.Row(elem_classes="button-row"):
                 self.buttons["improve"] = small_button("Improve", 80, f"{task}-improve")
                 self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
+                compare_button(f"{task}-compare-open", tab.result.gallery.elem_id)
                 self.copy_link = CopyLink(task)
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
                 self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
@@ -156,6 +157,13 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
 
 def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=min_width, elem_id=elem_id)
+
+
+def compare_button(elem_id: str, gallery: str) -> gr.Button:
+    """Shows images of a gallery side by side, in the browser alone."""
+    button = small_button("Compare", 90, elem_id)
+    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery}')", **UI_ONLY)
+    return button
 
 
 def count_slider(elem_id: str) -> gr.Slider:

@@ -109,6 +109,7 @@ class KeptImagesView:
             with gr.Row(elem_classes="button-row"):
                 self.reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
                 self.compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
+                self.side_by_side = gr.Button("Side by side", size="sm", min_width=110, elem_id="tray-side-by-side")
                 self.discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
                 self.undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
             self.slider = gr.ImageSlider(
@@ -136,8 +137,8 @@ class KeptImagesView:
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
-            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.discard, self.undo,
-            self.slider, self.downloads,
+            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.side_by_side, self.discard,
+            self.undo, self.slider, self.downloads,
         ]  # fmt: skip
 
     def show(self, tray: KeptImages) -> Updates:
@@ -162,6 +163,7 @@ class KeptImagesView:
             self.note: note(describe_selection(tray)),
             self.reopen: gr.Button(visible=bool(count)),
             self.compare: gr.Button(label, visible=pair is not None),
+            self.side_by_side: gr.Button(visible=pair is not None),
             self.discard: gr.Button(visible=bool(count)),
             self.undo: gr.Button(visible=bool(tray.discarded)),
             self.slider: gr.ImageSlider(**slider),
@@ -186,6 +188,7 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
 
     view.gallery.select(select, view.state, view.outputs, **UI_ONLY)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
+    view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
     view.discard.click(lambda tray: view.show(tray.discard()), view.state, view.outputs, **UI_ONLY)
     view.undo.click(lambda tray: view.show(tray.undo()), view.state, view.outputs, **UI_ONLY)
 

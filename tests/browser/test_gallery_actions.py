@@ -323,6 +323,55 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     expect(facts).to_be_hidden()
 
 
+def test_two_or_four_images_are_compared_side_by_side_by_keys(page: Page) -> None:
+    make(page, TEXT, "8", 5)
+    select(page, TEXT, 1)
+    dialog = page.get_by_role("dialog", name="Compare images")
+    shown = dialog.locator(".side-by-side button")
+    page.keyboard.press("c")
+    expect(shown).to_have_text(["seed 9", "seed 10"])
+    for key, seeds in (
+        ("ArrowRight", (9, 11)),
+        ("ArrowRight", (9, 12)),
+        ("ArrowRight", (9, 8)),
+        ("ArrowLeft", (9, 12)),
+        ("c", (9, 12, 8, 10)),
+        ("ArrowRight", (9, 11, 12, 8)),
+        ("ArrowLeft", (9, 12, 8, 10)),
+    ):
+        page.keyboard.press(key)
+        expect(shown).to_have_text([f"seed {seed}" for seed in seeds])
+    expect(dialog).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(dialog).to_be_in_viewport(ratio=1)
+    page.keyboard.press("3")
+    expect(dialog).to_be_hidden()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
+    part(page, TEXT, "compare-open").click()
+    expect(shown).to_have_text(["seed 8", "seed 9"])
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_be_visible()  # Esc closed the dialog alone
+    page.keyboard.press("Escape")
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+
+
+def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
+    for seed in ("8", "20", "30"):
+        make(page, TEXT, seed, 1)
+        tiles(page, TEXT).first.hover()
+        page.get_by_role("button", name=f"Keep seed {seed}").click()
+        expect(kept(page).filter(has_text=f"seed {seed}")).to_have_count(1)
+    page.get_by_role("button", name="Side by side").click()
+    dialog = page.get_by_role("dialog", name="Compare images")
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 8"])
+    expect(dialog.get_by_role("button", name="Show four")).to_be_hidden()
+    dialog.get_by_role("button", name="Next").click()
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 20"])
+    dialog.locator(".side-by-side button").nth(1).click()
+    expect(page.locator("#tray-note")).to_contain_text("Selected: seed 20")
+
+
 def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page, turnstile: Turnstile) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
