@@ -23,7 +23,7 @@ from amused.ui.describe import describe_image, note
 from amused.ui.drawing import DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
-from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView
 from amused.ui.results import MORE, ResultView, RunAction, TabState, build_progress, connect, image_at
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
@@ -91,12 +91,15 @@ class DetailsView:
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+            self.stars = gr.Radio(
+                [*range(1, MAX_STARS + 1)], label="Stars", elem_id=f"{task}-stars", elem_classes="stars"
+            )
             self.vary = VaryForm(task)
             self.touch_up = TouchUpForm(task)
             with gr.Row(elem_classes="button-row"):
                 self.buttons["improve"] = small_button("Improve", 80, f"{task}-improve")
                 self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
-                compare_button(f"{task}-compare-open", tab.result.gallery.elem_id)
+                compare_button(f"{task}-compare-open", tab.result.gallery)
                 self.copy_link = CopyLink(task)
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
                 self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
@@ -112,15 +115,16 @@ class DetailsView:
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
-            self.place, self.selected, self.image, self.facts, self.note, self.vary.place, self.touch_up.place,
-            self.mask, *self.copy_link.outputs,
+            self.place, self.selected, self.image, self.stars, self.facts, self.note, self.vary.place,
+            self.touch_up.place, self.mask, *self.copy_link.outputs,
         ]  # fmt: skip
 
-    def show(self, image: GeneratedImage, in_gallery: bool = True) -> Updates:
+    def show(self, image: GeneratedImage, kept: KeptImages | None = None, in_gallery: bool = True) -> Updates:
         return {
             self.place: gr.Column(visible=True),
             self.selected: image,
             self.image: gr.Image(value=None if in_gallery else image.path, visible=not in_gallery),
+            self.stars: None if kept is None else kept.stars.get(image.path),
             self.facts: describe_image(image),
             self.note: "",
             self.vary.place: gr.Column(visible=False),
@@ -135,7 +139,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     views = {tab.task: DetailsView(tab) for tab in tabs}
     for tab in tabs:
         view = views[tab.task]
-        connect_details(tab, view)
+        connect_details(tab, view, tray)
         connect_keep(tab.result, view, tray)
         connect_vary(tab, view)
         connect_more(tab)
@@ -148,7 +152,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         image = kept.selected_image()
         task = image.recipe.first.task
         updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
-        return updates | views[task].show(image, in_gallery=False)
+        return updates | views[task].show(image, kept, in_gallery=False)
 
     galleries = {tab.task: tab.result.gallery for tab in tabs}
     outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]
@@ -159,10 +163,10 @@ def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=min_width, elem_id=elem_id)
 
 
-def compare_button(elem_id: str, gallery: str) -> gr.Button:
+def compare_button(elem_id: str, gallery: gr.Gallery) -> gr.Button:
     """Shows images of a gallery side by side, in the browser alone."""
     button = small_button("Compare", 90, elem_id)
-    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery}')", **UI_ONLY)
+    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery.elem_id}')", **UI_ONLY)
     return button
 
 
@@ -173,15 +177,16 @@ def count_slider(elem_id: str) -> gr.Slider:
 # Events
 
 
-def connect_details(tab: Tab, view: DetailsView) -> None:
+def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
     """Open and close an image, use its seed."""
     result, settings = tab.result, tab.settings
 
-    def select(state: TabState, event: gr.SelectData) -> Updates:
+    def select(values: Values, event: gr.SelectData) -> Updates:
+        state: TabState = values[result.state]
         state.opened = event.index
         image = image_at(state.shown, event.index)
         # None: the preview of the next image.
-        return {view.place: gr.Column(visible=False)} if image is None else view.show(image)
+        return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state])
 
     def close(state: TabState) -> Updates:
         state.opened = None
@@ -191,7 +196,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
         """The image that is open may have been a preview until now."""
         state: TabState = values[result.state]
         image = image_at(state.shown, state.opened)
-        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image)
+        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image, values[tray.state])
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed
@@ -202,21 +207,27 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
         }
 
     # "always_last": the arrow keys may be quicker than the answers.
-    result.gallery.select(select, result.state, view.outputs, trigger_mode="always_last", **UI_ONLY)
+    result.gallery.select(select, {result.state, tray.state}, view.outputs, trigger_mode="always_last", **UI_ONLY)
     result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
-    result.ended.change(show_finished, {result.state, view.selected}, view.outputs, **UI_ONLY)
+    result.ended.change(show_finished, {result.state, tray.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
 
 def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
-    """Keep the open image, or a tile."""
+    """Keep the open image or a tile, or give the open image stars, which keeps it too."""
+
+    def opened(values: Values) -> GeneratedImage:
+        state: TabState = values[result.state]
+        return image_at(state.shown, values[view.index]) or required(values[view.selected])
 
     def keep(values: Values) -> Updates:
-        state: TabState = values[result.state]
         kept: KeptImages = values[tray.state]
-        image = image_at(state.shown, values[view.index]) or required(values[view.selected])
-        return {**tray.show(kept.keep(image)), view.note: note("Added to Kept images")}
+        return {**tray.show(kept.keep(opened(values))), view.note: note("Added to Kept images")}
+
+    def rate(values: Values) -> Updates:
+        kept: KeptImages = values[tray.state]
+        return tray.show(kept.rate(opened(values), values[view.stars]))
 
     def keep_tile(values: Values) -> Updates:
         state: TabState = values[result.state]
@@ -229,6 +240,9 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
     opened_js = f"() => window.amusedOpened('{result.gallery.elem_id}')"
     view.buttons["keep"].click(None, None, view.index, js=opened_js, **UI_ONLY).then(
         keep, {result.state, tray.state, view.selected, view.index}, [*tray.outputs, view.note], **UI_ONLY
+    )
+    view.stars.input(None, None, view.index, js=opened_js, **UI_ONLY).then(
+        rate, {result.state, tray.state, view.selected, view.index, view.stars}, tray.outputs, **UI_ONLY
     )
     view.keep_tile.click(None, None, view.index, js="() => window.amusedTile", trigger_mode="multiple", **UI_ONLY).then(
         keep_tile, {result.state, tray.state, view.index}, tray.outputs, trigger_mode="multiple", **UI_ONLY

@@ -45,7 +45,7 @@ class Visit:
         self.history.forget_missing_files()
         kept = tuple(image for image in self.kept.images if Path(image.path).exists())
         if kept != self.kept.images:
-            self.kept = KeptImages(kept)
+            self.kept = KeptImages(kept, stars=self.kept.stars)
 
 
 class Visits:

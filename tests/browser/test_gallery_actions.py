@@ -372,6 +372,25 @@ def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
     expect(page.locator("#tray-note")).to_contain_text("Selected: seed 20")
 
 
+def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
+    stars = part(page, TEXT, "stars").get_by_role("radio")
+    for seed, key in (("8", "2"), ("20", "5"), ("30", "3")):
+        make(page, TEXT, seed, 1)
+        select(page, TEXT, 0)
+        for index in range(5):
+            expect(stars.nth(index)).not_to_be_checked()
+        page.keyboard.press(key)
+        expect(kept(page).filter(has_text=f"seed {seed}")).to_contain_text("★" * int(key))
+    page.locator("#tray-sort").click()
+    expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
+    page.reload()
+    expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
+    select(page, TEXT, 0)
+    expect(stars.nth(2)).to_be_checked()
+    stars.nth(3).check()
+    expect(kept(page).nth(1)).to_have_text("★★★★ seed 30")
+
+
 def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page, turnstile: Turnstile) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
