@@ -105,6 +105,13 @@ class TabState:
         self.requested = [one for one in self.requested if one.time > oldest]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartlyMade(Request):
+    """A request of which some images were made before; its recipes are the others, perhaps none."""
+
+    made: tuple[GeneratedImage, ...] = ()
+
+
 # Components
 
 
@@ -307,6 +314,7 @@ class ShownRun:
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.images: tuple[GeneratedImage, ...] = ()
         self.has_tiles = False
+        self.num_made = 0  # of the images, before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
         self.inputs: tuple[str | None, str | None] = (None, None)
@@ -338,7 +346,9 @@ class ShownRun:
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
         self.earlier = self.state.images if self.action.append or self.has_waited else ()
-        self.num_tiles = len(self.earlier) + event.num_images
+        self.images = event.request.made if isinstance(event.request, PartlyMade) else ()
+        self.num_made = len(self.images)
+        self.num_tiles = len(self.earlier) + self.num_made + event.num_images
         self.state.note = ""
         updates: Updates = {
             self.view.status: busy_line("Starting"),
@@ -354,9 +364,11 @@ class ShownRun:
         return updates
 
     def end(self, event: Summary) -> Updates:
-        if self.has_waited and not event.num_images:  # cancelled in the queue: the note is that of the earlier run
+        if self.has_waited and not self.num_tiles:  # cancelled in the queue: the note is that of the earlier run
             return {}
         note = describe_summary(event, self.state.num_dropped)
+        if self.num_made:
+            note = f"{note}; {self.num_made} made before" if event.num_images else "All images were made before"
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
         if self.earlier and self.run.name:
@@ -364,7 +376,9 @@ class ShownRun:
         self.state.note = note
         if not self.images:
             return {}
-        updates = self.action.finish(self.request, self.images)
+        updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
+        self.state.images = self.earlier + self.images
+        updates |= self.action.finish(self.request, self.images)
         if self.action.opens:
             updates |= self.bring_into_view()
             self.state.opened = len(self.earlier)

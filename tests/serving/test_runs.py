@@ -31,6 +31,7 @@ from amused.ui import history, live_runs, results
 from amused.ui.events import NO_CHANGE, Updates
 from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
 from amused.ui.files import GeneratedImage
+from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
 from amused.ui.queue_list import drop, show_waiting
 from amused.ui.results import RunAction, TabState, join_runs, run_live, show_end, stop_runs, stream_run
@@ -324,6 +325,40 @@ def test_a_waiting_run_is_listed_and_can_be_dropped_without_those_behind_it() ->
         finish(run)
     assert visitor.seeds == [10, 30]
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 1
+
+
+def test_a_grid_makes_only_the_cells_that_are_not_there() -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    with gr.Blocks():
+        section = GridSection(visitor.tab, gr.Image())
+
+    def make(guidance: str, seeds: str) -> np.ndarray:
+        """The corners of the sheet's cells, in gallery colours."""
+        axes = dict(zip(section.axes, ("guidance", guidance, "seed", seeds), strict=True))
+        updates = list(
+            run_live(runtime, visitor.tab, section.action, {**values_of(visitor.tab, visitor.state), **axes})
+        )
+        (sheet,) = (update[section.sheet].value for update in updates if section.sheet in update)
+        return np.asarray(Image.open(sheet["path"] if isinstance(sheet, dict) else sheet))
+
+    def count() -> float:
+        return numbers(runtime)["amused_pictures_total"]
+
+    make("2, 4", "5, 7")
+    assert count() == 4 and visitor.seeds == [5, 5, 7, 7]
+    extended = make("2, 4, 6", "5, 7")
+    assert count() == 6 and sorted(visitor.seeds) == [5] * 3 + [7] * 3
+    assert visitor.state.note.endswith("; 4 made before") and visitor.state.note.startswith("2 images in")
+    again = make("2, 4, 6", "5, 7")
+    assert count() == 6 and visitor.state.note == "All images were made before" and len(visitor.seeds) == 6
+    other = Visitor(runtime)
+    other.tab = visitor.tab
+    visitor = other
+    assert (again == extended).all() and (make("2, 4, 6", "5, 7") == extended).all()
+    assert count() == 12  # another visitor has none of them
+    Path(visitor.state.images[0].path).unlink()
+    make("2, 4, 6", "5, 7")
+    assert count() > 12  # a file is gone
 
 
 def test_the_same_prompt_twice_is_two_sweeps_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
