@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from fake import Turnstile, fake_runtime
 from helpers.browser import (
     expect_done,
@@ -71,6 +72,11 @@ def visit(context: BrowserContext, address: str) -> Page:
 
 def opened(page: Page) -> None:
     page.wait_for_function("window.amusedRestored === true")
+
+
+def assert_accessible(page: Page) -> None:
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def start(page: Page, seeds: str, count: int) -> None:
@@ -210,3 +216,39 @@ def test_another_run_is_queued_listed_and_dropped(page: Page, held: Turnstile) -
     assert captions(page) == ["seed 60", "seed 80"]
     expect(another).to_be_hidden()
     expect(waiting).to_have_text("")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_state_is_accessible_and_fits_the_screen(
+    browser: Browser, address: str, held: Turnstile, width: int, scheme: str
+) -> None:
+    context = new_context(browser, width, 844, color_scheme=scheme)
+    page = visit(context, f"{address}?__theme={scheme}")
+
+    def check() -> None:
+        assert_accessible(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    tiles(page, TEXT).nth(1).focus()  # with its tools
+    expect(page.get_by_role("button", name="Keep seed")).to_be_visible()
+    check()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(kept(page)).to_have_count(1)
+    start(page, "8", 2)
+    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    page.get_by_role("button", name="Queue another").click()
+    expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
+    check()  # one run goes on and one waits
+    held.open.set()
+    expect(tiles(page, TEXT)).to_have_count(4)
+    expect(page.locator(".gallery-item[data-group]")).to_have_count(1)
+    expect(sweeps(page)).to_have_count(2)
+    check()  # a named group, the history, a kept image
+    open_image(page, TEXT, 1)
+    expect(part(page, TEXT, "stars")).to_be_visible()
+    check()
+    part(page, TEXT, "compare-open").click()
+    expect(page.get_by_role("dialog", name="Compare images")).to_be_visible()
+    check()
+    context.close()
