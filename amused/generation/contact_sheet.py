@@ -33,10 +33,12 @@ def sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, he
     return page
 
 
-def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[str], header: str = "") -> Image.Image:
-    """Images row by row, with a label above each column and to the left of each row."""
+def grid(
+    images: Sequence[Image.Image | None], across: Sequence[str], down: Sequence[str], header: str = ""
+) -> Image.Image:
+    """Images row by row, None where one is missing, with a label above each column and to the left of each row."""
     letters = Lettering()
-    width, height = largest(images)
+    width, height = largest([image for image in images if image is not None])
     tops, sides = [letters.wrap(label, width) for label in across], [letters.wrap(label, width // 2) for label in down]
     title = letters.wrap(header, len(across) * width + width // 2)
     left = 2 * MARGIN + max((round(letters.width(line)) for lines in sides for line in lines), default=0)
@@ -51,7 +53,8 @@ def grid(images: Sequence[Image.Image], across: Sequence[str], down: Sequence[st
         letters.draw(draw, (MARGIN, top + row * row_height), lines, INK)
     for i, image in enumerate(images):
         row, column = divmod(i, len(across))
-        page.paste(image, (left + column * (width + MARGIN), top + row * row_height))
+        if image is not None:
+            page.paste(image, (left + column * (width + MARGIN), top + row * row_height))
     return page
 
 

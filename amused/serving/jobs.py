@@ -35,7 +35,7 @@ PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
 
 @dataclass(frozen=True)
 class Request:
-    """What to make: recipes for one model (a grid has many), and the image and mask they all start from.
+    """What to make: recipes for one model (a grid has many or none), and the image and mask they all start from.
 
     `labels` tell the recipes' prompts apart, for people; there are none where one prompt is all.
     """
@@ -200,6 +200,9 @@ class Job:
         request = self._read_request()
         for recipe in request.recipes:
             self._runtime.choice(recipe.model)
+        if not request.recipes:
+            yield Started(request, 0)
+            return
         self._recipe = request.recipes[0]
         self._num_images = sum(len(recipe.seeds) for recipe in request.recipes)
         self._num_steps = sum(len(recipe.seeds) * recipe.passes for recipe in request.recipes)

@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
-from gradio.components import Component
 
 from amused.errors import UserError
 from amused.limits import MAX_SEEDS
@@ -37,21 +36,42 @@ REMEMBER_JS = """(former, ...values) => {
 }"""
 
 
+@dataclass
+class SharedLists:
+    """The lists of recipes as all tabs of a browser have them; None until one of them says what the browser has.
+
+    A browser tab knows only those of the time it was opened.
+    """
+
+    recent: Any = None
+    kept: Any = None
+
+
 @dataclass(frozen=True)
 class BrowserStorage:
     """`settings` is {task: {field of Settings: value}}; the others are lists of queries, the latest first.
 
-    `picker` offers the recipes to open again.
+    `picker` offers the recipes to open again. `shared` is the State of SharedLists, those of the visit.
     """
 
     settings: gr.BrowserState
     recent: gr.BrowserState
     kept: gr.BrowserState
+    shared: gr.State
     picker: gr.Dropdown
 
     @property
     def states(self) -> set[Block]:
         return {self.settings, self.recent, self.kept}
+
+    def open(self, shared: SharedLists, values: Values) -> Updates:
+        if shared.recent is None:
+            shared.recent, shared.kept = values[self.recent], values[self.kept]
+        return {self.shared: shared, **self.offer(shared.recent, shared.kept)}
+
+    def clear_recent(self, shared: SharedLists) -> Updates:
+        shared.recent = []
+        return {self.recent: [], **self.offer([], shared.kept)}
 
     def offer(self, recent: Any, kept: Any) -> Updates:
         choices = [(f"kept: {label(recipe)}", query) for query, recipe in read_queries(kept).items()]
@@ -68,18 +88,20 @@ class BrowserStorage:
         query = to_query(recipe)
         if len(query) > MAX_QUERY_LENGTH:
             return {}
-        former = read_queries(values[self.recent])
+        shared: SharedLists = values[self.shared]
+        former = read_queries(shared.recent)
         older = [one for one, other in former.items() if other.with_seeds(recipe.seeds) != recipe]
-        recent = [query, *older][:MAX_RECIPES]
-        return {self.recent: recent, **self.offer(recent, values[self.kept])}
+        shared.recent = [query, *older][:MAX_RECIPES]
+        return {self.recent: shared.recent, **self.offer(shared.recent, shared.kept)}
 
     def add_kept(self, tray: KeptImages, values: Values) -> Updates:
         """Put the kept images before those of earlier visits, and forget the discarded ones."""
         ours = [image.query for image in reversed(tray.images)]
         discarded = {image.query for _, image in tray.discarded}
-        older = [query for query in read_queries(values[self.kept]) if query not in ours and query not in discarded]
-        kept = [query for query in [*ours, *older] if len(query) <= MAX_QUERY_LENGTH][:MAX_RECIPES]
-        return {self.kept: kept, **self.offer(values[self.recent], kept)}
+        shared: SharedLists = values[self.shared]
+        older = [query for query in read_queries(shared.kept) if query not in ours and query not in discarded]
+        shared.kept = [query for query in [*ours, *older] if len(query) <= MAX_QUERY_LENGTH][:MAX_RECIPES]
+        return {self.kept: shared.kept, **self.offer(shared.recent, shared.kept)}
 
 
 def build_browser_storage(picker: gr.Dropdown) -> BrowserStorage:
@@ -87,6 +109,7 @@ def build_browser_storage(picker: gr.Dropdown) -> BrowserStorage:
         settings=gr.BrowserState({}, storage_key="amused-settings", secret=SECRET),
         recent=gr.BrowserState([], storage_key="amused-recent", secret=SECRET),
         kept=gr.BrowserState([], storage_key="amused-kept", secret=SECRET),
+        shared=gr.State(SharedLists()),
         picker=picker,
     )
 
@@ -103,8 +126,6 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
         js=REMEMBER_JS % json.dumps(fields),
         **UI_ONLY,
     )
-    lists: set[Component] = {storage.recent, storage.kept}
-
     for tab in tabs:
 
         def add_recent(values: Values, view: Any = tab.result) -> Updates:
@@ -112,13 +133,13 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
             return storage.add_recent(state.images, values) or NO_CHANGE
 
         outputs = [storage.recent, storage.picker]
-        tab.result.ended.change(add_recent, {tab.result.state, *lists}, outputs, **UI_ONLY)
+        tab.result.ended.change(add_recent, {tab.result.state, storage.shared}, outputs, **UI_ONLY)
 
     def add_kept(values: Values) -> Updates:
         return storage.add_kept(values[tray.state], values)
 
     # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
-    tray.gallery.change(add_kept, {tray.state, *lists}, [storage.kept, storage.picker], **UI_ONLY)
+    tray.gallery.change(add_kept, {tray.state, storage.shared}, [storage.kept, storage.picker], **UI_ONLY)
 
 
 # Restoring

@@ -25,14 +25,15 @@ from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.files import GeneratedImage
-from amused.ui.kept_images import KeptImages, KeptImagesView, start_download
+from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
-from amused.ui.results import RunAction, TabState, connect, image_at
+from amused.ui.results import MORE, ResultView, RunAction, TabState, build_progress, connect, image_at
 from amused.ui.setting_examples import low_high
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
 NOTHING_SELECTED = "Select an image first."
+UNFINISHED = "This image is not finished yet."
 IMPROVE_ROUNDS = 2  # as long as four steps
 
 
@@ -53,6 +54,7 @@ class VaryForm:
                 )
                 self.count = count_slider(f"{task}-variants")
             self.run = gr.Button("Generate variations", elem_id=f"{task}-vary")
+            self.progress = build_progress(f"{task}-vary-progress")
 
 
 class TouchUpForm:
@@ -63,14 +65,21 @@ class TouchUpForm:
                 self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
                 self.count = count_slider(f"{task}-attempts")
             self.run = gr.Button("Repaint this area", elem_id=f"{task}-retouch")
+            self.progress = build_progress(f"{task}-retouch-progress")
 
 
 class DetailsView:
-    """The selected image of a tab, and its actions; `selected` is the State of a GeneratedImage or None."""
+    """The selected image of a tab, and its actions.
+
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html, and `index` is that of the
+    tile, or of the open image: quick arrow keys may be ahead of `selected`.
+    """
 
     def __init__(self, tab: Tab) -> None:
         task = tab.task
         self.buttons: dict[str, gr.Button] = {}
+        self.index = gr.Number(-1, precision=0, visible="hidden")
+        self.keep_tile = gr.Button("Keep", visible="hidden", elem_id=f"{task}-keep-tile")
         with tab.result.details as self.place:
             self.selected = gr.State(None)
             self.image = gr.Image(
@@ -86,11 +95,15 @@ class DetailsView:
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
                 self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id=f"{task}-more")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+            self.stars = gr.Radio(
+                [*range(1, MAX_STARS + 1)], label="Stars", elem_id=f"{task}-stars", elem_classes="stars"
+            )
             self.vary = VaryForm(task)
             self.touch_up = TouchUpForm(task)
             with gr.Row(elem_classes="button-row"):
                 self.buttons["improve"] = small_button("Improve", 80, f"{task}-improve")
                 self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
+                compare_button(f"{task}-compare-open", tab.result.gallery)
                 self.copy_link = CopyLink(task)
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
                 self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
@@ -101,6 +114,7 @@ class DetailsView:
                 self.enlarged = {
                     factor: small_button(f"Download ×{factor}", 110, f"{task}-download-{factor}") for factor in FACTORS
                 }
+            self.progress = build_progress(f"{task}-improve-progress")
             self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
             self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
 
@@ -108,15 +122,16 @@ class DetailsView:
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
-            self.place, self.selected, self.image, self.facts, self.note, self.vary.place, self.touch_up.place,
-            self.mask, *self.copy_link.outputs,
+            self.place, self.selected, self.image, self.stars, self.facts, self.note, self.vary.place,
+            self.touch_up.place, self.mask, *self.copy_link.outputs,
         ]  # fmt: skip
 
-    def show(self, image: GeneratedImage, in_gallery: bool = True) -> Updates:
+    def show(self, image: GeneratedImage, kept: KeptImages | None = None, in_gallery: bool = True) -> Updates:
         return {
             self.place: gr.Column(visible=True),
             self.selected: image,
             self.image: gr.Image(value=None if in_gallery else image.path, visible=not in_gallery),
+            self.stars: None if kept is None else kept.stars.get(image.path),
             self.facts: describe_image(image),
             self.note: "",
             self.vary.place: gr.Column(visible=False),
@@ -131,8 +146,8 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
     views = {tab.task: DetailsView(tab) for tab in tabs}
     for tab in tabs:
         view = views[tab.task]
-        connect_details(tab, view)
-        connect_keep(view, tray)
+        connect_details(tab, view, tray)
+        connect_keep(tab.result, view, tray)
         connect_vary(tab, view)
         connect_more(tab)
         connect_touch_up(tab, view)
@@ -145,7 +160,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         image = kept.selected_image()
         task = image.recipe.first.task
         updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
-        return updates | views[task].show(image, in_gallery=False)
+        return updates | views[task].show(image, kept, in_gallery=False)
 
     galleries = {tab.task: tab.result.gallery for tab in tabs}
     outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]
@@ -156,6 +171,13 @@ def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=min_width, elem_id=elem_id)
 
 
+def compare_button(elem_id: str, gallery: gr.Gallery) -> gr.Button:
+    """Shows images of a gallery side by side, in the browser alone."""
+    button = small_button("Compare", 90, elem_id)
+    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery.elem_id}')", **UI_ONLY)
+    return button
+
+
 def count_slider(elem_id: str) -> gr.Slider:
     return gr.Slider(1, MAX_SEEDS, value=4, step=1, label="Images", min_width=140, elem_id=elem_id)
 
@@ -163,15 +185,16 @@ def count_slider(elem_id: str) -> gr.Slider:
 # Events
 
 
-def connect_details(tab: Tab, view: DetailsView) -> None:
+def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
     """Open and close an image, use its seed."""
     result, settings = tab.result, tab.settings
 
-    def select(state: TabState, event: gr.SelectData) -> Updates:
+    def select(values: Values, event: gr.SelectData) -> Updates:
+        state: TabState = values[result.state]
         state.opened = event.index
         image = image_at(state.shown, event.index)
         # None: the preview of the next image.
-        return {view.place: gr.Column(visible=False)} if image is None else view.show(image)
+        return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state])
 
     def close(state: TabState) -> Updates:
         state.opened = None
@@ -181,7 +204,7 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
         """The image that is open may have been a preview until now."""
         state: TabState = values[result.state]
         image = image_at(state.shown, state.opened)
-        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image)
+        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image, values[tray.state])
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed
@@ -192,19 +215,46 @@ def connect_details(tab: Tab, view: DetailsView) -> None:
         }
 
     # "always_last": the arrow keys may be quicker than the answers.
-    result.gallery.select(select, result.state, view.outputs, trigger_mode="always_last", **UI_ONLY)
+    result.gallery.select(select, {result.state, tray.state}, view.outputs, trigger_mode="always_last", **UI_ONLY)
     result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
-    result.ended.change(show_finished, {result.state, view.selected}, view.outputs, **UI_ONLY)
+    result.ended.change(show_finished, {result.state, tray.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
 
-def connect_keep(view: DetailsView, tray: KeptImagesView) -> None:
+def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
+    """Keep the open image or a tile, or give the open image stars, which keeps it too."""
+
+    def opened(values: Values) -> GeneratedImage:
+        state: TabState = values[result.state]
+        return image_at(state.shown, values[view.index]) or required(values[view.selected])
+
     def keep(values: Values) -> Updates:
         kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(required(values[view.selected]))), view.note: note("Added to Kept images")}
+        return {**tray.show(kept.keep(opened(values))), view.note: note("Added to Kept images")}
 
-    view.buttons["keep"].click(keep, {tray.state, view.selected}, [*tray.outputs, view.note], **UI_ONLY)
+    def rate(values: Values) -> Updates:
+        kept: KeptImages = values[tray.state]
+        return tray.show(kept.rate(opened(values), values[view.stars]))
+
+    def keep_tile(values: Values) -> Updates:
+        state: TabState = values[result.state]
+        kept: KeptImages = values[tray.state]
+        image = image_at(state.shown, values[view.index])
+        if image is None:
+            raise UserError(UNFINISHED)
+        return tray.show(kept.keep(image))
+
+    opened_js = f"() => window.amusedOpened('{result.gallery.elem_id}')"
+    view.buttons["keep"].click(None, None, view.index, js=opened_js, **UI_ONLY).then(
+        keep, {result.state, tray.state, view.selected, view.index}, [*tray.outputs, view.note], **UI_ONLY
+    )
+    view.stars.input(None, None, view.index, js=opened_js, **UI_ONLY).then(
+        rate, {result.state, tray.state, view.selected, view.index, view.stars}, tray.outputs, **UI_ONLY
+    )
+    view.keep_tile.click(None, None, view.index, js="() => window.amusedTile", trigger_mode="multiple", **UI_ONLY).then(
+        keep_tile, {result.state, tray.state, view.index}, tray.outputs, trigger_mode="multiple", **UI_ONLY
+    )
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:
@@ -228,9 +278,12 @@ def connect_vary(tab: Tab, view: DetailsView) -> None:
     def read(values: Values) -> Request:
         return derive_request(required(values[view.selected]), VARY, values[form.count], share=values[form.mask_ratio])
 
+    def name(values: Values) -> str:
+        return f"{count_of(values[form.count], 'variation')} of {seed_of(values[view.selected])}"
+
     unfolded = view.buttons["more"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
-    action = deriving(view, read, {view.selected, form.mask_ratio, form.count})
+    action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
     connect(tab.runtime, tab, [form.run.click], action)
 
 
@@ -259,9 +312,13 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
         mask = drawing.painted(image.size) or Image.new("L", image.size)
         return {form.drawing: show_grid(image.size, *painted_cells(tab.runtime, mask, image))}
 
+    def name(values: Values) -> str:
+        return f"{count_of(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
+
     unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
-    action = deriving(view, read, {view.selected, form.drawing, form.prompt, form.count})
+    inputs: set[Block] = {view.selected, form.drawing, form.prompt, form.count}
+    action = deriving(view, read, inputs, name, form.progress)
     connect(tab.runtime, tab, [form.run.click], action)
     sync([form.drawing], show_cells, {view.selected, form.drawing}, [form.drawing])
 
@@ -271,7 +328,11 @@ def connect_improve(tab: Tab, view: DetailsView) -> None:
         changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
         return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
 
-    connect(tab.runtime, tab, [view.buttons["improve"].click], deriving(view, read, {view.selected}))
+    def name(values: Values) -> str:
+        return f"Improvement of {seed_of(values[view.selected])}"
+
+    action = deriving(view, read, {view.selected}, name, view.progress)
+    connect(tab.runtime, tab, [view.buttons["improve"].click], action)
 
 
 def connect_enlarged(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
@@ -292,16 +353,32 @@ def connect_more(tab: Tab) -> None:
         state: TabState = values[result.state]
         return continue_request(state.images)
 
-    connect(tab.runtime, tab, [result.more.click], RunAction(read, {result.state}, append=True))
+    action = RunAction(read, {result.state}, name=lambda values: f"{MORE} more", append=True)
+    connect(tab.runtime, tab, [result.more.click], action)
 
 
-def deriving(view: DetailsView, read: Callable[[Values], Request], inputs: AbstractSet[Block]) -> RunAction:
+def deriving(
+    view: DetailsView,
+    read: Callable[[Values], Request],
+    inputs: AbstractSet[Block],
+    name: Callable[[Values], str],
+    progress: gr.HTML,
+) -> RunAction:
     """More images in the gallery, the first of which is open at the end."""
 
     def finish(request: Request, images: Sequence[GeneratedImage]) -> Updates:
         return view.show(images[0])
 
-    return RunAction(read, inputs, append=True, opens=True, finish=finish, outputs=tuple(view.outputs))
+    outputs = tuple(view.outputs)
+    return RunAction(read, inputs, name, progress, append=True, opens=True, finish=finish, outputs=outputs)
+
+
+def seed_of(selected: GeneratedImage | None) -> str:
+    return "an image" if selected is None else f"seed {selected.seed}"
+
+
+def count_of(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def required(selected: GeneratedImage | None) -> GeneratedImage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 from gradio.components import Component
@@ -14,11 +15,10 @@ from amused.generation.contact_sheet import grid as draw_grid
 from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.serving import file_cache
-from amused.serving.jobs import Request
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image, png_bytes
 from amused.ui.latest import sync
-from amused.ui.results import RunAction, connect
+from amused.ui.results import PartlyMade, RunAction, TabState, build_progress, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.tab import Tab
 
@@ -43,8 +43,11 @@ ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridRequest(Request):
+class GridRequest(PartlyMade):
+    """The cells that were not made before; `places` are the cells of the images made before, then of the others."""
+
     grid: Grid
+    places: tuple[int, ...]
 
 
 class Axis:
@@ -74,11 +77,19 @@ class GridSection:
             self.down = Axis(f"{task}-down", "Down", names, *DOWN)
             self.estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-estimate", elem_classes="status-box")
             make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+            progress = build_progress(f"{task}-grid-progress")
         inputs = self.estimate_inputs
         self.estimate.value = self.describe_estimate({part: part.value for part in inputs})[self.estimate]
         sync([*inputs, tab.result.ended], self.describe_estimate, {*inputs}, [self.estimate])
-        action = RunAction(read=self.read, inputs={*self.axes, *tab.inputs}, finish=self.show_sheet, outputs=(sheet,))
-        connect(tab.runtime, tab, [make.click], action)
+        self.action = RunAction(
+            read=self.read,
+            inputs={*self.axes, *tab.inputs},
+            name=self.name,
+            progress=progress,
+            finish=self.show_sheet,
+            outputs=(sheet,),
+        )
+        connect(tab.runtime, tab, [make.click], self.action)
 
     @property
     def axes(self) -> list[Component]:
@@ -88,6 +99,10 @@ class GridSection:
     def estimate_inputs(self) -> list[Component]:
         settings = self.tab.settings
         return [*self.axes, settings.prompt, settings.steps, settings.strength, settings.model]
+
+    def name(self, values: Values) -> str:
+        axes = [name for axis in (self.across, self.down) if (name := values[axis.name]) != NONE]
+        return f"Grid: {' by '.join(axes)}"
 
     def expand(self, recipe: Recipe, values: Values) -> Grid:
         return expand(recipe, *(values[part] for part in self.axes))
@@ -117,13 +132,33 @@ class GridSection:
     def read(self, values: Values) -> GridRequest:
         request = self.tab.read_typed(values)
         grid = self.expand(self.tab.settings.single(request.recipes[0]), values)
-        return GridRequest(grid.recipes, request.image, request.mask, grid=grid)
+        known = made_before(values[self.tab.result.state])
+        recipes = [self.tab.runtime.freeze_recipe(recipe, request.image, request.mask) for recipe in grid.recipes]
+        made = {place: known[recipe] for place, recipe in enumerate(recipes) if recipe in known}
+        missing = [place for place in range(len(recipes)) if place not in made]
+        return GridRequest(
+            tuple(grid.recipes[place] for place in missing),
+            request.image,
+            request.mask,
+            made=tuple(made.values()),
+            grid=grid,
+            places=(*made, *missing),
+        )
 
     def show_sheet(self, request: GridRequest, images: Sequence[GeneratedImage]) -> Updates:
         """The sheet of the finished images, as a file: Gradio would compress an image."""
-        cells = [open_image(image.path) for image in images]
-        sheet = draw_grid(cells, request.grid.across, request.grid.down, request.recipes[0].prompt)
+        finished = dict(zip(request.places, images, strict=False))
+        cells = [
+            open_image(finished[place].path) if place in finished else None for place in range(len(request.places))
+        ]
+        sheet = draw_grid(cells, request.grid.across, request.grid.down, request.grid.recipes[0].prompt)
         return {self.sheet: gr.Image(value=file_cache.save(png_bytes(sheet), "amused-grid.png"), visible=True)}
+
+
+def made_before(state: TabState) -> dict[Recipe, GeneratedImage]:
+    """The images of the visit by recipe, as long as their files are there."""
+    images = (image for sweep in state.history.sweeps for image in sweep.images)
+    return {image.recipe: image for image in images if Path(image.path).exists()}
 
 
 def build_sheet(task: str) -> gr.Image:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -23,6 +23,7 @@ from amused.ui.tab import Tab
 
 NOTHING_KEPT = "No images kept yet: select one and press Keep."
 MAX_KEPT = 100
+MAX_STARS = 5
 SHEET_SIDE = 512  # of an image on the contact sheet, in pixels at most
 
 # Gradio's DownloadButton needs an existing file; this one is written on click.
@@ -31,12 +32,16 @@ DOWNLOAD_JS = "() => { requestAnimationFrame(() => document.querySelector('#tray
 
 @dataclass(frozen=True)
 class KeptImages:
-    """`selected` are the indices last selected, at most two; `discarded` is what undo brings back."""
+    """Images with the stars they were given, by path; an image without stars is not in `stars`.
+
+    `selected` are the indices last selected, at most two; `discarded` is what undo brings back.
+    """
 
     images: tuple[GeneratedImage, ...] = ()
     selected: tuple[int, ...] = ()
     discarded: tuple[tuple[int, GeneratedImage], ...] = ()
     comparing: bool = False
+    stars: Mapping[str, int] = field(default_factory=dict)
 
     def keep(self, image: GeneratedImage) -> KeptImages:
         if image in self.images:
@@ -58,7 +63,8 @@ class KeptImages:
         rest = (*self.images[:index], *self.images[index + 1 :])
         selected = tuple(other - (other > index) for other in self.selected if other != index)
         discarded = (*self.discarded, (index, self.images[index]))[-MAX_KEPT:]
-        return KeptImages(rest, selected or tuple(range(len(rest)))[-1:], discarded)
+        selected = selected or tuple(range(len(rest)))[-1:]
+        return replace(self, images=rest, selected=selected, discarded=discarded, comparing=False)
 
     def undo(self) -> KeptImages:
         if not self.discarded:
@@ -66,7 +72,25 @@ class KeptImages:
         *earlier, (index, image) = self.discarded
         images = (*self.images[:index], image, *self.images[index:])
         selected = tuple(other + (other >= index) for other in self.selected)
-        return KeptImages(images, selected, tuple(earlier)).select(index)
+        undone = replace(self, images=images, selected=selected, discarded=tuple(earlier), comparing=False)
+        return undone.select(index)
+
+    def rate(self, image: GeneratedImage, stars: Any) -> KeptImages:
+        """Keep an image and give it stars, 1 to `MAX_STARS`."""
+        if type(stars) is not int or not 1 <= stars <= MAX_STARS:
+            raise UserError(f"Give 1 to {MAX_STARS} stars.")
+        kept = self.keep(image)
+        return replace(kept, stars={**kept.stars, image.path: stars})
+
+    def best_first(self) -> KeptImages:
+        """Sorted by stars; those with as many stay in order."""
+        order = sorted(range(len(self.images)), key=lambda index: -self.stars.get(self.images[index].path, 0))
+        images = tuple(self.images[index] for index in order)
+        return replace(self, images=images, selected=tuple(order.index(index) for index in self.selected))
+
+    def caption(self, image: GeneratedImage) -> str:
+        stars = self.stars.get(image.path, 0)
+        return f"{'★' * stars} {image.tile[1]}" if stars else image.tile[1]
 
     def pair(self) -> tuple[GeneratedImage, GeneratedImage] | None:
         """The two to compare: those last selected, else the last ones."""
@@ -109,6 +133,8 @@ class KeptImagesView:
             with gr.Row(elem_classes="button-row"):
                 self.reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
                 self.compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
+                self.side_by_side = gr.Button("Side by side", size="sm", min_width=110, elem_id="tray-side-by-side")
+                self.sort = gr.Button("Best first", size="sm", min_width=90, elem_id="tray-sort")
                 self.discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
                 self.undo = gr.Button("Undo discard", size="sm", min_width=110, elem_id="tray-undo")
             self.slider = gr.ImageSlider(
@@ -136,12 +162,12 @@ class KeptImagesView:
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
-            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.discard, self.undo,
-            self.slider, self.downloads,
+            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.side_by_side, self.sort,
+            self.discard, self.undo, self.slider, self.downloads,
         ]  # fmt: skip
 
     def show(self, tray: KeptImages) -> Updates:
-        tiles = [image.tile for image in tray.images]
+        tiles = [(image.path, tray.caption(image)) for image in tray.images]
         selected = tray.selected[-1] if tray.selected else None
         return {
             self.gallery: gr.Gallery(value=tiles, selected_index=selected, visible=bool(tiles)),
@@ -162,6 +188,8 @@ class KeptImagesView:
             self.note: note(describe_selection(tray)),
             self.reopen: gr.Button(visible=bool(count)),
             self.compare: gr.Button(label, visible=pair is not None),
+            self.side_by_side: gr.Button(visible=pair is not None),
+            self.sort: gr.Button(visible=len({tray.stars.get(image.path, 0) for image in tray.images}) > 1),
             self.discard: gr.Button(visible=bool(count)),
             self.undo: gr.Button(visible=bool(tray.discarded)),
             self.slider: gr.ImageSlider(**slider),
@@ -186,6 +214,8 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
 
     view.gallery.select(select, view.state, view.outputs, **UI_ONLY)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
+    view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
+    view.sort.click(lambda tray: view.show(tray.best_first()), view.state, view.outputs, **UI_ONLY)
     view.discard.click(lambda tray: view.show(tray.discard()), view.state, view.outputs, **UI_ONLY)
     view.undo.click(lambda tray: view.show(tray.undo()), view.state, view.outputs, **UI_ONLY)
 

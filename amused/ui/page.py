@@ -17,14 +17,17 @@ from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui import api, gallery_actions, kept_images, restore, setting_examples
 from amused.ui.events import UI_ONLY
+from amused.ui.history import HistoryView
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
+from amused.ui.reopen import Reopening, VisitView
 from amused.ui.tab import Tab
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
 from amused.ui.theme import theme
 from amused.ui.uploads import GatedBlocks
+from amused.ui.visits import Visits
 
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all events that are not runs
@@ -49,8 +52,10 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         tray_view = kept_images.KeptImagesView()
         kept_images.connect_kept_images(tray_view, tabs)
         gallery_actions.connect_actions(tabs, tab_bar, tray_view)
+        history_view = HistoryView()
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
-        restore.connect_restore(page, filler, restore.RestoreSection(), tray_view)
+        reopening = Reopening(Visits(), VisitView(), tabs, tab_bar, tray_view, history_view)
+        restore.connect_restore(page, filler, restore.RestoreSection(), tray_view, reopening)
         api.build(runtime)
         note = gr.Markdown(elem_classes="status-note")
         page.load(runtime.compile_status, None, note, **UI_ONLY)

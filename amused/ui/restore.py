@@ -21,13 +21,14 @@ from amused.recipe.links import Shared, from_query
 from amused.recipe.recipe import INPAINT, STRENGTHS, TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, restore_settings
+from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, label, restore_settings
 from amused.ui.describe import TITLES, describe_origin
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
+from amused.ui.reopen import Reopening, recipe_of
 from amused.ui.results import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
@@ -156,12 +157,15 @@ class PageFiller:
             return self.card.show([str(error)])
         except Exception as error:
             return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
-        recipe = shared.recipe
-        runs = is_link and is_quick(self.runtime, recipe)
+        runs = is_link and is_quick(self.runtime, shared.recipe)
         updates = self.card.show(describe_shared(self.runtime, shared, runs), shared)
         if runs:
             updates[self.card.opened] = 1
-        updates[self.tab_bar] = gr.Tabs(selected=recipe.first.task)
+        return {**updates, **self.settings(shared.recipe, adapters)}
+
+    def settings(self, recipe: Recipe, adapters: Values) -> Updates:
+        """Fill in a recipe in its own tab."""
+        updates: Updates = {self.tab_bar: gr.Tabs(selected=recipe.first.task)}
         for tab in self.tabs:
             if tab.task == recipe.first.task:
                 updates |= tab.from_recipe(recipe)
@@ -178,8 +182,10 @@ class PageFiller:
         scroll_to(self.card.place, gr.on(events, fill, {*sources, *self.adapters}, self.outputs, **UI_ONLY))
 
 
-def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView) -> None:
-    """Open links, files, pasted and remembered recipes."""
+def connect_restore(
+    page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView, reopening: Reopening
+) -> None:
+    """Open the visit, links, files, pasted and remembered recipes."""
     storage, tabs = section.storage, filler.tabs
 
     def open_page(values: Values, request: gr.Request) -> Updates:
@@ -187,11 +193,31 @@ def connect_restore(page: gr.Blocks, filler: PageFiller, section: RestoreSection
         restored = restore_settings(filler.runtime, tabs, values[storage.settings])
         adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
         filled = filler.fill(lambda: from_request(request), adapters, is_link=True)
-        return {**restored, **filled, **storage.offer(values[storage.recent], values[storage.kept])}
+        opened = reopening.open(values)
+        remembered = storage.open(opened[reopening.view.visit].shared, values)
+        return {**opened, **restored, **filled, **remembered}
 
-    page.load(open_page, storage.states, [*filler.outputs, storage.picker], **UI_ONLY).then(
-        None, None, None, js=RESTORED_JS, **UI_ONLY
-    )
+    outputs = list(dict.fromkeys([*reopening.outputs, *filler.outputs, storage.shared, storage.picker]))
+    opened = reopening.find(page).then(open_page, {*storage.states, *reopening.inputs}, outputs, **UI_ONLY)
+    opened.then(None, None, None, js=RESTORED_JS, **UI_ONLY)
+    reopening.connect(opened)
+
+    def restore_sweep(values: Values, event: gr.SelectData) -> Updates:
+        sweep = reopening.history.at(values[reopening.history.shown], event.index)
+        visit = values[reopening.view.visit]
+        if sweep is None or visit is None:
+            return NO_CHANGE
+        shown = reopening.restore(sweep, visit)
+        return {**filler.settings(recipe_of(sweep), values), **shown}
+
+    def clear_history(values: Values) -> Updates:
+        return {**reopening.clear(values[reopening.view.visit]), **storage.clear_recent(values[storage.shared])}
+
+    history = reopening.history
+    cleared = [*history.outputs, storage.recent, storage.picker]
+    history.clear.click(clear_history, {reopening.view.visit, storage.shared}, cleared, **UI_ONLY)
+    inputs: set[Block] = {history.shown, reopening.view.visit, *filler.adapters}
+    history.gallery.select(restore_sweep, inputs, outputs, **UI_ONLY)
     model = tabs[0].settings.model  # which is that of all tabs
     for file in (section.file, section.dropped):
         connect_file(filler, file, model)
@@ -223,6 +249,10 @@ def connect_replay(tab: Tab, card: Card) -> None:
     def compare(values: Values, images: Sequence[GeneratedImage]) -> str:
         return verdict(values[card.shared], images[0]) if len(images) == 1 else ""
 
-    action = RunAction(read=read, inputs={card.shared, *tab.sources}, remark=compare)
+    def name(values: Values) -> str:
+        return "Replay" if values[card.shared] is None else f"Replay of {label(values[card.shared].recipe)}"
+
+    inputs = {card.shared, *tab.sources}
+    action = RunAction(read=read, inputs=inputs, name=name, remark=compare)
     opened = [card.opened.change] if tab.task == TEXT_TO_IMAGE else []
     connect(tab.runtime, tab, [card.replay[tab.task].click, *opened], action)

@@ -5,9 +5,10 @@ Knows no task: a `RunAction` says how a run reads its request.
 
 from __future__ import annotations
 
+import html
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,18 +25,24 @@ from amused.serving.runtime import Runtime
 from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
+from amused.ui.history import History
 from amused.ui.latest import COUNT_JS
+from amused.ui.live_runs import LiveRun, Watcher, watch
+from amused.ui.queue_list import drop, show_waiting
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
 
 if TYPE_CHECKING:
-    from amused.ui.tab import Tab
+    from amused.ui.tab import Controls, Tab
 
 REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
 
 MORE = 4  # images that continue a sweep
 
-# Runs in the browser when the button is pressed, before the server answers.
-WAITING_JS = f"() => [{json.dumps(busy_line('Waiting for the model'))}, {{__type__: 'update', visible: true}}]"
+# Runs in the browser when the button is pressed, before the server answers: the status, Stop, and the progress.
+WAITING = json.dumps(busy_line("Waiting for the model"))
+WAITING_JS = f"() => [{WAITING}, {{__type__: 'update', visible: true}}, {WAITING}]"
+MAX_TILES = 100_000
+ARRIVED_JS = "(number) => window.amusedArrived('%s', number %% %d)"
 
 # State
 
@@ -57,19 +64,29 @@ class TabState:
         shown: the finished ones in the gallery: those of the run before until a new one has something to show.
         opened: index in the gallery of the image that is open.
         note: how the run ended that made the last of them; empty while it goes on.
+        groups: where in `images` those of a run begin that was added to others, and what they are.
         num_runs: runs that are queued or going on.
         num_stops: how often Stop was pressed.
         num_dropped: queued runs that the last Stop cancelled.
+        num_arrived: runs whose first image was brought into view.
+        live: the same runs as `num_runs` counts, the one that goes on first.
+        status: what is shown of the run that goes on.
+        history: of the visit.
     """
 
     images: tuple[GeneratedImage, ...] = ()
     shown: tuple[GeneratedImage, ...] = ()
     opened: Any = None
     note: str = ""
+    groups: tuple[tuple[int, str], ...] = ()
     requested: list[Requested] = field(default_factory=list)
     num_runs: int = 0
     num_stops: int = 0
     num_dropped: int = 0
+    num_arrived: int = 0
+    live: tuple[LiveRun, ...] = ()
+    status: str = ""
+    history: History = field(default_factory=History)
 
     def request(self) -> None:
         self._forget_lost()
@@ -88,6 +105,13 @@ class TabState:
         self.requested = [one for one in self.requested if one.time > oldest]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartlyMade(Request):
+    """A request of which some images were made before; its recipes are the others, perhaps none."""
+
+    made: tuple[GeneratedImage, ...] = ()
+
+
 # Components
 
 
@@ -102,12 +126,16 @@ class ResultView:
         details: below it, the facts and the actions of the open image, built by `gallery_actions`.
         state: a TabState.
         write_metadata: whether files carry their recipe.
+        queue: the runs of the tab that wait.
+        progress: the status again, at the button that started the run.
+        arrived: changes when the first image of a run is there; its index, see `ShownRun.bring_into_view`.
+        outputs: all that runs of the tab update.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
             with `queue=False` triggers nothing (Gradio 6.31).
     """
 
-    def __init__(self, task: str, hint: str, stop: gr.Button, ready: tuple[GeneratedImage, ...] = ()) -> None:
-        self.stop = stop
+    def __init__(self, task: str, hint: str, controls: Controls, ready: tuple[GeneratedImage, ...] = ()) -> None:
+        self.stop, self.progress, self.queue, self.hint = controls.stop, controls.progress, controls.queue, hint
         self.gallery = gr.Gallery(
             [image.tile for image in ready],
             label="Images",
@@ -120,11 +148,20 @@ class ResultView:
             elem_id=f"{task}-gallery",
             elem_classes="images",
         )
+        self.groups = gr.HTML(visible="hidden", elem_id=f"{task}-groups")
         self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
         self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id=f"{task}-next")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
+        self.arrived = gr.Number(-1, visible="hidden")
+        self.arrived.change(None, self.arrived, None, js=ARRIVED_JS % (self.gallery.elem_id, MAX_TILES), **UI_ONLY)
         self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
         self.state, self.write_metadata = gr.State(TabState(ready, ready)), gr.State(True)
+        own = (self.status, self.progress, self.gallery, self.groups, self.more, self.stop, self.details, self.arrived)
+        self.outputs: list[Block] = [*own, self.ended, self.queue.list]
+
+
+def build_progress(elem_id: str) -> gr.HTML:
+    return gr.HTML(padding=False, elem_id=elem_id, elem_classes="progress")
 
 
 # Events
@@ -136,6 +173,8 @@ class RunAction:
 
     Attributes:
         read: the request, from the values of `inputs`; raises UserError to refuse.
+        name: what it makes, for people.
+        progress: where the status is shown again; at Generate if nothing else is said.
         append: add to the images in the gallery instead of replacing them.
         opens: open the first image in the gallery at the end.
         shows_seeds: put random seeds into their field, to be used again.
@@ -145,6 +184,8 @@ class RunAction:
 
     read: Callable[[Values], Request]
     inputs: AbstractSet[Block] = frozenset()
+    name: Callable[[Values], str] = lambda values: ""
+    progress: gr.HTML | None = None
     append: bool = False
     opens: bool = False
     shows_seeds: bool = False
@@ -156,13 +197,20 @@ class RunAction:
 def connect(runtime: Runtime, tab: Tab, events: list[Any], action: RunAction) -> None:
     """Start a run at any of these events. Runs of a tab queue behind each other."""
     view = tab.result
-    gr.on(events, None, None, [view.status, view.stop], js=WAITING_JS, show_progress="hidden")
+    progress = action.progress or view.progress
+    gr.on(events, None, None, [view.status, view.stop, progress], js=WAITING_JS, show_progress="hidden")
     gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
+    own: list[Block] = [tab.settings.seeds, progress, *action.outputs]
+    view.outputs = list(dict.fromkeys([*view.outputs, *own]))
     running = gr.on(
         events,
-        partial(stream_run, runtime, tab, action),
+        partial(run_live, runtime, tab, action),
         {view.state, view.write_metadata, tab.settings.random_seeds, *action.inputs},
-        list(dict.fromkeys([view.status, view.gallery, view.details, view.stop, tab.settings.seeds, *action.outputs])),
+        list(
+            dict.fromkeys(
+                [view.status, view.gallery, view.groups, view.details, view.stop, view.arrived, view.queue.list, *own]
+            )
+        ),
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="multiple",
@@ -170,9 +218,9 @@ def connect(runtime: Runtime, tab: Tab, events: list[Any], action: RunAction) ->
     )
     # Runs also after an error. "multiple": else Gradio drops the end of a run that follows quickly, and its status
     # stays at the last step.
-    outputs = [view.status, view.gallery, view.more, view.stop]
+    outputs = [view.status, view.gallery, view.groups, view.more, view.stop, view.queue.list, progress]
     for ended in (running.then, running.failure):
-        ended(partial(show_end, view), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
+        ended(partial(show_end, view, progress), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
         ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
 
 
@@ -191,19 +239,56 @@ def stop_runs(runtime: Runtime, state: TabState) -> None:
     runtime.stop(state)
 
 
-def stream_run(runtime: Runtime, tab: Tab, action: RunAction, values: Values) -> Iterator[Updates]:
+def connect_queue(view: ResultView) -> None:
+    def drop_run(state: TabState, event: gr.EventData) -> str:
+        drop(state.live, event.run)
+        return show_waiting(state.live)
+
+    view.queue.list.click(drop_run, view.state, view.queue.list, trigger_mode="multiple", **UI_ONLY)
+
+
+def run_live(runtime: Runtime, tab: Tab, action: RunAction, values: Values) -> Iterator[Updates]:
+    """Start a run and show it while the page is there."""
+    state: TabState = values[tab.result.state]
+    run, watcher = LiveRun(action.name(values)), Watcher()
+    state.live = (*state.live, run)
+
+    def updates() -> Generator[Updates]:
+        try:
+            for update in stream_run(runtime, tab, action, values, run):
+                if (status := update.get(tab.result.status)) is not None:
+                    state.status = status
+                    update[action.progress or tab.result.progress] = status
+                yield update
+        finally:
+            state.live = tuple(other for other in state.live if other is not run)
+
+    run.start(updates(), watcher)
+    yield {tab.result.queue.list: show_waiting(state.live)}
+    yield from watch([run], watcher)
+
+
+def stream_run(
+    runtime: Runtime, tab: Tab, action: RunAction, values: Values, run: LiveRun | None = None
+) -> Generator[Updates]:
     """Generate the images of one request, and show every step. An error keeps the finished images."""
     state: TabState = values[tab.result.state]
-    requested = state.begin()
-    shown = ShownRun(tab, action, values, requested.has_waited)
+    requested, run = state.begin(), run or LiveRun(action.name(values))
+    shown = ShownRun(tab, action, values, requested.has_waited, run)
     sentence = None
+
+    def should_stop() -> bool:
+        return run.is_dropped or state.num_stops > requested.num_stops
+
     try:
-        for event in runtime.run(lambda: action.read(values), state, lambda: state.num_stops > requested.num_stops):
+        for event in runtime.run(lambda: action.read(values), state, should_stop):
             yield from shown.show(event)
     except Exception as error:
         sentence = explain(error)
     finally:
         state.num_runs -= 1
+        if shown.images:
+            state.history.add(run.name, shown.images)
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
         if shown.num_tiles or not state.num_runs:  # otherwise the tab shows another run
             state.note = sentence
@@ -213,13 +298,14 @@ def stream_run(runtime: Runtime, tab: Tab, action: RunAction, values: Values) ->
 class ShownRun:
     """One run as its tab shows it; `show` turns an event into updates, and keeps the tab's images and note."""
 
-    def __init__(self, tab: Tab, action: RunAction, values: Values, has_waited: bool) -> None:
-        self.tab, self.action, self.values, self.has_waited = tab, action, values, has_waited
+    def __init__(self, tab: Tab, action: RunAction, values: Values, has_waited: bool, run: LiveRun) -> None:
+        self.tab, self.action, self.values, self.has_waited, self.run = tab, action, values, has_waited, run
         self.view = tab.result
         self.state: TabState = values[tab.result.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.images: tuple[GeneratedImage, ...] = ()
         self.has_tiles = False
+        self.num_made = 0  # of the images, before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
         self.inputs: tuple[str | None, str | None] = (None, None)
@@ -249,11 +335,17 @@ class ShownRun:
         yield updates or NO_CHANGE
 
     def start(self, event: Started) -> Updates:
-        self.request = event.request
+        self.request, self.run.has_started = event.request, True
         self.earlier = self.state.images if self.action.append or self.has_waited else ()
-        self.num_tiles = len(self.earlier) + event.num_images
+        self.images = event.request.made if isinstance(event.request, PartlyMade) else ()
+        self.num_made = len(self.images)
+        self.num_tiles = len(self.earlier) + self.num_made + event.num_images
         self.state.note = ""
-        updates: Updates = {self.view.status: busy_line("Starting"), self.view.stop: gr.Button(visible=True)}
+        updates: Updates = {
+            self.view.status: busy_line("Starting"),
+            self.view.stop: gr.Button(visible=True),
+            self.view.queue.list: show_waiting(self.state.live),
+        }
         if not self.earlier:
             updates |= self.close()
         settings = self.tab.settings
@@ -263,16 +355,23 @@ class ShownRun:
         return updates
 
     def end(self, event: Summary) -> Updates:
-        if self.has_waited and not event.num_images:  # cancelled in the queue: the note is that of the earlier run
+        if self.has_waited and not self.num_tiles:  # cancelled in the queue: the note is that of the earlier run
             return {}
         note = describe_summary(event, self.state.num_dropped)
+        if self.num_made:
+            note = f"{note}; {self.num_made} made before" if event.num_images else "All images were made before"
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
+        if self.earlier and self.run.name:
+            note = f"{self.run.name}: {note}"
         self.state.note = note
         if not self.images:
             return {}
-        updates = self.action.finish(self.request, self.images)
+        updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
+        self.state.images = self.earlier + self.images
+        updates |= self.action.finish(self.request, self.images)
         if self.action.opens:
+            updates |= self.bring_into_view()
             self.state.opened = len(self.earlier)
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
         return updates
@@ -281,10 +380,23 @@ class ShownRun:
         self.state.shown = self.earlier + self.images
         label = "" if working is None else self.request.label(working.index)
         gallery = partial(show_gallery, self.state.shown, self.num_tiles, working, label)
-        if self.earlier or self.has_tiles:
+        if self.has_tiles:
             return {self.view.gallery: gallery()}
         self.has_tiles = True
-        return {**self.close(), self.view.gallery: gallery(selected_index=None)}
+        self.state.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
+        updates: Updates = {self.view.gallery: gallery()}
+        if not self.earlier:
+            updates = {**self.close(), self.view.gallery: gallery(selected_index=None)}
+        if not self.action.opens:
+            updates |= self.bring_into_view()
+        return {**updates, self.view.groups: show_groups(self.state.groups)}
+
+    def bring_into_view(self) -> Updates:
+        """The first image of this run. One that waited leaves the visitor at what they do."""
+        if self.has_waited:
+            return {}
+        self.state.num_arrived += 1
+        return {self.view.arrived: self.state.num_arrived * MAX_TILES + len(self.earlier)}
 
     def close(self) -> Updates:
         """Close the open image. It goes with those of the run before.
@@ -296,18 +408,56 @@ class ShownRun:
         return {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
 
 
-def show_end(view: ResultView, values: Values) -> Updates:
+def show_end(view: ResultView, progress: gr.HTML, values: Values) -> Updates:
     """What the tab shows after a run, unless the next one is already going on."""
     state: TabState = values[view.state]
     if state.num_runs:
-        return NO_CHANGE
+        return NO_CHANGE if progress is view.progress else {progress: ""}
     state.shown = state.images
     return {
         view.status: status_line(state.note or "Stopped"),
         view.gallery: show_gallery(state.images),
+        view.groups: show_groups(state.groups),
         view.more: gr.Button(visible=bool(state.images)),
         view.stop: gr.Button(visible=bool(state.requested)),
+        view.queue.list: "",
+        progress: "",
     }
+
+
+def show_again(view: ResultView, state: TabState) -> Updates:
+    """All that a page that is opened again shows of a tab."""
+    going = bool(state.num_runs)
+    status = state.status if going else status_line(state.note or view.hint)
+    return {
+        view.state: state,
+        view.status: status,
+        view.progress: status if going else "",
+        view.gallery: show_gallery(state.shown, selected_index=None),
+        view.groups: show_groups(state.groups),
+        view.more: gr.Button(visible=bool(state.images)),
+        view.stop: gr.Button(visible=going),
+        view.queue.list: show_waiting(state.live),
+        view.details: gr.Column(visible=False),
+    }
+
+
+def join_runs(views: Sequence[ResultView], values: Values) -> Iterator[Updates]:
+    """Show the runs that went on while their page was away, until the last one has ended."""
+    yield NO_CHANGE  # a generator that yields nothing would empty all outputs
+    watcher = Watcher()
+    states = {view: values[view.state] for view in views}
+    runs = {run: view for view, state in states.items() for run in state.live}
+    for run in runs:
+        run.add(watcher)
+    yield from watch(list(runs), watcher)
+    for view in set(runs.values()):
+        yield {**show_end(view, view.progress, values), view.ended: time.time()}
+
+
+def show_groups(groups: Sequence[tuple[int, str]]) -> str:
+    """For page.html, which writes each name above the first image of its group."""
+    return "".join(f'<i data-first="{first}">{html.escape(name)}</i>' for first, name in groups if name)
 
 
 def image_at(images: Sequence[GeneratedImage], index: Any) -> GeneratedImage | None:

@@ -15,11 +15,13 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
-from amused.ui.results import ResultView, RunAction, connect, connect_stop
+from amused.ui.queue_list import QueueList
+from amused.ui.results import ResultView, RunAction, build_progress, connect, connect_queue, connect_stop
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
 PLACEHOLDER = """Describe the image
 {fox|cow} tries both; each line is a prompt of its own"""
+MAX_NAME = 60  # characters
 ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
@@ -31,6 +33,8 @@ class Controls:
     prompt_help: PromptHelp
     generate: gr.Button
     stop: gr.Button
+    progress: gr.HTML
+    queue: QueueList
     adapter_row: gr.Row
     basic: gr.Group
 
@@ -86,6 +90,11 @@ class Tab(ABC):
         sweep = self.settings.sweep(request.recipes[0])
         return replace(request, recipes=sweep.recipes, labels=sweep.labels)
 
+    def name(self, values: Values) -> str:
+        """What Generate makes, for people."""
+        prompt = " ".join(values[self.settings.prompt].split()) or "no prompt"
+        return prompt if len(prompt) <= MAX_NAME else prompt[: MAX_NAME - 1] + "…"
+
     def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image | None, Image.Image | None]:
         """The input image and its mask, from the values of `sources`; refused if the task lacks them."""
         return None, None
@@ -108,6 +117,8 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
         stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
+        progress = build_progress(f"{task}-progress")
+    queue = QueueList(task)
     prompt_help = PromptHelp(task, runtime)
     prompt.value = prompt_help.examples.samples[0][0]
     model, adapter_row = build_model_settings(task, runtime)
@@ -119,13 +130,14 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
     )
-    return Controls(settings, prompt_help, generate, stop, adapter_row, basic_group)
+    return Controls(settings, prompt_help, generate, stop, progress, queue, adapter_row, basic_group)
 
 
 def connect_tab(tab: Tab) -> None:
     """Generate, its keyboard shortcut, Stop, and the announcement of how a run ends."""
-    generate = RunAction(read=tab.read, inputs=tab.inputs, shows_seeds=True)
-    events = [tab.controls.generate.click, tab.settings.prompt.submit]
+    generate = RunAction(read=tab.read, inputs=tab.inputs, name=tab.name, shows_seeds=True)
+    events = [tab.controls.generate.click, tab.controls.queue.another.click, tab.settings.prompt.submit]
     connect(tab.runtime, tab, events, generate)
     connect_stop(tab.runtime, tab.result)
+    connect_queue(tab.result)
     tab.result.status.change(None, tab.result.status, None, js=ANNOUNCE_JS, **UI_ONLY)

@@ -11,6 +11,15 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from amused.serving.runtime import Runtime
+from amused.ui import live_runs
+
+
+@pytest.fixture(scope="package", autouse=True)
+def runs_left_behind() -> Iterator[None]:
+    """A run that a test leaves behind ends soon, as the next test has the same model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_runs, "AWAY_SECONDS", 20)
+        yield
 
 
 @pytest.fixture(scope="package")

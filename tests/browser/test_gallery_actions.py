@@ -19,6 +19,7 @@ from fake import Turnstile, fake_runtime, sampled
 from helpers.browser import (
     expect_done,
     kept,
+    new_context,
     open_image,
     open_page,
     open_tab,
@@ -31,7 +32,7 @@ from helpers.browser import (
 )
 from helpers.serve import serve
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_query, to_query
@@ -229,6 +230,85 @@ def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None
     expect(tiles(page, TEXT).first).to_be_visible()
 
 
+def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    keep_first = page.get_by_role("button", name="Keep seed 8")
+    expect(keep_first).to_have_count(0)
+    tiles(page, TEXT).nth(0).hover()
+    keep_first.click()
+    expect(kept(page)).to_have_count(1)
+    tools = page.locator(".gallery-item:has(.tile-tools)")
+    expect(tools).to_have_class(re.compile("is-kept"))
+    expect(keep_first).to_be_hidden()
+
+    tiles(page, TEXT).nth(1).focus()  # from here by keyboard alone
+    for name in ("Keep seed 9", "Download seed 9"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.ariaLabel") == name
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "amused-seed-9.png"
+    assert from_png(Image.open(download.value.path())).recipe.seeds == (9,)
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(kept(page)).to_have_count(2)
+    expect(page.locator(".is-kept")).to_have_count(2)
+    for index, is_kept in enumerate((True, True, False)):
+        assert tiles(page, TEXT).nth(index).get_attribute("aria-description") == ("Kept" if is_kept else None)
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+    page.locator("#tray-discard").click()
+    expect(page.locator(".is-kept")).to_have_count(1)
+    make(page, TEXT, "20", 3)
+    expect(page.locator(".is-kept")).to_have_count(0)
+
+
+def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    select(page, TEXT, 0)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        """The answer to the arrow key."""
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/run/predict", hold)
+    page.keyboard.press("ArrowRight")
+    expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
+    page.wait_for_function("true")  # lets the held request arrive here
+    page.keyboard.press("k")
+    expect(kept(page)).to_have_text(["seed 9"])
+    held[0].continue_()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+
+
+def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
+    context = new_context(browser, 390, 844, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    tiles(page, TEXT).nth(3).tap()
+    image = part(page, TEXT, "gallery").locator(".preview .media-button")
+    caption = part(page, TEXT, "gallery").locator(".preview caption")
+    first = caption.inner_text()
+    touch = context.new_cdp_session(page)
+
+    def swipe(by: int) -> None:
+        box = image.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x + by, "y": y}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    captions = [text.strip() for text in tiles(page, TEXT).all_text_contents()]
+    assert captions.index(first) == 3
+    for by, index in ((-120, 4), (120, 3), (120, 2), (-20, 2)):
+        swipe(by)
+        expect(caption).to_have_text(captions[index])
+    context.close()
+
+
 def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
@@ -241,6 +321,120 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     make(page, TEXT, "20", 3)
     expect(opened).to_have_count(0)
     expect(facts).to_be_hidden()
+
+
+def test_two_or_four_images_are_compared_side_by_side_by_keys(page: Page) -> None:
+    make(page, TEXT, "8", 5)
+    select(page, TEXT, 1)
+    dialog = page.get_by_role("dialog", name="Compare images")
+    shown = dialog.locator(".side-by-side button")
+    page.keyboard.press("c")
+    expect(shown).to_have_text(["seed 9", "seed 10"])
+    for key, seeds in (
+        ("ArrowRight", (9, 11)),
+        ("ArrowRight", (9, 12)),
+        ("ArrowRight", (9, 8)),
+        ("ArrowLeft", (9, 12)),
+        ("c", (9, 12, 8, 10)),
+        ("ArrowRight", (9, 11, 12, 8)),
+        ("ArrowLeft", (9, 12, 8, 10)),
+    ):
+        page.keyboard.press(key)
+        expect(shown).to_have_text([f"seed {seed}" for seed in seeds])
+    expect(dialog).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(dialog).to_be_in_viewport(ratio=1)
+    page.keyboard.press("3")
+    expect(dialog).to_be_hidden()
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
+    part(page, TEXT, "compare-open").click()
+    expect(shown).to_have_text(["seed 8", "seed 9"])
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_be_visible()  # Esc closed the dialog alone
+    page.keyboard.press("Escape")
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+
+
+def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
+    for seed in ("8", "20", "30"):
+        make(page, TEXT, seed, 1)
+        tiles(page, TEXT).first.hover()
+        page.get_by_role("button", name=f"Keep seed {seed}").click()
+        expect(kept(page).filter(has_text=f"seed {seed}")).to_have_count(1)
+    page.get_by_role("button", name="Side by side").click()
+    dialog = page.get_by_role("dialog", name="Compare images")
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 8"])
+    expect(dialog.get_by_role("button", name="Show four")).to_be_hidden()
+    dialog.get_by_role("button", name="Next").click()
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 20"])
+    dialog.locator(".side-by-side button").nth(1).click()
+    expect(page.locator("#tray-note")).to_contain_text("Selected: seed 20")
+
+
+def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
+    stars = part(page, TEXT, "stars").get_by_role("radio")
+    for seed, key in (("8", "2"), ("20", "5"), ("30", "3")):
+        make(page, TEXT, seed, 1)
+        select(page, TEXT, 0)
+        for index in range(5):
+            expect(stars.nth(index)).not_to_be_checked()
+        page.keyboard.press(key)
+        expect(kept(page).filter(has_text=f"seed {seed}")).to_contain_text("★" * int(key))
+    page.locator("#tray-sort").click()
+    expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
+    page.reload()
+    expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
+    select(page, TEXT, 0)
+    expect(stars.nth(2)).to_be_checked()
+    stars.nth(3).check()
+    expect(kept(page).nth(1)).to_have_text("★★★★ seed 30")
+
+
+def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page, turnstile: Turnstile) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, TEXT, 0)
+    page.set_viewport_size({"width": 390, "height": 500})
+    gallery, progress = part(page, TEXT, "gallery"), part(page, TEXT, "vary-progress")
+    expect(progress).to_be_hidden()
+    turnstile.open.clear()
+    try:
+        vary(page, TEXT, 0.4, 2)
+        turnstile.passes.release(3)
+        expect(progress).to_contain_text("Image 1 of 2")
+        expect(progress).to_be_in_viewport()
+        expect(part(page, TEXT, "progress")).to_be_hidden()
+    finally:
+        turnstile.open.set()
+    expect(gallery.locator(".preview")).to_have_attribute("data-group", "2 variations of seed 8")
+    expect(gallery.locator(".preview .media-button")).to_be_in_viewport(ratio=0.9)
+    expect(part(page, TEXT, "status")).to_contain_text("2 variations of seed 8: 2 images in")
+    expect(progress).to_be_hidden()
+    page.keyboard.press("ArrowLeft", delay=150)
+    expect(gallery.locator(".preview")).not_to_have_attribute("data-group", re.compile("."))
+    page.keyboard.press("Escape")
+    named = page.locator(".gallery-item[data-group]")
+    expect(named).to_have_count(1)
+    assert named.get_attribute("data-group") == "2 variations of seed 8"
+    assert named.inner_text().strip() == tiles(page, TEXT).nth(2).inner_text().strip()
+    make(page, TEXT, "20", 3)
+    expect(named).to_have_count(0)
+
+
+def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: str, turnstile: Turnstile) -> None:
+    for page in open_page(browser, address, 390, 600):
+        page.locator(f"#{TEXT}-grid").get_by_role("button", name="Grid").click()
+        turnstile.open.clear()
+        try:
+            part(page, TEXT, "grid-make").click()
+            turnstile.passes.release(6)
+            expect(part(page, TEXT, "grid-progress")).to_contain_text("Image")
+            expect(tiles(page, TEXT).first).to_contain_text("seed 0")
+            expect(tiles(page, TEXT).first).to_be_in_viewport(ratio=0.9)
+        finally:
+            turnstile.open.set()
+        expect(part(page, TEXT, "status")).to_contain_text("9 images in")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(page: Page, turnstile: Turnstile) -> None:

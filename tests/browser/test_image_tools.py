@@ -584,6 +584,24 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_images(page: Pa
     expect(estimate).to_contain_text(re.compile(r"6 images, about \d+ s"))
 
 
+def test_a_grid_is_extended_by_a_value(page: Page) -> None:
+    values = open_grid(page, TEXT_TO_IMAGE, "guidance")
+    values.fill("2, 4")
+    part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect_done(page, TEXT_TO_IMAGE, 2)
+    sheet = part(page, TEXT_TO_IMAGE, "sheet")
+    expect(sheet.locator("img")).to_be_visible()
+    width = shown(page, sheet).width
+    before = sheet.locator("img").get_attribute("src")
+    values.fill("2, 4, 6")
+    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text(re.compile(r"1 image in \d+ s; 2 made before"))
+    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(3)
+    expect(sheet.locator("img")).not_to_have_attribute("src", before)
+    assert shown(page, sheet).width == width + 256 + 12
+
+
 def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:
     values = open_grid(page, TEXT_TO_IMAGE, "guidance")
     values.fill("3")

@@ -609,10 +609,9 @@ def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -
     ]
 
     visit(page, address)
-    expect(prompt(page)).to_have_value("what I was about to try")
-    page.get_by_role("tab", name="Inpaint").click()
-    expect(prompt(page, "inpaint")).to_have_value("a hat")
+    expect(prompt(page, "inpaint")).to_have_value("a hat")  # in the tab that was open
     page.get_by_role("tab", name="Text to image").click()
+    expect(prompt(page)).to_have_value("what I was about to try")
     open_restore(page)
     assert len(remembered(page)) == 2
     page.get_by_role("option").first.click()

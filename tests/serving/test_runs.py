@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from fake import FakeModel, fake_runtime, numbers
+from fake import FakeModel, Turnstile, fake_runtime, numbers
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from helpers.tabs import build_tab, values_of
@@ -26,12 +27,14 @@ from amused.errors import UserError
 from amused.recipe.recipe import Recipe
 from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
-from amused.ui import results
-from amused.ui.events import Updates
+from amused.ui import history, live_runs, results
+from amused.ui.events import NO_CHANGE, Updates
 from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
 from amused.ui.files import GeneratedImage
+from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
-from amused.ui.results import RunAction, TabState, show_end, stop_runs, stream_run
+from amused.ui.queue_list import drop, show_waiting
+from amused.ui.results import RunAction, TabState, join_runs, run_live, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
 from amused.ui.uploads import GatedBlocks
 
@@ -238,12 +241,137 @@ def test_the_end_is_shown_unless_the_next_run_goes_on() -> None:
     values = values_of(visitor.tab, visitor.state)
     finish(visitor.start(10))
     view = visitor.tab.result
-    shown = show_end(view, values)
+    shown = show_end(view, view.progress, values)
     assert "1 image in" in shown[view.status] and len(shown[view.gallery].value) == 1 and not shown[view.stop].visible
     second = visitor.start(20)
-    assert show_end(view, values)[view.stop].visible
+    assert show_end(view, view.progress, values)[view.stop].visible
     next(second)
-    assert is_nothing(show_end(view, values))
+    assert is_nothing(show_end(view, view.progress, values))
+
+
+def live(visitor: Visitor, first: int, count: int = 1) -> Iterator[Updates]:
+    """As the page starts a run: it goes on without the page."""
+    visitor.state.request()
+    action = RunAction(read=visitor.tab.read, inputs=visitor.tab.inputs, name=visitor.tab.name)
+    values = values_of(visitor.tab, visitor.state, seeds=str(first), count=count, steps=2, prompt=f"fox {first}")
+    return run_live(visitor.runtime, visitor.tab, action, values)
+
+
+def wait_for(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def join(visitor: Visitor) -> Iterator[Updates]:
+    view = visitor.tab.result
+    return join_runs([view], {view.state: visitor.state})
+
+
+def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+    visitor = Visitor(runtime := fake_runtime(before_step=turnstile))
+    view = visitor.tab.result
+    running = live(visitor, 10, 2)
+    while "Starting" not in visitor.status(next(running)):
+        pass
+    running.close()
+    turnstile.passes.release(3)
+    wait_for(lambda: visitor.seeds == [10])
+    again = join(visitor)
+    next(again)
+    turnstile.open.set()
+    updates = list(again)
+    assert visitor.seeds == [10, 11] and not visitor.state.live
+    assert "2 images in" in updates[-1][view.status] and view.ended in updates[-1]
+    assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10"]
+    assert numbers(runtime)['amused_requests_total{outcome="done"}'] == 1
+
+
+def test_a_run_that_nobody_comes_back_to_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_runs, "AWAY_SECONDS", 0)
+    visitor = Visitor(runtime := fake_runtime())
+    running = live(visitor, 10, 64)
+    while not visitor.state.images:
+        next(running)
+    running.close()
+    wait_for(lambda: numbers(runtime)['amused_requests_total{outcome="left"}'] == 1)
+    wait_for(lambda: not visitor.state.live)
+    assert 1 <= len(visitor.seeds) < 64 and len(visitor.state.history.sweeps) == 1
+    assert list(join(visitor)) == [NO_CHANGE]
+    finish(live(visitor, 20))
+    assert visitor.seeds == [20]
+
+
+def test_a_waiting_run_is_listed_and_can_be_dropped_without_those_behind_it() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+    visitor = Visitor(runtime := fake_runtime(before_step=turnstile))
+    runs = []
+    for first in (10, 20, 30):
+        runs.append(live(visitor, first))
+        shown = next(runs[-1])[visitor.tab.result.queue.list]
+        wait_for(lambda: visitor.state.num_runs == len(runs))
+    assert "fox 10" not in shown and "Drop fox 20" in shown and "Drop fox 30" in shown
+    (number,) = (run.number for run in visitor.state.live if run.name == "fox 20")
+    for wrong in ("0", None, -1, visitor.state.live[0].number if visitor.state.live[0].has_started else -1):
+        drop(visitor.state.live, wrong)
+    drop(visitor.state.live, number)
+    assert "fox 20" not in show_waiting(visitor.state.live)
+    turnstile.open.set()
+    for run in runs:
+        finish(run)
+    assert visitor.seeds == [10, 30]
+    assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 1
+
+
+def test_a_grid_makes_only_the_cells_that_are_not_there() -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    with gr.Blocks():
+        section = GridSection(visitor.tab, gr.Image())
+
+    def make(guidance: str, seeds: str) -> np.ndarray:
+        """The corners of the sheet's cells, in gallery colours."""
+        axes = dict(zip(section.axes, ("guidance", guidance, "seed", seeds), strict=True))
+        updates = list(
+            run_live(runtime, visitor.tab, section.action, {**values_of(visitor.tab, visitor.state), **axes})
+        )
+        (sheet,) = (update[section.sheet].value for update in updates if section.sheet in update)
+        return np.asarray(Image.open(sheet["path"] if isinstance(sheet, dict) else sheet))
+
+    def count() -> float:
+        return numbers(runtime)["amused_pictures_total"]
+
+    make("2, 4", "5, 7")
+    assert count() == 4 and visitor.seeds == [5, 5, 7, 7]
+    extended = make("2, 4, 6", "5, 7")
+    assert count() == 6 and sorted(visitor.seeds) == [5] * 3 + [7] * 3
+    assert visitor.state.note.endswith("; 4 made before") and visitor.state.note.startswith("2 images in")
+    again = make("2, 4, 6", "5, 7")
+    assert count() == 6 and visitor.state.note == "All images were made before" and len(visitor.seeds) == 6
+    other = Visitor(runtime)
+    other.tab = visitor.tab
+    visitor = other
+    assert (again == extended).all() and (make("2, 4, 6", "5, 7") == extended).all()
+    assert count() == 12  # another visitor has none of them
+    Path(visitor.state.images[0].path).unlink()
+    make("2, 4, 6", "5, 7")
+    assert count() > 12  # a file is gone
+
+
+def test_the_same_prompt_twice_is_two_sweeps_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MAX_SWEEPS", 3)
+    visitor = Visitor(fake_runtime())
+    for _ in range(2):
+        finish(live(visitor, 10))
+    assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10", "fox 10"]
+    for first in (20, 30):
+        finish(live(visitor, first, 5))
+    sweeps = visitor.state.history.sweeps
+    assert [sweep.title for sweep in sweeps] == ["fox 30", "fox 20", "fox 10"] and len(sweeps[0].images) == 5
+    assert all(Path(sweep.thumbnail).stat().st_size < 20_000 for sweep in sweeps)
 
 
 def test_a_failed_run_tells_a_sentence_keeps_the_images_and_holds_nothing() -> None:

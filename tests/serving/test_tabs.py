@@ -120,6 +120,19 @@ def test_no_more_than_a_hundred_images_are_kept(tmp_path: Path) -> None:
     assert len(tray.keep(kept(100, tmp_path / "image.png")).images) == 100
 
 
+def test_kept_images_are_sorted_by_their_stars(tmp_path: Path) -> None:
+    images = [kept(number, tmp_path / f"{number}.png") for number in range(4)]
+    tray = KeptImages().keep(images[0]).rate(images[1], 2).rate(images[2], 5).keep(images[3]).rate(images[1], 3)
+    assert [image.seed for image in tray.images] == [0, 1, 2, 3] and tray.selected_image().seed == 1
+    tray = tray.best_first()
+    assert [image.seed for image in tray.images] == [2, 1, 0, 3] and tray.selected_image().seed == 1
+    assert [tray.caption(image) for image in tray.images] == ["★★★★★ seed 2", "★★★ seed 1", "seed 0", "seed 3"]
+    assert tray.discard().undo().caption(images[1]) == "★★★ seed 1"
+    for stars in (0, 6, True, 2.0, "3", None):
+        with pytest.raises(UserError, match="1 to 5 stars"):
+            tray.rate(images[0], stars)
+
+
 def test_a_contact_sheet_shows_large_images_reduced(tmp_path: Path) -> None:
     """A run at full resolution keeps the size of an upload, up to 40 megapixels."""
     tray = KeptImages().keep(kept(1, tmp_path / "1.png", 3000)).keep(kept(2, tmp_path / "2.png", 100))

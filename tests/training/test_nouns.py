@@ -24,6 +24,7 @@ from amused.training.nouns import data
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
+    PARTS,
     PLAIN,
     Noun,
     Nouns,
@@ -37,7 +38,7 @@ from amused.training.nouns.data import (
     varied_caption,
 )
 from amused.training.nouns.model import CODES, MASK, Batches, TextToTokens, initialize_from
-from amused.training.nouns.scores import PARTS, coherence, difference
+from amused.training.nouns.scores import coherence, difference
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
 from amused.training.nouns.vqgan import choose_codes
 

@@ -339,4 +339,5 @@ def known_traits(nouns: Nouns) -> Vocabulary:
 
 
 def all_traits(nouns: Nouns) -> Vocabulary:
-    return Vocabulary(backgrounds=BACKGROUNDS, **nouns.traits)
+    traits = nouns.traits
+    return Vocabulary(BACKGROUNDS, traits["bodies"], traits["accessories"], traits["heads"], traits["glasses"])

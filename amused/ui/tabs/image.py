@@ -103,7 +103,7 @@ def build(runtime: Runtime) -> ImageTab:
             controls = build_controls(IMAGE_TO_IMAGE, runtime)
             below = gr.Column(elem_classes="more")
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls.stop)
+            result = ResultView(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls)
             sheet = grid.build_sheet(IMAGE_TO_IMAGE)
             with gr.Accordion("Before and after", open=False, visible=False) as comparison:
                 slider = gr.ImageSlider(

@@ -126,7 +126,7 @@ def build(runtime: Runtime) -> InpaintTab:
             inputs = build_inputs()
             controls = build_controls(INPAINT, runtime)
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls.stop)
+            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls)
         tab = InpaintTab(runtime, controls, result, **inputs)
     with column:
         shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]

@@ -1,0 +1,143 @@
+"""A page that is opened again shows the visit of its browser tab, and joins the runs that went on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from amused.errors import UserError
+from amused.recipe.recipe import Recipe
+from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.history import HistoryView, Sweep
+from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.results import join_runs, show_again
+from amused.ui.tab import Tab
+from amused.ui.visits import Visit, Visits
+
+STILL_RUNNING = "A run is going on in this tab: let it end, or stop it first."
+
+FIND_JS = "() => window.amusedFindVisit()"
+HOLD_JS = "(id) => window.amusedHoldVisit(id)"
+
+
+class VisitView:
+    """Hidden: `id` is what the browser says of its visit, then the visit's id; `visit` is the State of a Visit.
+
+    `joining` changes when there are runs to join.
+    """
+
+    def __init__(self) -> None:
+        self.id = gr.Textbox(visible="hidden", label="Visit", elem_id="visit")
+        self.joining = gr.Number(0, visible="hidden")
+        self.visit = gr.State(None)
+
+
+@dataclass(frozen=True)
+class Reopening:
+    visits: Visits
+    view: VisitView
+    tabs: Sequence[Tab]
+    tab_bar: gr.Tabs
+    tray: KeptImagesView
+    history: HistoryView
+
+    @property
+    def inputs(self) -> set[Block]:
+        return {self.view.id, *(tab.result.state for tab in self.tabs)}
+
+    @property
+    def outputs(self) -> list[Block]:
+        shown = [part for tab in self.tabs for part in (tab.result.state, *tab.result.outputs)]
+        own = [self.view.id, self.view.joining, self.view.visit]
+        return [*shown, *own, self.tab_bar, *self.tray.outputs, *self.history.outputs]
+
+    def find(self, page: gr.Blocks) -> Any:
+        """The event after which `open` can be called."""
+        return page.load(None, None, self.view.id, js=FIND_JS, **UI_ONLY)
+
+    def open(self, values: Values) -> Updates:
+        """Show a visit again; a new one has what the page has already."""
+        known, is_taken = read_id(values[self.view.id])
+        own = {tab.task: values[tab.result.state] for tab in self.tabs}
+        visit = self.visits.open(known, is_taken, own)
+        visit.forget_missing_files()
+        updates: Updates = {self.view.id: visit.id, self.view.visit: visit}
+        if visit.states is not own:
+            for tab in self.tabs:
+                updates |= show_again(tab.result, visit.states[tab.task])
+        if any(state.live for state in visit.states.values()):
+            updates[self.view.joining] = time.time()
+        if visit.task is not None:
+            updates[self.tab_bar] = gr.Tabs(selected=visit.task)
+        if visit.kept.images:
+            updates |= self.tray.show(visit.kept)
+        if visit.history.sweeps:
+            updates |= self.history.show(visit.history)
+        return updates
+
+    def connect(self, opened: Any) -> None:
+        """`opened` is the event that has called `open`."""
+        views = [tab.result for tab in self.tabs]
+        opened.then(None, self.view.id, None, js=HOLD_JS, **UI_ONLY)
+        self.view.joining.change(
+            partial(join_runs, views),
+            {view.state for view in views},
+            list(dict.fromkeys(part for view in views for part in view.outputs)),
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=None,
+        )
+        for tab in self.tabs:
+            tab.result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
+        self.tab_bar.select(self.remember_tab, self.view.visit, None, **UI_ONLY)
+        # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
+        self.tray.gallery.change(self.remember_kept, [self.view.visit, self.tray.state], None, **UI_ONLY)
+
+    def show_history(self, visit: Visit | None) -> Updates:
+        return {} if visit is None else self.history.show(visit.history)
+
+    def remember_tab(self, visit: Visit | None, event: gr.SelectData) -> None:
+        if visit is not None and type(event.index) is int and 0 <= event.index < len(self.tabs):
+            visit.task = self.tabs[event.index].task
+
+    def remember_kept(self, visit: Visit | None, kept: KeptImages) -> None:
+        if visit is not None:
+            visit.kept = kept
+
+    def clear(self, visit: Visit | None) -> Updates:
+        if visit is not None:
+            visit.history.sweeps = ()
+        return {} if visit is None else self.history.show(visit.history)
+
+    def restore(self, sweep: Sweep, visit: Visit) -> Updates:
+        """The images of a sweep, in its tab."""
+        tab, state = next(tab for tab in self.tabs if tab.task == sweep.task), visit.states[sweep.task]
+        if state.num_runs:
+            raise UserError(STILL_RUNNING)
+        state.images = state.shown = sweep.images
+        state.opened, state.groups, state.note = None, (), sweep.title
+        visit.task = sweep.task
+        return {**show_again(tab.result, state), self.tab_bar: gr.Tabs(selected=sweep.task)}
+
+
+def recipe_of(sweep: Sweep) -> Recipe:
+    """That of its last image, with the seeds of all that share it."""
+    last = sweep.images[-1].recipe
+    seeds = [image.seed for image in sweep.images if image.recipe.with_seeds(last.seeds) == last]
+    return last.with_seeds(list(dict.fromkeys(seeds)))
+
+
+def read_id(said: Any) -> tuple[str, bool]:
+    """What the browser says: the id of its visit, and whether another of its tabs has that open."""
+    try:
+        found = json.loads(said)
+        return str(found["id"]), bool(found["taken"])
+    except (TypeError, ValueError, KeyError):
+        return "", False

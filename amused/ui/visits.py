@@ -1,0 +1,76 @@
+"""What a browser tab has, kept at the server: a reload, a lost connection or a closed tab loses nothing.
+
+A visit is known by a random id, which the browser tab keeps (`amusedVisit` in page.html). A second tab of a browser
+gets a visit of its own, with what was kept and made until then.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amused.limits import SESSIONS
+from amused.ui.browser_storage import SharedLists
+from amused.ui.history import History
+from amused.ui.kept_images import KeptImages
+from amused.ui.results import TabState
+
+
+@dataclass(eq=False)
+class Visit:
+    """`states` are those of the tabs by task; `task` is that of the tab that is open."""
+
+    states: Mapping[str, TabState]
+    history: History = field(default_factory=History)
+    kept: KeptImages = field(default_factory=KeptImages)
+    task: str | None = None
+    shared: SharedLists = field(default_factory=SharedLists)
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    def __post_init__(self) -> None:
+        for state in self.states.values():
+            state.history = self.history
+
+    def forget_missing_files(self) -> None:
+        """Files are kept for a limited time."""
+        for state in self.states.values():
+            images = tuple(image for image in state.images if Path(image.path).exists())
+            if images != state.images:
+                state.images, state.groups = images, ()
+            state.shown = tuple(image for image in state.shown if Path(image.path).exists())
+        self.history.forget_missing_files()
+        kept = tuple(image for image in self.kept.images if Path(image.path).exists())
+        if kept != self.kept.images:
+            self.kept = KeptImages(kept, stars=self.kept.stars)
+
+
+class Visits:
+    """The visits of a page; beyond `limit` the one that was opened the longest ago is forgotten."""
+
+    def __init__(self, limit: int = SESSIONS) -> None:
+        self._limit = limit
+        self._visits: OrderedDict[str, Visit] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, id: str, is_taken: bool, states: Mapping[str, TabState]) -> Visit:
+        """The visit of that id, or a new one with these states.
+
+        Args:
+            is_taken: another tab of the browser has it open; the new one begins with its history and what it kept.
+        """
+        with self._lock:
+            found = self._visits.get(id)
+            if found is not None and not is_taken:
+                self._visits.move_to_end(id)
+                return found
+            visit = Visit(states)
+            if found is not None:
+                visit.history.sweeps, visit.kept, visit.shared = found.history.sweeps, found.kept, found.shared
+            self._visits[visit.id] = visit
+            while len(self._visits) > self._limit:
+                self._visits.popitem(last=False)
+            return visit

@@ -1,0 +1,254 @@
+"""Nothing is lost: a visit survives a reload and a closed tab, its runs go on, and its sweeps can be brought back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fake import Turnstile, fake_runtime
+from helpers.browser import (
+    expect_done,
+    kept,
+    new_context,
+    open_image,
+    open_tab,
+    part,
+    run,
+    set_seeds,
+    tiles,
+)
+from helpers.serve import serve
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from amused.serving.runtime import Runtime
+
+TEXT = "text_to_image"
+
+
+@pytest.fixture(scope="module")
+def turnstile() -> Turnstile:
+    return Turnstile()
+
+
+@pytest.fixture(scope="module")
+def runtime(turnstile: Turnstile) -> Runtime:
+    return fake_runtime(before_step=turnstile)
+
+
+@pytest.fixture(scope="module")
+def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(runtime, tmp_path_factory.mktemp("cache")) as address:
+        yield address
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = new_context(browser, 1280, 900)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, address: str) -> Page:
+    return visit(context, address)
+
+
+@pytest.fixture
+def held(turnstile: Turnstile) -> Iterator[Turnstile]:
+    """Steps are made only as the test releases them."""
+    turnstile.open.clear()
+    yield turnstile
+    turnstile.open.set()
+
+
+def visit(context: BrowserContext, address: str) -> Page:
+    page = context.new_page()
+    page.goto(address)
+    opened(page)
+    return page
+
+
+def opened(page: Page) -> None:
+    page.wait_for_function("window.amusedRestored === true")
+
+
+def assert_accessible(page: Page) -> None:
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def start(page: Page, seeds: str, count: int) -> None:
+    set_seeds(page, TEXT, seeds, count)
+    run(page, TEXT)
+
+
+def make(page: Page, seeds: str, count: int) -> None:
+    start(page, seeds, count)
+    expect_done(page, TEXT, count)
+
+
+def captions(page: Page) -> list[str]:
+    return [text.strip() for text in tiles(page, TEXT).all_inner_texts()]
+
+
+def sweeps(page: Page):
+    return page.locator("#history-gallery .thumbnail-item")
+
+
+def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(page: Page) -> None:
+    make(page, "8", 2)
+    open_image(page, TEXT, 1)
+    part(page, TEXT, "keep").click()
+    expect(kept(page)).to_have_count(1)
+    part(page, TEXT, "prompt").get_by_role("textbox").fill("about to try")
+    open_tab(page, "Image to image")
+    expect(part(page, "image_to_image", "run")).to_be_visible()
+    page.reload()
+    expect(part(page, "image_to_image", "run")).to_be_visible()
+    expect(kept(page)).to_have_count(1)
+    open_tab(page, "Text to image")
+    expect(tiles(page, TEXT)).to_have_count(2)
+    assert captions(page) == ["seed 8", "seed 9"]
+    expect(part(page, TEXT, "prompt").get_by_role("textbox")).to_have_value("about to try")
+    expect(part(page, TEXT, "status")).to_contain_text("2 images in")
+    open_image(page, TEXT, 0)
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
+
+
+def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: Turnstile, runtime: Runtime) -> None:
+    start(page, "20", 3)
+    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    held.passes.release(12)
+    expect(tiles(page, TEXT).first).to_contain_text("seed 20")
+    page.reload()
+    expect(part(page, TEXT, "stop")).to_be_visible()
+    expect(tiles(page, TEXT).first).to_contain_text("seed 20")
+    held.open.set()
+    expect_done(page, TEXT, 3)
+    assert captions(page) == ["seed 20", "seed 21", "seed 22"]
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+    expect(sweeps(page)).to_have_count(1)
+
+
+def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
+    start(page, "20", 3)
+    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    page.reload()
+    part(page, TEXT, "stop").click()
+    held.open.set()
+    expect(part(page, TEXT, "status")).to_contain_text("Stopped")
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+
+
+def test_a_closed_tab_is_there_again(context: BrowserContext, address: str, held: Turnstile) -> None:
+    first = visit(context, address)
+    start(first, "30", 2)
+    expect(part(first, TEXT, "status")).to_contain_text("Starting")
+    first.close()
+    held.open.set()
+    again = visit(context, address)
+    expect_done(again, TEXT, 2)
+    assert captions(again) == ["seed 30", "seed 31"]
+
+
+def test_two_tabs_of_a_browser_do_not_overwrite_each_other(context: BrowserContext, address: str) -> None:
+    one = visit(context, address)
+    make(one, "1", 1)
+    other = visit(context, address)
+    expect(tiles(other, TEXT)).to_have_count(8)  # those that the page opens with
+    expect(sweeps(other)).to_have_count(1)  # what was made until then
+    for page, seed in ((other, "50"), (one, "2"), (other, "51")):
+        page.bring_to_front()
+        make(page, seed, 1)
+    expect(sweeps(one)).to_have_count(2)
+    expect(sweeps(other)).to_have_count(3)
+    for page, seed in ((one, "2"), (other, "51")):
+        page.bring_to_front()
+        page.reload()
+        opened(page)
+        assert captions(page) == [f"seed {seed}"]
+    third = visit(context, address)
+    third.locator("#restore").get_by_role("button", name="Recent recipes").click()
+    third.locator("#restore-recent").get_by_role("listbox").or_(
+        third.locator("#restore-recent").get_by_role("combobox")
+    ).first.click()
+    expect(third.get_by_role("option").filter(has_text=re.compile("seed 51"))).to_have_count(1)
+
+
+def test_a_sweep_of_the_history_is_back_with_one_click_until_it_is_cleared(page: Page) -> None:
+    make(page, "8", 2)
+    make(page, "20", 1)
+    expect(sweeps(page)).to_have_count(2)
+    set_seeds(page, TEXT, "99", 4)
+    open_tab(page, "Inpaint")
+    sweeps(page).nth(1).click()
+    expect(tiles(page, TEXT)).to_have_count(2)
+    assert captions(page) == ["seed 8", "seed 9"]
+    expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("8")
+    open_image(page, TEXT, 1)
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+    page.get_by_role("button", name="Clear history").click()
+    expect(page.locator("#history")).to_be_hidden()
+    page.reload()
+    opened(page)
+    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(page.locator("#history")).to_be_hidden()
+
+
+def test_another_run_is_queued_listed_and_dropped(page: Page, held: Turnstile) -> None:
+    waiting, another = part(page, TEXT, "waiting"), page.get_by_role("button", name="Queue another")
+    expect(another).to_be_hidden()
+    start(page, "60", 1)
+    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    for seeds in ("70", "80"):
+        set_seeds(page, TEXT, seeds, 1)
+        part(page, TEXT, "prompt").get_by_role("textbox").fill(f"fox {seeds}")
+        another.click()
+        expect(waiting).to_contain_text(f"fox {seeds}")
+    waiting.get_by_role("button", name="Drop fox 70").click()
+    expect(waiting).not_to_contain_text("fox 70")
+    page.reload()
+    expect(waiting).to_contain_text("fox 80")
+    held.open.set()
+    expect(tiles(page, TEXT)).to_have_count(2)
+    assert captions(page) == ["seed 60", "seed 80"]
+    expect(another).to_be_hidden()
+    expect(waiting).to_have_text("")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_state_is_accessible_and_fits_the_screen(
+    browser: Browser, address: str, held: Turnstile, width: int, scheme: str
+) -> None:
+    context = new_context(browser, width, 844, color_scheme=scheme)
+    page = visit(context, f"{address}?__theme={scheme}")
+
+    def check() -> None:
+        assert_accessible(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    tiles(page, TEXT).nth(1).focus()  # with its tools
+    expect(page.get_by_role("button", name="Keep seed")).to_be_visible()
+    check()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(kept(page)).to_have_count(1)
+    start(page, "8", 2)
+    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    page.get_by_role("button", name="Queue another").click()
+    expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
+    check()  # one run goes on and one waits
+    held.open.set()
+    expect(tiles(page, TEXT)).to_have_count(4)
+    expect(page.locator(".gallery-item[data-group]")).to_have_count(1)
+    expect(sweeps(page)).to_have_count(2)
+    check()  # a named group, the history, a kept image
+    open_image(page, TEXT, 1)
+    expect(part(page, TEXT, "stars")).to_be_visible()
+    check()
+    part(page, TEXT, "compare-open").click()
+    expect(page.get_by_role("dialog", name="Compare images")).to_be_visible()
+    check()
+    context.close()
