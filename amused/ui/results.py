@@ -227,7 +227,7 @@ class ShownRun:
         self.view = tab.result
         self.state: TabState = values[tab.result.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
-        self.images: tuple[GeneratedImage, ...] = ()
+        self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
         self.has_tiles = False
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
@@ -250,12 +250,22 @@ class ShownRun:
         elif isinstance(event, jobs.Result):
             label = self.request.label(event.index)
             image = save_result(event, self.values[self.view.write_metadata], *self.inputs, label)
-            self.images = (*self.images, image)
+            place = len(self.earlier) + sum(index < event.index for index in self.finished)
+            options: dict[str, Any] = {}
+            if place < len(self.state.shown) and type(self.state.opened) is int and place <= self.state.opened:
+                self.state.opened += 1  # the open image stays open
+                options["selected_index"] = self.state.opened
+            self.finished[event.index] = image
             self.state.images = self.earlier + self.images
-            updates = self.tiles()
+            updates = self.tiles(**options)
         else:
             updates = self.end(event)
         yield updates or NO_CHANGE
+
+    @property
+    def images(self) -> tuple[GeneratedImage, ...]:
+        """The finished ones, in the order of the request."""
+        return tuple(self.finished[index] for index in sorted(self.finished))
 
     def start(self, event: Started) -> Updates:
         self.request = event.request
@@ -286,12 +296,12 @@ class ShownRun:
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
         return updates
 
-    def tiles(self, working: Progress | None = None) -> Updates:
+    def tiles(self, working: Progress | None = None, **options: Any) -> Updates:
         self.state.shown = self.earlier + self.images
         label = "" if working is None else self.request.label(working.index)
         gallery = partial(show_gallery, self.state.shown, self.num_tiles, working, label)
         if self.earlier or self.has_tiles:
-            return {self.view.gallery: gallery()}
+            return {self.view.gallery: gallery(**options)}
         self.has_tiles = True
         return {**self.close(), self.view.gallery: gallery(selected_index=None)}
 

@@ -34,6 +34,8 @@ def describe_summary(event: Summary, num_dropped: int = 0) -> str:
         runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"
         return f"{note}. Cancelled {runs}" if num_dropped else note
     note = f"{count_images(event.num_done)} in {describe_seconds(event.seconds)}"
+    if event.num_moved:
+        note += f". A worker was lost: another one made {count_images(event.num_moved)}"
     return f"{note}. {describe_cut(event.cut)}" if event.cut else note
 
 
