@@ -86,7 +86,7 @@ class RayWorkers:
         import ray
 
         started = time.monotonic()
-        quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             if self._address is not None:
                 ray.init(address=self._address, **quiet)
@@ -111,7 +111,9 @@ class RayWorkers:
 
         session = secrets.token_hex(16)
         self._folder = tempfile.mkdtemp(prefix="amused-ray-")  # mode 0700
-        os.environ[SESSION] = session
+        own = {SESSION: session, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what this process can import
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
         try:
             ray.init(
                 address="local",
@@ -122,7 +124,10 @@ class RayWorkers:
                 **quiet,
             )
         finally:
-            del os.environ[SESSION]
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
         if sys.platform == "linux":
             command = ["sh", "-c", GUARD, session, self._folder]
             self._guard = subprocess.Popen(
@@ -144,7 +149,7 @@ class RayWorkers:
                     raise WorkerLostError("closing")
             version, place = ray.get(ready)
         except ray.exceptions.RayError as error:
-            raise WorkerLostError(first_line(error)) from None
+            raise WorkerLostError(in_a_line(error)) from None
         if version != amused.__version__:
             raise WorkerLostError(f"{place} has version {version} of amused, not {amused.__version__}")
         return RemoteWorker(actor, place, self._silence)
@@ -233,15 +238,17 @@ class RemoteWorker:
             raise error.cause from None
         except ray.exceptions.RayError as error:
             is_over = True
-            raise WorkerLostError(first_line(error)) from None
+            raise WorkerLostError(in_a_line(error)) from None
         finally:
             if not is_over:
                 with contextlib.suppress(Exception):
                     ray.cancel(stream)
 
 
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def in_a_line(error: Exception) -> str:
+    """An error of Ray, whose text ends with the cause if it has one."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"
 
 
 def prepare_environment(address: str | None) -> None:

@@ -346,6 +346,6 @@ class Runtime:
     def compile_status(self) -> str:
         """How the network of the model in memory runs, or how the workers are; "" if that is not known."""
         if self.workers is not None:
-            return self.workers.describe()
+            return self.workers.status()
         model = self.queue.model
         return model.compile_status if model is not None else ""

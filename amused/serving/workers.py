@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_LOSSES = 5  # of a worker in a row, with no image in between; then it is given up
 MAX_ATTEMPTS = 3  # at an image that loses its workers
+RESTART_SECONDS = 1.0  # before a worker is started for the second time in a row; doubled each time, up to 30 s
 DEMAND_SECONDS = 5.0  # that images wait until a second worker loads their model
 MAX_UNREAD = 64  # images of a run that nobody has taken; then its others wait
 
@@ -63,11 +64,13 @@ class Seat:
     """A worker of the pool, with all that comes in its place after it is lost.
 
     Attributes:
+        place: where it runs, for people.
         model: what it holds or is loading; "" for none.
         losses: in a row, without a finished image.
     """
 
     number: int
+    place: str = ""
     model: str = ""
     batch_size: int = 1
     state: str = "starting"  # or "loading", "ready", "busy", "given up"
@@ -311,7 +314,12 @@ class WorkerPool(Collector):
         with self._lock:
             return sum(bool(run.in_work) for run in self._runs)
 
-    def describe(self) -> str:
+    def places(self) -> list[str]:
+        """Where the workers run."""
+        with self._lock:
+            return [seat.place for seat in self._seats if seat.state not in ("starting", "given up")]
+
+    def status(self) -> str:
         """How the workers are, for the foot of the page."""
         with self._lock:
             ready = sum(seat.state in ("ready", "busy") for seat in self._seats)
@@ -364,7 +372,8 @@ class WorkerPool(Collector):
         while not self._closed.is_set():
             try:
                 worker = self.engine.new_worker(seat.number)
-                log.info("worker %d runs in %s", seat.number, worker.place)
+                seat.place = worker.place
+                log.info("worker %d runs in %s", seat.number, seat.place)
                 self._serve_one(seat, worker, wanted)
             except Exception as error:
                 if self._closed.is_set():
@@ -374,7 +383,7 @@ class WorkerPool(Collector):
                 wanted = seat.model or wanted
                 if not self._note_loss(seat, error):
                     return
-            self._closed.wait(min(30.0, 2.0 ** (seat.losses - 2)) if seat.losses > 1 else 0.0)
+            self._closed.wait(min(30.0, RESTART_SECONDS * 2 ** (seat.losses - 2)) if seat.losses > 1 else 0.0)
 
     def _note_loss(self, seat: Seat, error: Exception) -> bool:
         """Whether to start it again."""
