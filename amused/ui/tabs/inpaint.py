@@ -12,7 +12,7 @@ from gradio.components import Component
 from PIL import Image
 
 from amused.errors import UserError
-from amused.generation.images import digest, load_image
+from amused.generation.images import digest, load_image, png_bytes
 from amused.generation.pixel_masks import mask_rule
 from amused.recipe.recipe import INPAINT, MAX_FEATHER, Recipe
 from amused.serving import file_cache
@@ -21,7 +21,6 @@ from amused.serving.runtime import Runtime
 from amused.ui import examples, mask_tools
 from amused.ui.drawing import Drawing, DrawingInput, DrawingMirror, build_drawing, editor_value, mirror_drawing
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import png_bytes
 from amused.ui.inputs import ImageInput
 from amused.ui.latest import sync
 from amused.ui.results import ResultView
