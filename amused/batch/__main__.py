@@ -94,14 +94,13 @@ def run(options: argparse.Namespace) -> None:
     )
     load = partial(load_model, quantize=options.quantize, adapters=options.adapters, compile="graph")
     engine = make_engine(options, load)
-    folder = Folder(options.output, job)
-    missing = folder.missing()
-    if missing:
-        make(folder, missing, engine, choice.name, choice.source or choice.name)
-    else:
-        print(f"Nothing to do: all {job.num_images} images are there.", file=sys.stderr)
-    if options.sheets:
-        write_sheets(folder)
+    with Folder(options.output, job) as folder:
+        if missing := folder.missing():
+            make(folder, missing, engine, choice.name, choice.source or choice.name)
+        else:
+            print(f"Nothing to do: all {job.num_images} images are there.", file=sys.stderr)
+        if options.sheets:
+            write_sheets(folder)
 
 
 def make_engine(options: argparse.Namespace, load: LoadModel) -> Engine:

@@ -100,13 +100,14 @@ class Job:
         """The whole job as JSON, with its digest."""
         content = {
             "version": VERSION,
+            "model": self.rows[0].recipe.model,
             "format": self.format,
             "shard_size": self.shard_size,
             "num_images": self.num_images,
             "rows": [row.to_json() for row in self.rows],
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return {"digest": hashlib.sha256(text.encode()).hexdigest(), **content}
+        return {"digest": hashlib.sha256(text.encode()).hexdigest(), **json.loads(text)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -115,12 +116,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         return ["another version of aMUSEd began it"]
     found = [
         f"--{name.replace('_', '-')} was {old.get(name)} and is now {new[name]}"
-        for name in ("format", "shard_size")
+        for name in ("model", "format", "shard_size")
         if old.get(name) != new[name]
     ]
     before, now = old.get("rows", []), new["rows"]
     for number, (one, other) in enumerate(zip(before, now, strict=False), 1):
-        for name in sorted({*one, *other}):
+        for name in sorted({*one, *other} - {"model", "version"}):
             if one.get(name) != other.get(name):
                 found.append(
                     f"{name} of prompt {number} was {one.get(name, 'the default')!r} "

@@ -35,22 +35,39 @@ WEBDATASET = "webdataset"
 class Folder:
     """The shards of a job. `begin` writes its manifest.
 
+    Entering it keeps other processes out.
+
     Raises:
-        UserError: the folder has another job, or other files.
+        UserError: on entering: the folder has another job, other files, or another process writes into it.
     """
 
     def __init__(self, path: Path, job: Job) -> None:
         self.path, self.job = path, job
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(path)
-        sweep(path)
-        if (path / MANIFEST).is_file():
-            before, now = read_manifest(path), job.manifest()
+        self._lock: Any = None
+
+    def __enter__(self) -> Folder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.path)
+        try:
+            sweep(self.path)
+            self._check()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _check(self) -> None:
+        if (self.path / MANIFEST).is_file():
+            before, now = read_manifest(self.path), self.job.manifest()
             if before["digest"] != now["digest"]:
                 what = "; ".join(differences(before, now)) or "its manifest was changed"
-                raise UserError(f"{path} has another job: {what}. Choose another --output, or the same arguments.")
-        elif any(not entry.name.startswith(".") for entry in path.iterdir()):
-            raise UserError(f"{path} has other files: choose an empty folder for --output.")
+                raise UserError(f"{self.path} has another job: {what}. Choose another --output, or the same arguments.")
+        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} has other files: choose an empty folder for --output.")
 
     def begin(self) -> None:
         if not (self.path / MANIFEST).is_file():
