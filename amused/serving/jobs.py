@@ -70,6 +70,7 @@ class Progress:
         preview: the image so far, where there was time to draw it.
         share: the fraction of the run that is done.
         seconds_left: an estimate for the whole run, None where it is too early for one.
+        num_done: finished images of the run, where workers make several at once; else None.
     """
 
     index: int
@@ -80,6 +81,7 @@ class Progress:
     num_images: int = 1
     share: float = 0.0
     seconds_left: float | None = None
+    num_done: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Job:
                 raise
             finally:
                 self._drop_sampling()
-                waited = time.monotonic() - self._entered - self._worked
+                waited = max(0.0, time.monotonic() - self._entered - self._worked)  # workers work at the same time
                 self._runtime.metrics.add(
                     self._recipe, outcome, self._num_done, self._num_images, waited, self._worked, why
                 )
@@ -299,9 +301,14 @@ class Job:
                     elif isinstance(event, Progress):
                         steps[event.index] = event.step
                         done = sum(steps.values())
-                        seconds_left = (time.monotonic() - began) * (self._num_steps - done) / done
-                        share = done / self._num_steps
-                        event = replace(event, num_images=self._num_images, share=share, seconds_left=seconds_left)
+                        event = replace(
+                            event,
+                            preview=event.preview if event.index == min(run.in_work, default=0) else None,
+                            num_images=self._num_images,
+                            share=done / self._num_steps,
+                            seconds_left=(time.monotonic() - began) * (self._num_steps - done) / done,
+                            num_done=self._num_done if self._num_images > 1 else None,
+                        )
                     yield event
             self._worked = run.worked
 

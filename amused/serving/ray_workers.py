@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_WORKERS = 256
 UNREAD_EVENTS = 16  # that a worker may be ahead of the page
 LOAD_SECONDS = 600.0  # without news of a load
+MAX_REASON = 160  # characters
 OBJECT_STORE_BYTES = 200_000_000  # for the images that runs start from; results are smaller than Ray stores there
 MISSING = "--workers needs Ray: pip install -r amused/serving/ray-requirements.txt"
 NO_TOKEN = "--ray-address needs the token of the cluster in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH."
@@ -248,7 +249,7 @@ class RemoteWorker:
 def in_a_line(error: Exception) -> str:
     """An error of Ray, whose text ends with the cause if it has one."""
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1].strip()}"
+    return f"{type(error).__name__}: {lines[-1].strip()[:MAX_REASON]}"
 
 
 def prepare_environment(address: str | None) -> None:

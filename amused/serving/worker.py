@@ -134,8 +134,8 @@ class ModelHost:
                 read_model(model)
                 self._model = model
                 on_gpu = getattr(getattr(model, "device", None), "type", "cpu") != "cpu"
-                batch_size = MAX_BATCH if on_gpu else 1
-                news.put(Loaded(model.size, model.multiple, model.pixels_per_token, batch_size, model.compile_status))
+                batch_size, status = (MAX_BATCH, model.compile_status) if on_gpu else (1, "")
+                news.put(Loaded(model.size, model.multiple, model.pixels_per_token, batch_size, status))
             except Exception as error:
                 news.put(error)
 

@@ -21,7 +21,10 @@ def busy_line(text: str, share: float | None = None) -> str:
 
 
 def describe_progress(event: Progress) -> str:
-    text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    if event.num_done is None:
+        text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    else:
+        text = f"{event.num_done} of {count_images(event.num_images)} finished"
     if event.seconds_left is None or event.seconds_left < 0.5:
         return text
     return f"{text}, about {describe_seconds(event.seconds_left)} left"
