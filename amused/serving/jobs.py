@@ -303,7 +303,7 @@ class Job:
                         done = sum(steps.values())
                         event = replace(
                             event,
-                            preview=event.preview if event.index == min(run.in_work, default=0) else None,
+                            preview=event.preview if event.index == run.first_in_work() else None,
                             num_images=self._num_images,
                             share=done / self._num_steps,
                             seconds_left=(time.monotonic() - began) * (self._num_steps - done) / done,

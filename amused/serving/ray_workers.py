@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_WORKERS = 256
 UNREAD_EVENTS = 16  # that a worker may be ahead of the page
 LOAD_SECONDS = 600.0  # without news of a load
+POLL_SECONDS = 0.5
 MAX_REASON = 160  # characters
 OBJECT_STORE_BYTES = 200_000_000  # for the images that runs start from; results are smaller than Ray stores there
 MISSING = "--workers needs Ray: pip install -r amused/serving/ray-requirements.txt"
@@ -78,7 +79,7 @@ class RayWorkers:
         self._load, self._count, self._address, self._silence = load, count, address, silence
         self._resources: dict[str, float] = {}
         self._actors: dict[int, Any] = {}
-        self._closing = threading.Event()
+        self._stopped = threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._folder = ""
 
@@ -145,23 +146,28 @@ class RayWorkers:
         self._actors[number] = actor
         try:
             ready = actor.hello.remote()
-            while not ray.wait([ready], timeout=1.0)[0]:  # a cluster may have no room at the moment
-                if self._closing.is_set():
-                    raise WorkerLostError("closing")
+            while not ray.wait([ready], timeout=POLL_SECONDS)[0]:  # a cluster may have no room at the moment
+                self._check_open()
             version, place = ray.get(ready)
         except ray.exceptions.RayError as error:
             raise WorkerLostError(in_a_line(error)) from None
         if version != amused.__version__:
             raise WorkerLostError(f"{place} has version {version} of amused, not {amused.__version__}")
-        return RemoteWorker(actor, place, self._silence)
+        return RemoteWorker(actor, place, self._silence, self._check_open)
+
+    def _check_open(self) -> None:
+        if self._stopped.is_set():
+            raise WorkerLostError("the pool is closed")
 
     def share(self, inputs: Inputs) -> Any:
         import ray
 
         return inputs if inputs == (None, None) else ray.put(inputs)
 
+    def stop(self) -> None:
+        self._stopped.set()
+
     def close(self) -> None:
-        self._closing.set()
         import ray
 
         for actor in self._actors.values():
@@ -207,8 +213,8 @@ def until_cancelled(events: Generator[Any]) -> Generator[Any]:
 class RemoteWorker:
     """A `Worker` that is an actor."""
 
-    def __init__(self, actor: Any, place: str, silence: float) -> None:
-        self._actor, self.place, self._silence = actor, place, silence
+    def __init__(self, actor: Any, place: str, silence: float, check_open: Callable[[], None]) -> None:
+        self._actor, self.place, self._silence, self._check_open = actor, place, silence, check_open
 
     def load(self, source: str) -> Generator[Status | Loaded]:
         return self._stream(self._actor.load, LOAD_SECONDS, source)
@@ -224,10 +230,13 @@ class RemoteWorker:
         stream = method.options(**options).remote(*arguments)
         try:
             while True:
-                if not ray.wait([stream], timeout=silence)[0]:
-                    is_over = True
-                    ray.kill(self._actor)
-                    raise WorkerLostError(f"no sign of life for {silence:g} s")
+                deadline = time.monotonic() + silence
+                while not ray.wait([stream], timeout=POLL_SECONDS)[0]:
+                    self._check_open()
+                    if time.monotonic() > deadline:
+                        is_over = True
+                        ray.kill(self._actor)
+                        raise WorkerLostError(f"no sign of life for {silence:g} s")
                 try:
                     event = ray.get(next(stream), timeout=silence)
                 except StopIteration:
@@ -260,6 +269,7 @@ def prepare_environment(address: str | None) -> None:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else any call after the end starts another Ray
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs changes no variable
     if address is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -104,8 +104,11 @@ class Engine(Protocol):
     def share(self, inputs: Inputs) -> Any:
         """Put the images that a run starts from where every worker can read them."""
 
+    def stop(self) -> None:
+        """Make all calls of workers return soon."""
+
     def close(self) -> None:
-        """End all that was started."""
+        """End all that was started, after `stop`."""
 
 
 class ModelHost:

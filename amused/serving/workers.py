@@ -152,6 +152,11 @@ class Run:
                 last = event
             yield event
 
+    def first_in_work(self) -> int | None:
+        """Index of the first image that a worker samples."""
+        with self._changed:
+            return min(self.in_work, default=None)
+
     # What follows is called with the lock held.
 
     def _has_news(self) -> bool:
@@ -362,9 +367,10 @@ class WorkerPool(Collector):
         for thread in threads:
             thread.start()
         self._closed.wait()
-        self.engine.close()  # which ends what the threads wait for
+        self.engine.stop()
         for thread in threads:
             thread.join()
+        self.engine.close()
 
     def _serve(self, seat: Seat) -> None:
         """Serve a worker and those that come in its place."""
@@ -577,5 +583,7 @@ class InProcess:
 
     def share(self, inputs: Any) -> Any:
         return inputs
+
+    def stop(self) -> None: ...
 
     def close(self) -> None: ...

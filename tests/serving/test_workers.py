@@ -114,8 +114,10 @@ class Threads:
     def share(self, inputs: Any) -> Any:
         return inputs
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.gate.open.set()
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture(autouse=True)
