@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from PIL import Image
 
 from amused.atomic import atomic_file
 from amused.batch.job import FORMATS, Job, read_job
-from amused.batch.shards import Folder, ShardWriter, read_images
+from amused.batch.shards import EncodedImage, Folder, ShardWriter, encode, read_images
 from amused.checkpoints.adapters import with_digests
 from amused.errors import UserError
 from amused.generation.contact_sheet import sheet
@@ -34,6 +37,7 @@ from amused.serving.runtime import choice_of, choices, load_model
 from amused.serving.worker import Engine, Loaded, LoadModel
 from amused.serving.workers import InProcess, WorkerPool
 
+ENCODERS = os.cpu_count() or 1
 SHEET_IMAGES = 256
 SHEET_SIDE = 256
 
@@ -111,29 +115,37 @@ def make_engine(options: argparse.Namespace, load: LoadModel) -> Engine:
 
 def make(folder: Folder, missing: Sequence[int], engine: Engine, model: str, source: str) -> None:
     """Make the missing shards: workers get images in order, whatever shard they are of."""
-    job, writers = folder.job, dict[int, ShardWriter]()
-    before = folder.fingerprint()
+    job, writers, before = folder.job, dict[int, ShardWriter](), folder.fingerprint()
     images = ((index, job.recipe(index)) for number in missing for index in job.shard(number))
     progress = Progress(job, missing)
     loaded: list[Loaded] = []
     pool = WorkerPool(engine, model, lambda name: source, lambda name, model: loaded.append(model))
+
+    def write(image: EncodedImage) -> None:
+        number = image.index // job.shard_size
+        if number not in writers:
+            writers[number] = ShardWriter(folder, number)
+        if writers[number].add(image):
+            del writers[number]
+
     try:
-        with pool, pool.enter(model, previews=False) as run:
+        with pool, pool.enter(model, previews=False) as run, ThreadPoolExecutor(ENCODERS) as encoders:
             for status in run.wait_for_model():
                 progress.say(status.text)
             check_sizes(job, loaded[-1].multiple)
             folder.begin()
+            encoded: deque[Future[EncodedImage]] = deque()
             with contextlib.closing(run.sample(images)) as events:
                 for event in events:
                     if isinstance(event, Result):
                         check_kind(before, event.fingerprint, folder.path)
                         before = before or event.fingerprint
-                        number = event.index // job.shard_size
-                        if number not in writers:
-                            writers[number] = ShardWriter(folder, number)
-                        if writers[number].add(event.index, event):
-                            del writers[number]
+                        encoded.append(encoders.submit(encode, event))
+                    while encoded and (encoded[0].done() or len(encoded) > 2 * ENCODERS):
+                        write(encoded.popleft().result())
                     progress.note(isinstance(event, Result), bool(getattr(event, "cut", ())), run.num_moved)
+            for image in encoded:
+                write(image.result())
     finally:
         for writer in writers.values():
             writer.discard()

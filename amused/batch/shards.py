@@ -14,6 +14,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,33 @@ class Folder:
         return None
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image of a batch as the bytes of its files."""
+
+    index: int
+    png: bytes
+    about: bytes
+    prompt: bytes
+
+
+def encode(result: Result) -> EncodedImage:
+    """Takes 50 ms at 512x512, most of it in zlib: threads can do it at the same time."""
+    pixels = strip_metadata(result.image)
+    pixels_digest = digest(pixels)
+    png = png_bytes(pixels, png_info(result.recipe, pixels_digest, result.fingerprint))
+    about = {**to_json(result.recipe), "digest": pixels_digest, "made": result.fingerprint}
+    text = json.dumps(about, ensure_ascii=False).encode()
+    return EncodedImage(result.index, png, text, result.recipe.prompt.encode())
+
+
 class ShardWriter:
     """Takes the images of a shard in any order; the last one makes it appear. `discard` drops an unfinished one."""
 
     def __init__(self, folder: Folder, number: int) -> None:
         self._left = set(folder.job.shard(number))
         self._next = min(self._left)
-        self._waiting: dict[int, dict[str, bytes]] = {}  # of a tar file, whose order is fixed
+        self._waiting: dict[int, EncodedImage] = {}  # of a tar file, whose order is fixed
         self._stack = contextlib.ExitStack()
         target = folder.shard(number)
         self._tar: tarfile.TarFile | None = None
@@ -108,26 +129,21 @@ class ShardWriter:
         else:
             self._part = self._stack.enter_context(atomic_dir(target))
 
-    def add(self, index: int, result: Result) -> bool:
+    def add(self, image: EncodedImage) -> bool:
         """Write an image; True if it was the last one."""
-        self._left.remove(index)
-        pixels = strip_metadata(result.image)
-        pixels_digest = digest(pixels)
-        data = png_bytes(pixels, png_info(result.recipe, pixels_digest, result.fingerprint))
+        self._left.remove(image.index)
         if self._tar is None:
-            (self._part / f"{index:06d}.png").write_bytes(data)
+            (self._part / f"{image.index:06d}.png").write_bytes(image.png)
         else:
-            about = {**to_json(result.recipe), "digest": pixels_digest, "made": result.fingerprint}
-            text = json.dumps(about, ensure_ascii=False).encode()
-            self._waiting[index] = {"png": data, "json": text, "txt": result.recipe.prompt.encode()}
+            self._waiting[image.index] = image
             while self._next in self._waiting:
                 self._append(self._tar, self._waiting.pop(self._next))
         if not self._left:
             self._stack.close()
         return not self._left
 
-    def _append(self, tar: tarfile.TarFile, files: dict[str, bytes]) -> None:
-        for kind, content in files.items():
+    def _append(self, tar: tarfile.TarFile, image: EncodedImage) -> None:
+        for kind, content in (("png", image.png), ("json", image.about), ("txt", image.prompt)):
             entry = tarfile.TarInfo(f"{self._next:06d}.{kind}")  # of 1970 and nobody: the same bytes in every run
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))

@@ -37,7 +37,7 @@ UNREAD_EVENTS = 16  # that a worker may be ahead of the page
 LOAD_SECONDS = 600.0  # without news of a load
 POLL_SECONDS = 0.5
 MAX_REASON = 160  # characters
-OBJECT_STORE_BYTES = 200_000_000  # for the images that runs start from; results are smaller than Ray stores there
+OBJECT_STORE_BYTES = 200_000_000, 25_000_000  # at least, and for the unread images of each worker
 MISSING = "--workers needs Ray: pip install -r amused/serving/ray-requirements.txt"
 NO_TOKEN = "--ray-address needs the token of the cluster in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH."
 SESSION = "AMUSED_RAY_SESSION"  # marks the processes that a page has started
@@ -121,7 +121,7 @@ class RayWorkers:
                 address="local",
                 num_cpus=max(self._count or 1, os.cpu_count() or 1),
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=OBJECT_STORE_BYTES[0] + (self._count or 8) * OBJECT_STORE_BYTES[1],
                 _temp_dir=self._folder,
                 **quiet,
             )

@@ -266,6 +266,7 @@ class WorkerPool(Collector):
         self._runs: list[Run] = []
         self._seats: list[Seat] = []
         self._loads: dict[str, Status] = {}
+        self._load_losses: dict[str, int] = {}  # in a row
         self._known: set[str] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -386,7 +387,7 @@ class WorkerPool(Collector):
                     return
                 if not isinstance(error, WorkerLostError):
                     log.error("worker %d failed", seat.number, exc_info=error)
-                wanted = seat.model or wanted
+                wanted = self.default if seat.state == "loading" else seat.model
                 if not self._note_loss(seat, error):
                     return
             self._closed.wait(min(30.0, RESTART_SECONDS * 2 ** (seat.losses - 2)) if seat.losses > 1 else 0.0)
@@ -448,19 +449,28 @@ class WorkerPool(Collector):
                 self._known.add(model)
                 seat.state, seat.since = "ready", time.monotonic()
                 self._wake(model)
+            self._load_losses.pop(model, None)
         except WorkerLostError:
+            with self._lock:
+                self._load_losses[model] = self._load_losses.get(model, 0) + 1
+                if self._load_losses[model] >= MAX_ATTEMPTS:
+                    del self._load_losses[model]
+                    self._fail_runs(model, UserError(f"{model} cannot be loaded here: choose another model."))
             raise
         except Exception as error:
             log.warning("worker %d could not load %s: %s", seat.number, model, error)
             with self._lock:
                 seat.state, seat.model = "ready", ""
-                if not any(other.model == model for other in self._seats):
-                    for run in self._runs:
-                        if run.model == model:
-                            run.fail(error)
+                if not self._holders(model):
+                    self._fail_runs(model, error)
         finally:
             with self._lock:
                 self._loads.pop(model, None)
+
+    def _fail_runs(self, model: str, error: Exception) -> None:
+        for run in self._runs:
+            if run.model == model:
+                run.fail(error)
 
     def _wake(self, model: str) -> None:
         for run in self._runs:
@@ -478,7 +488,8 @@ class WorkerPool(Collector):
                         if isinstance(event, Result):
                             seat.losses = 0
                         run.put(replace(event, index=task.indices[event.index]))
-            self.on_pace(task.recipe, (time.monotonic() - began) / task.recipe.passes, len(task.indices))
+                else:
+                    self.on_pace(task.recipe, (time.monotonic() - began) / task.recipe.passes, len(task.indices))
         except WorkerLostError:
             self._move(task, seat)
             raise

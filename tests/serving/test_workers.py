@@ -83,6 +83,8 @@ class Thread(ModelHost):
         engine.loads.append((self.number, name))
         if name == "broken":
             raise UserError("This model is broken.")
+        if name == "fatal":
+            raise WorkerLostError("killed for memory")
         return FakeModel(name, before_step=engine.gate)
 
     def sample(self, recipe: Recipe, inputs: Any, previews: bool) -> Generator[Progress | Result]:
@@ -273,6 +275,15 @@ def test_a_model_that_cannot_be_loaded_fails_only_its_own_run() -> None:
             list(sampled(pool, recipes(1, "broken")))
         check_complete(list(sampled(pool, recipes(2))), recipes(2))
     assert engine.num_started == 1
+
+
+def test_a_model_that_ends_its_workers_is_refused_and_the_workers_live_on() -> None:
+    engine = Threads(2)
+    with WorkerPool(engine, "nouns") as pool:
+        with pytest.raises(UserError, match="fatal cannot be loaded"):
+            list(sampled(pool, recipes(1, "fatal")))
+        check_complete(list(sampled(pool, recipes(4))), recipes(4))
+        assert pool.num_losses == 3
 
 
 def test_a_run_that_is_closed_stops_its_worker() -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 import amused.batch
 from amused.batch import __main__ as batch
 from amused.batch.job import Job, Row, read_job
-from amused.batch.shards import Folder, ShardWriter
+from amused.batch.shards import EncodedImage, Folder, ShardWriter, encode
 from amused.checkpoints.catalog import BUNDLED, read_defaults
 from amused.errors import UserError
 from amused.generation.images import digest
@@ -182,12 +182,12 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     whole = tree(run(*arguments, output="whole"))
     add, added = ShardWriter.add, 0
 
-    def interrupt(self: ShardWriter, index: int, result: Result) -> bool:
+    def interrupt(self: ShardWriter, image: EncodedImage) -> bool:
         nonlocal added
         added += 1
         if added == 15:
             raise KeyboardInterrupt
-        return add(self, index, result)
+        return add(self, image)
 
     monkeypatch.setattr(ShardWriter, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -208,7 +208,7 @@ def test_the_order_of_finishing_does_not_change_a_shard(tmp_path: Path) -> None:
         for index in order:
             *_, made = FakeModel("nouns").generate(job.recipe(index))
             one = job.recipe(index)
-            writer.add(index, Result(index, index, one, made.image, made.tokens, FakeModel.fingerprint))
+            writer.add(encode(Result(index, index, one, made.image, made.tokens, FakeModel.fingerprint)))
         trees.append(tree(folder.path))
     assert trees[0] == trees[1] and "00000.tar" in trees[0]
 
