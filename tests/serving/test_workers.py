@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 from fake import FakeModel, Turnstile, load_fake, numbers
 
+from amused.batch.job import read_job
+from amused.batch.shards import Folder, ShardWriter, encode
 from amused.errors import UserError
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving import workers as pool_module
@@ -27,10 +30,11 @@ from amused.serving.queue import ReportProgress
 from amused.serving.ray_workers import RayWorkers, check_workers
 from amused.serving.runtime import Runtime
 from amused.serving.worker import ModelHost, WorkerLostError, WorkerMemoryError
-from amused.serving.workers import MAX_LOSSES, MAX_UNREAD, WorkerPool
+from amused.serving.workers import MAX_LOSSES, MAX_UNREAD, InProcess, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60.0
+NUM_IMAGES, NUM_KILLS = 60, 6  # for a proof: 200, 20
 
 
 def recipes(count: int, model: str = "nouns", first: int = 0, **options: Any) -> list[Recipe]:
@@ -385,8 +389,8 @@ def test_ray_refuses_whoever_has_no_token(ray_pool: WorkerPool) -> None:
 
 @pytest.mark.slow
 def test_workers_that_are_killed_cost_no_image(ray_pool: WorkerPool) -> None:
-    """Twenty times at random, in the middle of steps."""
-    images, kills = recipes(200), 20
+    """At random, in the middle of steps."""
+    images, kills = recipes(NUM_IMAGES), NUM_KILLS
     chance, results, losses = random.Random(1), [], ray_pool.num_losses
     for result in sampled(ray_pool, images, previews=True):
         results.append(result)
@@ -395,7 +399,7 @@ def test_workers_that_are_killed_cost_no_image(ray_pool: WorkerPool) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(living), signal.SIGKILL)
     check_complete(results, images)
-    assert ray_pool.num_losses - losses >= 15  # a worker may be killed twice before it is missed
+    assert ray_pool.num_losses - losses >= NUM_KILLS // 2  # a worker may be killed twice before it is missed
 
 
 @pytest.mark.slow
@@ -409,6 +413,30 @@ def test_a_worker_that_hangs_is_killed_and_costs_no_image(ray_pool: WorkerPool) 
             os.kill(hanging, signal.SIGSTOP)
     check_complete(results, images)
     wait_until(lambda: len(pids(ray_pool)) == 2 and hanging not in pids(ray_pool))
+
+
+@pytest.mark.slow
+def test_a_batch_survives_the_loss_of_workers(tmp_path: Path, ray_pool: WorkerPool) -> None:
+    (tmp_path / "prompts.txt").write_text("a cow\na fox")
+    job = read_job(tmp_path / "prompts.txt", "0-19", {"model": "nouns"}, {}, "webdataset", 15)
+    contents = []
+    for name, pool in (("workers", ray_pool), ("alone", WorkerPool(InProcess(load_fake), "nouns"))):
+        if pool is not ray_pool:
+            pool.start()
+        num_seen = 0
+        with Folder(tmp_path / name, job) as folder:
+            for shard in range(job.num_shards):
+                writer = ShardWriter(folder, shard)
+                first = job.shard(shard).start
+                for result in sampled(pool, [job.recipe(index) for index in job.shard(shard)]):
+                    writer.add(encode(replace(result, index=first + result.index)))
+                    num_seen += 1
+                    if name == "workers" and num_seen in (5, 12, 25) and (living := pids(pool)):
+                        os.kill(living[0], signal.SIGKILL)
+        contents.append([path.read_bytes() for path in sorted((tmp_path / name).glob("*.tar"))])
+        if pool is not ray_pool:
+            pool.close()
+    assert contents[0] == contents[1] and len(contents[0]) == 3
 
 
 @pytest.mark.slow
