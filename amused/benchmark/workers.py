@@ -17,7 +17,7 @@ from PIL import Image
 from amused.benchmark.startup import resident_bytes
 from amused.memory import keep_freed_memory
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-from amused.serving.jobs import Result
+from amused.serving.jobs import Progress, Result
 from amused.serving.queue import ReportProgress
 from amused.serving.ray_workers import RayWorkers
 from amused.serving.runtime import load_model
@@ -105,11 +105,11 @@ def sample(pool: WorkerPool, images: Iterable[Recipe], previews: bool = True) ->
                 yield event
 
 
-def seconds(results: Iterable[object]) -> float:
+def timed(events: Iterable[Progress | Result]) -> tuple[float, list[Result]]:
+    """The seconds until all events have come, and the results among them."""
     began = time.monotonic()
-    for _ in results:
-        pass
-    return time.monotonic() - began
+    results = [event for event in events if isinstance(event, Result)]
+    return time.monotonic() - began, results
 
 
 def with_sleep(counts: Sequence[int] = COUNTS) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def with_sleep(counts: Sequence[int] = COUNTS) -> dict[str, Any]:
     host = ModelHost(load_sleeping)
     for _ in host.load("nouns"):
         pass
-    alone = seconds(event for recipe in images for event in host.sample(recipe, (None, None), True)) / len(images)
+    alone = timed(event for one in images for event in host.sample(one, (None, None), True))[0] / len(images)
     with started(load_sleeping, 1) as pool:
-        overhead = seconds(sample(pool, images)) / len(images) - alone
+        overhead = timed(sample(pool, images))[0] / len(images) - alone
     shares = []
     for count in counts:
         with started(load_sleeping, count) as pool:
-            spent = seconds(sample(pool, recipes(count * IMAGES_PER_WORKER, steps=STEPS)))
+            spent, _ = timed(sample(pool, recipes(count * IMAGES_PER_WORKER, steps=STEPS)))
         shares.append(round(IMAGES_PER_WORKER * alone / spent, 3))
     return {"seconds": round(alone, 4), "overhead_seconds": round(overhead, 4), "shares": shares}
 
@@ -142,16 +142,9 @@ def with_nouns(repeats: int) -> dict[str, Any]:
     ours, reference, digests = [], [], set[str]()
     with started(load, 2) as pool:
         for turn in range(repeats + 1):  # the first one reads weights
-            made: list[Result] = []
-            here = seconds(
-                made.append(event) if isinstance(event, Result) else None
-                for recipe in images
-                for event in host.sample(recipe, (None, None), False)
-            )
-            digests.add(digest(made))
-            made = []
-            there = seconds(made.append(event) for event in sample(pool, images, previews=False))
-            digests.add(digest(sorted(made, key=lambda event: event.index)))
+            here, made = timed(event for one in images for event in host.sample(one, (None, None), False))
+            there, made_there = timed(sample(pool, images, previews=False))
+            digests |= {digest(made), digest(sorted(made_there, key=lambda result: result.index))}
             if turn:
                 ours.append(there / NUM_NOUNS)
                 reference.append(here / NUM_NOUNS)
