@@ -28,7 +28,7 @@ COUNTS = (2, 4, 8)
 STEPS, STEP_SECONDS = 12, 0.04
 IMAGES_PER_WORKER = 12
 PROMPT = "a pixel art character with square red glasses"
-NUM_NOUNS = 24
+NUM_NOUNS = 8
 
 
 @dataclass(frozen=True)
