@@ -358,6 +358,8 @@ class WorkerPool(Collector):
             log.error("the workers could not be started", exc_info=error)
             sentence = str(error) if isinstance(error, UserError) else "The workers of this page could not be started."
             self._fail_all(UserError(sentence))
+            with contextlib.suppress(Exception):
+                self.engine.close()
             return
         with self._lock:
             self._seats = [Seat(number) for number in range(count)]
