@@ -290,15 +290,20 @@ def test_a_model_that_ends_its_workers_is_refused_and_the_workers_live_on() -> N
         assert pool.num_losses == 3
 
 
-def test_a_run_that_is_closed_stops_its_worker() -> None:
+def test_a_run_that_is_closed_stops_its_worker_within_an_image() -> None:
     engine = Threads(1)
+    engine.gate.open.clear()
     with WorkerPool(engine, "nouns") as pool:
-        results = sampled(pool, recipes(50, steps=2))
-        next(results)
-        results.close()
-        wait_until(lambda: not pool.num_active_runs())
-        check_complete(list(sampled(pool, recipes(2))), recipes(2))
-    assert len(engine.tasks) < 60
+        with pool.enter("nouns") as run:
+            for _ in run.wait_for_model():
+                pass
+            events = run.sample(enumerate(recipes(3, steps=100)))
+            engine.gate.passes.release()
+            while not isinstance(next(events), Progress):
+                pass
+        engine.gate.passes.release(60)  # some steps pass: not all that the image had
+        wait_until(lambda: pool._seats[0].state == "ready")
+        assert len(engine.tasks) == 1
 
 
 def test_images_that_nobody_takes_are_not_piled_up() -> None:
