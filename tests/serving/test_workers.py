@@ -374,11 +374,16 @@ def pids(pool: WorkerPool) -> list[int]:
 
 @pytest.mark.slow
 def test_no_port_is_open_to_others(ray_pool: WorkerPool) -> None:
-    rows = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
-    own = [row for row in rows if re.search(r'"(ray::|raylet|gcs_server)', row) or f"pid={os.getpid()}," in row]
-    assert len(own) >= 5
-    for row in own:
-        assert row.split()[3].startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")), row
+    own = {inode for pid in [os.getpid(), *ray_processes()] for inode in sockets(pid)}
+    listening = []
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(file).read_text("ascii").splitlines()[1:]:
+            _, address, _, state, *_ = fields = row.split()
+            if state == "0A" and fields[9] in own:
+                listening.append(address.partition(":")[0])
+    assert len(listening) >= 5
+    loopback = {"0100007F", "0" * 16 + "FFFF0000" + "0100007F", "0" * 24 + "01000000"}  # 127.0.0.1, twice, and ::1
+    assert set(listening) <= loopback
 
 
 @pytest.mark.slow
@@ -471,6 +476,14 @@ def ray_processes() -> list[int]:
             if mark := re.search(rb"AMUSED_RAY_SESSION=(\w+)", (folder / "environ").read_bytes()):
                 marks.setdefault(mark[1].decode(), []).append(int(folder.name))
     return max(marks.values(), key=max, default=[])
+
+
+def sockets(pid: int) -> Iterator[str]:
+    """The inodes of a process's sockets."""
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if match := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link)):
+                yield match[1]
 
 
 def is_running(pid: int) -> bool:
