@@ -16,7 +16,9 @@ from amused.checkpoints.catalog import PUBLISHED, bundled_names
 from amused.errors import UserError
 from amused.limits import COMPILE_MODES, switched_on
 from amused.memory import keep_freed_memory
+from amused.serving.ray_workers import RayWorkers, check_workers
 from amused.serving.runtime import Runtime, load_model
+from amused.serving.worker import LoadModel
 from amused.serving.zero_gpu import ON_ZERO_GPU
 from amused.ui.page import build_page, launch_options
 
@@ -26,7 +28,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Generate images with aMUSEd in a browser.",
         epilog="Each flag can also be set by an environment variable: AMUSED_HOST, AMUSED_PORT, AMUSED_SHARE=1, "
-        "AMUSED_MODEL, AMUSED_QUANTIZE, AMUSED_ADAPTERS, AMUSED_COMPILE. "
+        "AMUSED_MODEL, AMUSED_QUANTIZE, AMUSED_ADAPTERS, AMUSED_COMPILE, AMUSED_WORKERS, AMUSED_RAY_ADDRESS. "
         "For limits and metrics see amused/serving/README.md.",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine only)")
@@ -51,8 +53,15 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="{auto,off,graph,inductor}",
         help="what may speed up the network on a GPU, behind the running page (default: auto, whatever wins)",
     )
+    parser.add_argument(
+        "--workers",
+        metavar="{auto,N}",
+        help="sample in this many processes, or one per GPU, instead of in the page's own; needs Ray, see "
+        "amused/serving/README.md",
+    )
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="run the workers in a Ray cluster that is there")
     flags = parser.parse_args(arguments)
-    for name in ("host", "port", "model", "quantize", "adapters", "compile"):
+    for name in ("host", "port", "model", "quantize", "adapters", "compile", "workers", "ray_address"):
         value = getattr(flags, name)
         value = os.environ.get(f"AMUSED_{name.upper()}") if value is None else value
         setattr(flags, name, (value or "").strip() or None)
@@ -86,6 +95,17 @@ def check_flags(flags: argparse.Namespace) -> None:
         flags.adapters = Path(flags.adapters)
         if not flags.adapters.is_dir():
             raise UserError("The --adapters folder does not exist.")
+    if flags.workers is not None or flags.ray_address is not None:
+        if ON_ZERO_GPU:
+            raise UserError("--workers cannot be used on ZeroGPU, where each run has a process of its own.")
+        flags.num_workers = check_workers(flags.workers, flags.ray_address)
+
+
+def make_engine(flags: argparse.Namespace, load: LoadModel) -> RayWorkers | None:
+    """What starts the workers that the flags ask for, if they do."""
+    if flags.workers is None and flags.ray_address is None:
+        return None
+    return RayWorkers(load, flags.num_workers, flags.ray_address)
 
 
 def check_address(host: str | None, port: int | None) -> None:
@@ -133,8 +153,11 @@ def main() -> None:
     try:
         check_flags(flags)
         compiled = "off" if ON_ZERO_GPU else flags.compile
+        if compiled == "auto" and (flags.workers or flags.ray_address):
+            compiled = "graph"  # of two workers one may have compiled, which changes bits, and the other not yet
         load = partial(load_model, quantize=flags.quantize, adapters=flags.adapters, compile=compiled)
-        runtime = Runtime(load=load, default=flags.model, adapters=flags.adapters)
+        engine = make_engine(flags, load)
+        runtime = Runtime(load=load, default=flags.model, adapters=flags.adapters, engine=engine)
         options = launch_options(runtime)
     except UserError as error:
         sys.exit(str(error))
@@ -150,7 +173,11 @@ def main() -> None:
         sys.exit(f"--port: {error}")
     if not ON_ZERO_GPU:
         runtime.warm_up()  # after the launch, so that importing torch does not delay the first page
-    page.block_thread()
+    try:
+        page.block_thread()
+    finally:
+        if runtime.workers is not None:
+            runtime.workers.close()
 
 
 if __name__ == "__main__":

@@ -121,6 +121,11 @@ class FakeModel:
             yield FakeImage(index, seed, Image.fromarray(made), tokens, cut)
 
 
+def load_fake(name: str, report: ReportProgress, step_seconds: float = 0.0) -> Model:
+    """What the processes of workers import by its name."""
+    return FakeModel(name, step_seconds=step_seconds)
+
+
 class Turnstile:
     """Lets steps pass freely until a test holds it, and then as many as `passes` is released."""
 

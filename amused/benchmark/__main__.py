@@ -16,6 +16,7 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from amused.atomic import atomic_file, write_json
 from amused.benchmark import startup
@@ -62,6 +63,9 @@ def main() -> None:
         row = ROWS[name]
         if row.quantize and device != "cpu":
             continue
+        if row.kind == "workers" and find_spec("ray") is None:
+            print(f"left out, as Ray is not installed: {row.label}", file=sys.stderr)
+            continue
         print(f"measuring: {row.label}", file=sys.stderr, flush=True)
         measurements[name] = measure(row, options, device, dtype)
         print(json.dumps({name: measurements[name]}), flush=True)
@@ -72,7 +76,7 @@ def main() -> None:
         chart(measurements, describe_machine()).savefig(options.chart, dpi=100)
 
 
-def measure(row: Row, options: argparse.Namespace, device: str, dtype: str) -> dict[str, float]:
+def measure(row: Row, options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any]:
     """Seconds and peak bytes of a row, as `summarize` or `measure_matmuls` gives them.
 
     Args:
@@ -80,6 +84,10 @@ def measure(row: Row, options: argparse.Namespace, device: str, dtype: str) -> d
     """
     if row.kind == "page":
         return startup.first_page(options.repeats)
+    if row.kind == "workers":
+        from amused.benchmark import workers
+
+        return workers.with_nouns(options.repeats) if row is ROWS["workers-nouns"] else workers.with_sleep()
     if row.size is None:
         with Side("amused", "nouns", dtype, device) as side:
             measured = take_turns([side], row.requests(), options.repeats)

@@ -24,7 +24,15 @@ def table(measurements: Measurements) -> str:
             continue
         reference = ratio = ""
         target = f"{row.target:g}" if row.target else ""
-        if row.kind == "limit":
+        if name == "workers":
+            shares = ", ".join(f"{share:.2f}" for share in measured["shares"])
+            ours = f"{shares} of as many times; {1000 * measured['overhead_seconds']:.1f} ms more per image"
+            target = "0.9; 10 ms"
+        elif name == "workers-nouns":
+            ours, reference = f"{measured['seconds']:.2f} s", f"{measured['reference_seconds']:.2f} s"
+            ratio = f"{measured['reference_seconds'] / measured['seconds']:.2f}"
+            target = "1, same bytes" if measured["same"] else "1, OTHER BYTES"
+        elif row.kind == "limit":
             ours = f"{measured['seconds']:.2f} s"
             share, rate = measured["matmul_seconds"] / measured["seconds"], measured["flops_per_second"] / 1e9
             reference = f"matmuls: {measured['matmul_seconds']:.2f} s at {rate:.0f} GFLOP/s, {share:.0%}"

@@ -16,7 +16,8 @@ class Row:
 
     Attributes:
         size: 256 or 512 for the published shapes; None for the bundled model, which has no reference.
-        kind: "warm" (a loaded model), "cold" (a fresh process), "page" (first page of the app) or "limit" (matmuls).
+        kind: "warm" (a loaded model), "cold" (a fresh process), "page" (first page of the app), "limit" (matmuls), or
+            "workers" (Ray).
         target: ratio to reach, or seconds if there is no reference.
     """
 
@@ -59,5 +60,7 @@ ROWS = {
     "page": Row("`python app.py` to the first page, against an empty Gradio page", size=None, kind="page", target=0.77),
     "nouns": Row("nouns, one image", size=None, target=1.0),
     "nouns-16": Row("nouns, sixteen images", size=None, num_images=16, target=10.0),
+    "workers": Row("2, 4 and 8 workers, with a model that sleeps", size=None, kind="workers"),
+    "workers-nouns": Row("nouns, 2 workers of one thread against a process of two", size=None, kind="workers"),
     "limit": Row("256, one step against its matmuls alone", kind="limit"),
 }

@@ -86,6 +86,6 @@ def wait_for_page(address: str, process: subprocess.Popen[bytes], seconds: float
     raise RuntimeError(f"{address} has ended or does not respond within {seconds:g} seconds.")
 
 
-def resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int | str) -> int:
     status = Path(f"/proc/{pid}/status").read_text("ascii")
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from amused.errors import UserError
 from amused.generation.color_profiles import to_srgb
@@ -202,6 +203,17 @@ def check_digest(image: Image.Image | None, expected: str | None, name: str) -> 
         raise UserError(f"The recipe needs the {name} that it was made with: upload it first.")
     if expected is not None and image is not None and digest(image) != expected:
         raise UserError(f"The recipe was made with another {name}: choose the original.")
+
+
+def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info, **options)
+    return buffer.getvalue()
+
+
+def strip_metadata(image: Image.Image) -> Image.Image:
+    """The pixels alone, as RGB. Pillow would write `Image.info` to files, the visitor's own metadata included."""
+    return Image.fromarray(np.asarray(image.convert("RGB")))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -28,6 +28,7 @@ from amused.serving.zero_gpu import MAX_LEASE_SECONDS, ON_ZERO_GPU, Leases, leas
 
 if TYPE_CHECKING:
     from amused.serving.runtime import Runtime
+    from amused.serving.workers import WorkerPool
 
 PREVIEW_SECONDS = 0.35  # at least this long between two previews
 PREVIEW_SHARE = 0.2  # of the time of a run that previews may take
@@ -69,6 +70,7 @@ class Progress:
         preview: the image so far, where there was time to draw it.
         share: the fraction of the run that is done.
         seconds_left: an estimate for the whole run, None where it is too early for one.
+        num_done: finished images of the run, where workers make several at once; else None.
     """
 
     index: int
@@ -79,6 +81,7 @@ class Progress:
     num_images: int = 1
     share: float = 0.0
     seconds_left: float | None = None
+    num_done: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,19 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Summary:
-    """The run has ended, not by an error: all images are made, or it was stopped. `seconds` since it started."""
+    """The run has ended, not by an error: all images are made, or it was stopped.
+
+    Attributes:
+        seconds: since it started.
+        num_moved: images that were given to another worker, as the first one was lost.
+    """
 
     stopped: bool
     num_done: int
     num_images: int
     seconds: float
     cut: tuple[str, ...] = ()
+    num_moved: int = 0
 
 
 Event = Status | Started | Progress | Result | Summary
@@ -152,6 +161,7 @@ class Job:
         self._began: float | None = None  # when the first step began
         self._worked = 0.0
         self._cut: tuple[str, ...] = ()
+        self._num_moved = 0
 
     def run(self) -> Generator[Event]:
         # On ZeroGPU a run has a process and a model of its own, which nothing takes from it.
@@ -177,7 +187,7 @@ class Job:
                 self._slot.release()
                 # The slot is still held, so the caller handles the summary before the session's next run.
                 seconds = time.monotonic() - self._started
-                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._cut)
+                yield Summary(outcome == STOPPED, self._num_done, self._num_images, seconds, self._cut, self._num_moved)
             except UserError as error:
                 outcome, why = REFUSED, str(error)
                 raise
@@ -186,7 +196,7 @@ class Job:
                 raise
             finally:
                 self._drop_sampling()
-                waited = time.monotonic() - self._entered - self._worked
+                waited = max(0.0, time.monotonic() - self._entered - self._worked)  # workers work at the same time
                 self._runtime.metrics.add(
                     self._recipe, outcome, self._num_done, self._num_images, waited, self._worked, why
                 )
@@ -208,6 +218,9 @@ class Job:
         self._num_steps = sum(len(recipe.seeds) * recipe.passes for recipe in request.recipes)
         self._started = time.monotonic()
         yield Started(request, self._num_images)
+        if self._runtime.workers is not None:
+            yield from self._sample_on_workers(self._runtime.workers, request)
+            return
         yield from self._acquire(self._recipe.model)
         # Only now, as the native size of some models is known once they are loaded.
         recipes = [self._runtime.freeze_recipe(recipe, request.image, request.mask) for recipe in request.recipes]
@@ -271,12 +284,50 @@ class Job:
                 self._slot.yield_turn()
             yield event
 
-    def _next_event(self, first: int) -> Progress | Result:
-        """The next event of the samples, `first` of which are from before them."""
+    def _sample_on_workers(self, workers: WorkerPool, request: Request) -> Generator[Event]:
+        """Sample all images at once, on the workers that are free; results come in the order of finishing."""
+        image, mask = request.image, request.mask
+        steps: dict[int, int] = {}  # done of each image
+        with workers.enter(request.recipes[0].model) as run:
+            yield from run.wait_for_model()
+            recipes = [self._runtime.freeze_recipe(recipe, image, mask) for recipe in request.recipes]
+            passes = [recipe.passes for recipe in recipes for _ in recipe.seeds]
+            images = [recipe.with_seeds([seed]) for recipe in recipes for seed in recipe.seeds]
+            began = time.monotonic()
+            with contextlib.closing(run.sample(enumerate(images), image, mask)) as events:
+                for event in events:
+                    self._worked, self._num_moved = run.worked, run.num_moved
+                    self._check_time()
+                    if isinstance(event, Result):
+                        steps[event.index] = passes[event.index]
+                        self._note_result(event)
+                    elif isinstance(event, Progress):
+                        steps[event.index] = event.step
+                        done = sum(steps.values())
+                        event = replace(
+                            event,
+                            preview=event.preview if event.index == run.first_in_work() else None,
+                            num_images=self._num_images,
+                            share=done / self._num_steps,
+                            seconds_left=(time.monotonic() - began) * (self._num_steps - done) / done,
+                            num_done=self._num_done if self._num_images > 1 else None,
+                        )
+                    yield event
+            self._worked = run.worked
+
+    def _check_time(self) -> None:
         if self._worked > REQUEST_SECONDS:
             raise UserError(
                 f"Stopped after the {REQUEST_SECONDS} s limit; finished images are kept. Ask for fewer images or steps."
             )
+
+    def _note_result(self, event: Result) -> None:
+        self._num_done += 1
+        self._cut = tuple(dict.fromkeys((*self._cut, *event.cut)))
+
+    def _next_event(self, first: int) -> Progress | Result:
+        """The next event of the samples, `first` of which are from before them."""
+        self._check_time()
         assert self._sampling is not None
         began = time.monotonic()
         self._began = began if self._began is None else self._began
@@ -289,8 +340,7 @@ class Job:
         event = replace(event, index=first + event.index)
         if isinstance(event, Progress):
             return self._with_totals(event)
-        self._num_done += 1
-        self._cut = tuple(dict.fromkeys((*self._cut, *event.cut)))
+        self._note_result(event)
         return event
 
     def _with_totals(self, event: Progress) -> Progress:
@@ -325,9 +375,9 @@ def sample(
 
 
 def sample_one(
-    model: Model, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None
+    model: Model, recipe: Recipe, image: Image.Image | None, mask: Image.Image | None, previews: bool = True
 ) -> Generator[Progress | Result]:
-    """Sample the seeds of a recipe."""
+    """Sample the seeds of a recipe, with `previews` as often as a page shows them."""
     budget, batch = PreviewBudget(), set[int]()
     with contextlib.closing(model.generate(recipe, image, mask)) as events:
         for event in events:
@@ -342,7 +392,7 @@ def sample_one(
                 batch.clear()
             batch.add(event.index)
             preview = None
-            if event.step < event.steps and budget.allows_one():
+            if previews and event.step < event.steps and budget.allows_one():
                 with budget:
                     preview = model.preview(event.tokens, event.masked, recipe.model_version)
             yield Progress(event.index, event.seed, event.step, event.steps, preview)

@@ -1,4 +1,4 @@
-"""What serving and the page ask of a model: the real `Amused`, the tests' fake, later a remote worker.
+"""What serving and the page ask of a model, in this process or in a worker: the real `Amused`, the tests' fake.
 
 Imports no torch. The type checker fails if `Amused` drifts from it.
 """

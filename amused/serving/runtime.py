@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
@@ -28,6 +26,8 @@ from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
 from amused.serving.model import Model
 from amused.serving.queue import ReportProgress, RunQueue
+from amused.serving.worker import Engine, Loaded, read_model
+from amused.serving.workers import WorkerPool
 from amused.serving.zero_gpu import DEFAULT_PACE, ON_ZERO_GPU, has_cuda, lease_seconds, on_gpu
 
 log = logging.getLogger(__name__)
@@ -101,25 +101,11 @@ def load_model(
     return model
 
 
-def read_model(model: Model) -> None:
-    """Load a model's weights, after freeing the memory of the previous model."""
-    free_memory()
-    model.read_weights()
-
-
 def scaled_sides(shape: tuple[int, int], size: int, multiple: int) -> tuple[int, int]:
     """Width and height of this shape: multiples of `multiple`, the longer one being about `size`."""
     scale = size / max(shape)
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in shape)
     return width, height
-
-
-def free_memory() -> None:
-    """Free the memory of the previous model before the next one needs it."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class Runtime:
@@ -129,6 +115,7 @@ class Runtime:
         load: returns a model by its name or folder, its files in place; `read_weights` then loads its weights.
         default: the name of a model, a folder, or "owner/name" on the Hub.
         adapters: the owner's folder of adapters, or None.
+        engine: starts workers, which then sample instead of this process; it also knows `load`.
     """
 
     def __init__(
@@ -139,6 +126,7 @@ class Runtime:
         at_once: int = RUNS_AT_ONCE,
         queue: int = QUEUE_LENGTH,
         adapters: Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.models = choices() if models is None else models
         self.adapters = adapters
@@ -147,7 +135,7 @@ class Runtime:
             self.queue = RunQueue(self._load_without_weights, lambda model: None, at_once, queue)
         else:
             self.queue = RunQueue(self._load_choice, read_model, at_once, queue)
-        self.metrics = Metrics(self.queue.counts)
+        self.metrics = Metrics(self.counts)
         self._compiling = threading.Lock()
         self._load = load
         self._seconds_per_step: dict[str, float] = {}
@@ -159,6 +147,12 @@ class Runtime:
         if self.default not in names:
             self.models = [*self.models, choice_of(self.default, names)]
             self.default = self.models[-1].name
+        self.workers: WorkerPool | None = None
+        if engine is not None:
+            self.workers = WorkerPool(
+                engine, self.default, lambda name: self.choice(name).source or name, self._note_loaded, self.note_pace
+            )
+            self.metrics.registry.register(self.workers)
         self.sample = on_gpu(self._sample, lambda recipes, image, mask: self.lease_seconds(recipes))
 
     # Choices
@@ -183,7 +177,7 @@ class Runtime:
         return offered
 
     def is_loaded(self, name: str) -> bool:
-        return self.queue.model_name == name
+        return self.queue.model_name == name if self.workers is None else self.workers.is_loaded(name)
 
     def native_size(self, name: str) -> tuple[int, int]:
         """The `size` and `multiple` of a model. Loads nothing."""
@@ -246,15 +240,27 @@ class Runtime:
         """Stop the runs of this session. Returns how many there were."""
         return self.queue.stop(session)
 
+    def counts(self) -> tuple[int, int]:
+        """How many runs there are, and how many of them are not sampling at this moment."""
+        runs, waiting = self.queue.counts()
+        return (runs, waiting) if self.workers is None else (runs, max(0, runs - self.workers.num_active_runs()))
+
     def warm_up(self) -> threading.Thread:
         """Load the default model in the background, so that the first visitor waits less."""
+        if self.workers is not None:
+            self.workers.start()
 
         def work() -> None:
             started = time.monotonic()
             try:
-                with self.queue.enter() as slot:
-                    for _ in slot.acquire(self.default):
-                        pass
+                if self.workers is not None:
+                    with self.workers.enter(self.default) as run:
+                        for _ in run.wait_for_model():
+                            pass
+                else:
+                    with self.queue.enter() as slot:
+                        for _ in slot.acquire(self.default):
+                            pass
                 log.info("%s is ready after %.1f s", self.default, time.monotonic() - started)
                 log.info("%s", self.compile_status())
             except Exception as error:
@@ -276,9 +282,12 @@ class Runtime:
 
     def _load_choice(self, name: str, report: ReportProgress) -> Model:
         model = self._load(self.choice(name).source or name, report)
+        self._note_loaded(name, model)
+        return model
+
+    def _note_loaded(self, name: str, model: Model | Loaded) -> None:
         self._sizes[name] = model.size, model.multiple
         self._pixels_per_token[name] = model.pixels_per_token
-        return model
 
     def note_pace(self, recipe: Recipe, seconds_per_step: float, batch_size: int) -> None:
         self._batch_sizes[recipe.model] = max(batch_size, self._batch_sizes.get(recipe.model, 1))
@@ -335,6 +344,8 @@ class Runtime:
         threading.Thread(target=work, name="compile", daemon=True).start()
 
     def compile_status(self) -> str:
-        """How the network of the model in memory runs, "" if that is not known."""
+        """How the network of the model in memory runs, or how the workers are; "" if that is not known."""
+        if self.workers is not None:
+            return self.workers.status()
         model = self.queue.model
         return model.compile_status if model is not None else ""

@@ -235,15 +235,15 @@ def read_replay(runtime: Runtime, shared: Shared, arguments: Arguments) -> Reque
 
 def run(runtime: Runtime, read: Callable[[], Request]) -> Iterator[list[GeneratedImage]]:
     """The finished images of a run: after each of them, and often enough in between, where a client can cancel."""
-    images: list[GeneratedImage] = []
+    finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
     sentence, sent = None, 0.0
     try:
         for event in runtime.run(read):
             if isinstance(event, Result):
-                images = [*images, save_result(event, write_metadata=True)]
+                finished[event.index] = save_result(event, write_metadata=True)
             elif time.monotonic() - sent < CANCEL_SECONDS:
                 continue  # Gradio prepares all images again each time: more work than the step of a small model
-            yield images
+            yield [finished[index] for index in sorted(finished)]
             sent = time.monotonic()
     except Exception as error:
         sentence = explain(error)

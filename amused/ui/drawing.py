@@ -13,10 +13,9 @@ from gradio.data_classes import FileData
 from PIL import Image, ImageChops
 
 from amused.errors import UserError
-from amused.generation.images import load_image, upright
+from amused.generation.images import load_image, png_bytes, upright
 from amused.generation.pixel_masks import load_mask
 from amused.serving import file_cache
-from amused.ui.files import png_bytes
 from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url
 
 NOTHING_PAINTED = "Paint over the part to change first."

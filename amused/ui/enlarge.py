@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from PIL import Image
 
+from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info
 from amused.serving import file_cache
 from amused.serving.runtime import Choice
-from amused.ui.files import GeneratedImage, open_image, png_bytes, strip_metadata
+from amused.ui.files import GeneratedImage, open_image
 
 FACTORS = (2, 4)
 

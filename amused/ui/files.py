@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from amused.generation.images import digest
+from amused.generation.images import digest, png_bytes, strip_metadata
 from amused.recipe.links import to_query
 from amused.recipe.metadata import png_info
 from amused.recipe.recipe import Recipe
@@ -87,14 +84,3 @@ def open_image(path: str) -> Image.Image:
     with Image.open(path) as image:
         image.load()
     return image
-
-
-def png_bytes(image: Image.Image, info: PngInfo | None = None, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info, **options)
-    return buffer.getvalue()
-
-
-def strip_metadata(image: Image.Image) -> Image.Image:
-    """The pixels alone, as RGB. Pillow would write `Image.info` to files, the visitor's own metadata included."""
-    return Image.fromarray(np.asarray(image.convert("RGB")))

@@ -12,11 +12,12 @@ from gradio.components import Component
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import grid as draw_grid
+from amused.generation.images import png_bytes
 from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.serving import file_cache
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import GeneratedImage, open_image, png_bytes
+from amused.ui.files import GeneratedImage, open_image
 from amused.ui.latest import sync
 from amused.ui.results import PartlyMade, RunAction, TabState, build_progress, connect
 from amused.ui.status import count_images, describe_seconds, status_line

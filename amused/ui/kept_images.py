@@ -13,11 +13,12 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.generation.contact_sheet import bundle, sheet
+from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.files import GeneratedImage, open_image, png_bytes, strip_metadata
+from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import image_at
 from amused.ui.tab import Tab
 

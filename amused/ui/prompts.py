@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
+from amused.recipe.words import PARTS, known_words, words
 
 FOLDER = Path(__file__).parents[2] / "examples"
 COUNT = 3
-
-PARTS = ("glasses", "head", "body", "background")
-LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds"}
 
 ANY_MODEL = (
     "a red fox in fresh snow, golden light",
@@ -51,20 +49,6 @@ PUBLISHED = (
     Example(INPAINT, "amused-256", "a man with glasses", "a man with glasses", "0-19"),
     Example(INPAINT, "amused-512", "fall mountains", "fall mountains", "0"),
 )
-
-
-def words(traits: dict[str, Any], part: str) -> list[str]:
-    """The words a model knows for a part of the image: "cow" for the trait "head-cow"."""
-    names = traits.get(LISTS[part], [])
-    if part == "background":
-        return list(names)
-    plain = traits.get("words", {})
-    return [plain.get(name) or name.partition("-")[2].replace("-", " ") or name for name in names]
-
-
-def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
-    """The words a model knows, by the part of the image; none for a model that draws anything."""
-    return {} if traits is None else {part: words(traits, part) for part in PARTS}
 
 
 def sentence(glasses: str | None, head: str | None, body: str | None, background: str | None) -> str:

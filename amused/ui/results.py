@@ -303,9 +303,9 @@ class ShownRun:
         self.view = tab.result
         self.state: TabState = values[tab.result.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
-        self.images: tuple[GeneratedImage, ...] = ()
+        self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
         self.has_tiles = False
-        self.num_made = 0  # of the images, before this run
+        self.made: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
         self.inputs: tuple[str | None, str | None] = (None, None)
@@ -327,19 +327,28 @@ class ShownRun:
         elif isinstance(event, jobs.Result):
             label = self.request.label(event.index)
             image = save_result(event, self.values[self.view.write_metadata], *self.inputs, label)
-            self.images = (*self.images, image)
+            place = len(self.earlier) + len(self.made) + sum(index < event.index for index in self.finished)
+            options: dict[str, Any] = {}
+            if place < len(self.state.shown) and type(self.state.opened) is int and place <= self.state.opened:
+                self.state.opened += 1  # the open image stays open
+                options["selected_index"] = self.state.opened
+            self.finished[event.index] = image
             self.state.images = self.earlier + self.images
-            updates = self.tiles()
+            updates = self.tiles(**options)
         else:
             updates = self.end(event)
         yield updates or NO_CHANGE
 
+    @property
+    def images(self) -> tuple[GeneratedImage, ...]:
+        """The finished ones, in the order of the request, after those made before."""
+        return (*self.made, *(self.finished[index] for index in sorted(self.finished)))
+
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
         self.earlier = self.state.images if self.action.append or self.has_waited else ()
-        self.images = event.request.made if isinstance(event.request, PartlyMade) else ()
-        self.num_made = len(self.images)
-        self.num_tiles = len(self.earlier) + self.num_made + event.num_images
+        self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
+        self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
         self.state.note = ""
         updates: Updates = {
             self.view.status: busy_line("Starting"),
@@ -358,8 +367,8 @@ class ShownRun:
         if self.has_waited and not self.num_tiles:  # cancelled in the queue: the note is that of the earlier run
             return {}
         note = describe_summary(event, self.state.num_dropped)
-        if self.num_made:
-            note = f"{note}; {self.num_made} made before" if event.num_images else "All images were made before"
+        if self.made:
+            note = f"{note}; {len(self.made)} made before" if event.num_images else "All images were made before"
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
         if self.earlier and self.run.name:
@@ -376,15 +385,15 @@ class ShownRun:
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
         return updates
 
-    def tiles(self, working: Progress | None = None) -> Updates:
+    def tiles(self, working: Progress | None = None, **options: Any) -> Updates:
         self.state.shown = self.earlier + self.images
         label = "" if working is None else self.request.label(working.index)
         gallery = partial(show_gallery, self.state.shown, self.num_tiles, working, label)
         if self.has_tiles:
-            return {self.view.gallery: gallery()}
+            return {self.view.gallery: gallery(**options)}
         self.has_tiles = True
         self.state.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
-        updates: Updates = {self.view.gallery: gallery()}
+        updates: Updates = {self.view.gallery: gallery(**options)}
         if not self.earlier:
             updates = {**self.close(), self.view.gallery: gallery(selected_index=None)}
         if not self.action.opens:

@@ -29,10 +29,10 @@ from amused.recipe.recipe import (
 )
 from amused.recipe.seeds import format_seeds, parse_seeds
 from amused.recipe.sweep import Sweep, escape, expand
+from amused.recipe.words import known_words
 from amused.serving.runtime import Runtime
 from amused.ui.events import Updates, Values
 from amused.ui.inputs import NameInput
-from amused.ui.prompts import known_words
 from amused.ui.setting_examples import low_high
 
 RANDOM_SEEDS = 1_000_000  # of 2**32: short seeds are easier to copy

@@ -21,7 +21,10 @@ def busy_line(text: str, share: float | None = None) -> str:
 
 
 def describe_progress(event: Progress) -> str:
-    text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    if event.num_done is None:
+        text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
+    else:
+        text = f"{event.num_done} of {count_images(event.num_images)} finished"
     if event.seconds_left is None or event.seconds_left < 0.5:
         return text
     return f"{text}, about {describe_seconds(event.seconds_left)} left"
@@ -34,6 +37,8 @@ def describe_summary(event: Summary, num_dropped: int = 0) -> str:
         runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"
         return f"{note}. Cancelled {runs}" if num_dropped else note
     note = f"{count_images(event.num_done)} in {describe_seconds(event.seconds)}"
+    if event.num_moved:
+        note += f". A worker was lost: another one made {count_images(event.num_moved)}"
     return f"{note}. {describe_cut(event.cut)}" if event.cut else note
 
 

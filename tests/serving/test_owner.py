@@ -22,12 +22,12 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from amused.errors import UserError
+from amused.generation.images import png_bytes
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving import metrics
 from amused.serving.file_cache import YOUNG_SECONDS, choose_folder, save, sweep
 from amused.serving.runtime import Runtime
-from amused.ui.files import png_bytes
 from amused.ui.page import build_page, launch_options
 
 ROOT = Path(__file__).parents[2]

@@ -11,13 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pytest
-from fake import FakeModel, Turnstile, fake_runtime, numbers
+from fake import FakeImage, FakeModel, Turnstile, fake_runtime, numbers
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from helpers.tabs import build_tab, values_of
@@ -25,6 +26,7 @@ from PIL import Image
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
+from amused.serving.jobs import Event, Request, Result, Started, Summary
 from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import history, live_runs, results
@@ -485,3 +487,28 @@ def test_an_event_that_is_no_run_answers_with_a_sentence(error: Exception, sente
             Client(address, verbose=False).predict(api_name="/fail")
     finally:
         page.close()
+
+
+def test_images_are_shown_by_seed_in_whatever_order_workers_finish_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image that is open stays open when an earlier one comes."""
+    visitor = Visitor(runtime := fake_runtime())
+    recipe = Recipe("text_to_image", "a fox", (0, 1, 2), steps=1)
+    made = [event for event in FakeModel("nouns").generate(recipe) if isinstance(event, FakeImage)]
+
+    def events(*_: Any) -> Iterator[Event]:
+        yield Started(Request((recipe,)), 3)
+        for index in (1, 2, 0):
+            alone, one = recipe.with_seeds([index]), made[index]
+            yield Result(index, index, alone, one.image, one.tokens, FakeModel.fingerprint)
+        yield Summary(False, 3, 3, 1.0, num_moved=1)
+
+    monkeypatch.setattr(runtime, "run", events)
+    running, seen = visitor.start(0, 3), []
+    for update in running:
+        seen.append(visitor.seeds)
+        if visitor.seeds == [1, 2]:
+            visitor.state.opened = 1  # seed 2
+        elif visitor.seeds == [0, 1, 2] and visitor.tab.result.gallery in update:
+            assert update[visitor.tab.result.gallery].selected_index == visitor.state.opened == 2
+    assert [seeds for seeds, _ in groupby(seen) if seeds] == [[1], [1, 2], [0, 1, 2]]
+    assert "A worker was lost: another one made 1 image" in visitor.state.note

@@ -19,6 +19,7 @@ from amused.generation.images import digest
 from amused.generation.pixel_masks import token_indices
 from amused.recipe.metadata import from_png
 from amused.recipe.recipe import MAX_SEED, Recipe
+from amused.recipe.words import words
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import examples, prompts
 from amused.ui.browser_storage import restore_settings
@@ -200,9 +201,9 @@ def test_a_typed_prompt_may_stand_for_several(build: Any) -> None:
     inputs = own.get(build, {"drawing": Drawing(png(TEAL), (stroke,))})
     request = tab.read(values_of(tab, prompt="a {fox|cow}\n{head}", seeds="3", count=2, **inputs))
     assert [(recipe.prompt, recipe.seeds) for recipe in request.recipes[:2]] == [("a fox", (3, 4)), ("a cow", (3, 4))]
-    words = prompts.words(TRAITS, "head")
+    heads = words(TRAITS, "head")
     assert [recipe.seeds for recipe in request.recipes[2:]] == [(3,), (4,)]
-    assert all(recipe.prompt in words for recipe in request.recipes[2:])
+    assert all(recipe.prompt in heads for recipe in request.recipes[2:])
     drawn = [recipe.prompt for recipe in request.recipes[2:]]
     assert [request.label(index) for index in range(6)] == ["a fox", "a fox", "a cow", "a cow", *drawn]
 

@@ -21,7 +21,7 @@ LAYERS = [
     ["checkpoints"],
     ["generation"],
     ["serving"],
-    ["ui", "training", "benchmark"],
+    ["ui", "training", "benchmark", "batch"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in (ROOT / "amused").rglob("*.py") if path.name != "__init__.py")
@@ -87,7 +87,7 @@ def test_transformers_is_imported_with_the_weights() -> None:
 def test_the_page_comes_before_torch_and_transformers() -> None:
     code = (
         "import sys, app; app.build_page(app.Runtime(default='nouns')); "
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     )
     assert printed(code) == "[]"
 
