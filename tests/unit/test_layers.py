@@ -117,5 +117,5 @@ def test_the_ci_runs_the_readme_s_test_command(tmp_path: Path) -> None:
     assert (tmp_path / "called").read_text().splitlines() == [
         "bin/python3 -m venv .venv",
         ".venv/bin/pip install -r tests/requirements.txt",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n auto",
     ]
