@@ -9,12 +9,18 @@ LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": 
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
-    """The words a model knows for a part of the image: "cow" for the trait "head-cow"."""
+    """The words a model knows for a part of the image: "burger dollarmenu" for the trait "head-burger-dollarmenu"."""
     names = traits.get(LISTS[part], [])
     if part == "background":
         return list(names)
+    return [name.partition("-")[2].replace("-", " ") or name for name in names]
+
+
+def plain_words(traits: dict[str, Any], part: str) -> list[str]:
+    """The same words as people say them: "burger"."""
     plain = traits.get("words", {})
-    return [plain.get(name) or name.partition("-")[2].replace("-", " ") or name for name in names]
+    names = traits.get(LISTS[part], [])
+    return [plain.get(name, word) for name, word in zip(names, words(traits, part), strict=True)]
 
 
 def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:

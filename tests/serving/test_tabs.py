@@ -188,9 +188,9 @@ def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
     assert prompts.hint(None, "a castle by the sea") == ""
 
 
-def test_words_are_offered_in_plain_english() -> None:
+def test_words_are_offered_in_plain_english_and_written_as_in_captions() -> None:
     choices = dict(word_choices("head", Runtime(default="nouns").choice("nouns").traits))
-    assert choices["burger"] == "burger" and choices["fox"] == "fox"
+    assert choices["burger"] == "burger dollarmenu" and choices["fox"] == "fox"
 
 
 @pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])
