@@ -40,7 +40,7 @@ from amused.training.nouns.data import (
 from amused.training.nouns.model import CODES, MASK, Batches, TextToTokens, initialize_from
 from amused.training.nouns.scores import coherence, difference
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
-from amused.training.nouns.vqgan import choose_codes
+from amused.training.nouns.vqgan import fit_codebook, patches, sample_art, weighted_kmeans
 
 pytestmark = pytest.mark.slow
 
@@ -176,10 +176,19 @@ def test_traits_have_plain_names() -> None:
         assert len(names) == len(set(names))
 
 
-def test_codes_are_patches_chosen_so_that_few_pixels_change() -> None:
-    """The second commonest differs from the commonest in one pixel, the third in all four."""
-    points = torch.tensor([[200.0] * 12, [200.0] * 11 + [120.0], [0.0] * 12])
-    assert sorted(choose_codes(points, torch.tensor([50.0, 3.0, 2.0]), 2).tolist()) == [0, 2]
+def test_codes_are_common_patches_and_means_of_rare_ones(nouns) -> None:
+    codes = torch.from_numpy(fit_codebook(nouns, all_traits(nouns), all_traits(nouns), 64, characters=1000))
+    rng = random.Random(1)
+    art = sample_art(nouns, all_traits(nouns), rng, 200, accessories=0.3)
+    real = patches(art * 2 - 1).reshape(-1, 12)
+    nearest = torch.cdist(real, codes).min(dim=1).values
+    assert (nearest < 1e-3).float().mean() > 0.9 and nearest.max() < 1
+
+
+def test_kmeans_leaves_fixed_centres_their_points() -> None:
+    points, weights = torch.tensor([[0.0], [0.2], [5.0], [5.4], [9.0]]), torch.tensor([1.0, 0.01, 3.0, 1.0, 2.0])
+    centres = weighted_kmeans(points, weights, torch.tensor([[0.0]]), 2, rounds=10, seed=0)
+    assert sorted(centres.flatten().tolist()) == pytest.approx([5.1, 9.0])
 
 
 @pytest.fixture

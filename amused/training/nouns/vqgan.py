@@ -5,7 +5,7 @@ Each part is made in a way that is exact for pixel art:
 - The encoder is constructed, not trained: it averages to art pixels and gathers the twelve values of a 2x2 patch. A
   patch is the same token everywhere, whatever surrounds it. Tokens are thus a clean target for the transformer, and
   inpainting keeps all other tokens.
-- The codes are real patches, chosen so that few pixels change (a trained encoder of equal size lost 1 % of the traits).
+- The codes are the commonest patches and means of the others (a trained encoder of equal size lost 1 % of the traits).
 - The decoder is constructed, too (`nouns/decoder.py`): it draws a code's four art pixels wherever the token is. The
   result is an ordinary VQGAN of factor 16, but for sizes other than its own: these are decoded in tiles.
 """
@@ -27,7 +27,6 @@ from amused.training.nouns.decoder import construct_decoder
 
 Module = TypeVar("Module", bound=nn.Module)
 
-EXACT = 10  # of 255: a pixel this close counts as the same colour
 PATCH = 12  # values of 2x2 pixels of 3 colours
 ANCHOR = 16.0  # constant channels that dominate the statistics of group norms, so these do not depend on the image
 LINEAR = 8.0  # offset at which SiLU is the identity within 0.3 %
@@ -145,56 +144,47 @@ def sample_art(nouns: Nouns, vocabulary: Vocabulary, rng: random.Random, count: 
     return torch.from_numpy(art).permute(0, 3, 1, 2).float() / 255
 
 
-def fit_codebook(nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int) -> NDArray[np.float32]:
-    """The codes (codes, 12): real patches, of characters with known traits and of a few with any traits."""
+def fit_codebook(
+    nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int, characters: int = 20_000
+) -> NDArray[np.float32]:
+    """The codes (codes, 12) for characters with known traits and a few with any traits.
+
+    Half are the commonest patches themselves, which are most of an image: these come back exactly. The others are means
+    of rarer ones. With real patches alone, rare ones would come back with a pixel of another colour: glasses on a head
+    that they were never seen with would look wrong.
+    """
     rng = random.Random(0)
     art = torch.cat(
         [
-            sample_art(nouns, known, rng, 20_000, accessories=0.03),
-            sample_art(nouns, everything, rng, 1_500, accessories=0.3),
+            sample_art(nouns, known, rng, characters, accessories=0.03),
+            sample_art(nouns, everything, rng, characters // 13, accessories=0.3),
         ]
     )
-    flat = patches((art * 255).round()).reshape(-1, PATCH).numpy()
+    flat = patches(art * 2 - 1).reshape(-1, PATCH).numpy()
     unique, counts = np.unique(flat, axis=0, return_counts=True)
-    often = counts > 1
-    points, weights = torch.from_numpy(unique[often]), torch.from_numpy(counts[often]).float()
-    return (points[choose_codes(points, weights, codes)] / 127.5 - 1).numpy()
+    points, weights = torch.from_numpy(unique), torch.from_numpy(counts).float()
+    order = weights.argsort(descending=True)
+    common, rare = order[: codes // 2], order[codes // 2 :]
+    means = weighted_kmeans(points[rare], weights[rare] ** 0.75, points[common], codes - codes // 2, rounds=8, seed=0)
+    return torch.cat([points[common], means]).numpy()
 
 
-def choose_codes(points: Tensor, weights: Tensor, count: int, rounds: int = 12) -> Tensor:
-    """Choose `count` of the points, so that few pixels change when each point is replaced by the nearest chosen one.
-
-    Starts from the heaviest points, then swaps the codes that are missed least for the points that lose most, as long
-    as that helps. Means of patches (k-means) would be no real patch: a pixel of one in three was another colour.
-
-    Args:
-        points: (n, 12) patches, 0 to 255.
-        weights: (n,).
-
-    Returns:
-        (count,) indices.
-    """
-    chosen = weights.topk(count).indices
-    lost, nearest = lost_pixels(points, weights, chosen)
+def weighted_kmeans(points: Tensor, weights: Tensor, fixed: Tensor, count: int, rounds: int, seed: int) -> Tensor:
+    """Cluster points (n, dim) by weight (n,) around `count` centres, next to the `fixed` ones: (count, dim)."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = points[weights.topk(count // 2).indices]
+    while len(centres) < count:  # the other half by k-means++ in batches
+        distance = torch.cdist(points, torch.cat([fixed, centres])).amin(dim=1).square() * weights
+        extra = torch.multinomial(distance, min(count - len(centres), max(1, count // 8)), generator=generator)
+        centres = torch.cat([centres, points[extra]])
     for _ in range(rounds):
-        missed = torch.zeros(count).index_add_(0, nearest[:, 0], lost[:, 1] - lost[:, 0])
-        load = torch.zeros(count).index_add_(0, nearest[:, 0], weights)
-        missed[load > load.median()] = torch.inf  # two that stand in for each other must not go together
-        swaps = max(1, count // 40)
-        changed = chosen.clone()
-        changed[missed.topk(swaps, largest=False).indices] = lost[:, 0].topk(swaps).indices
-        new_lost, new_nearest = lost_pixels(points, weights, changed)
-        if new_lost[:, 0].sum() < lost[:, 0].sum():
-            chosen, lost, nearest = changed, new_lost, new_nearest
-    return chosen
-
-
-def lost_pixels(points: Tensor, weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted number of changed pixels by point, with its nearest code and the next, (n, 2), and these codes."""
-    codes = points[chosen]
-    nearest = torch.cat([torch.cdist(part, codes).topk(2, largest=False).indices for part in points.split(2000)])
-    changes = (codes[nearest] - points[:, None]).abs().unflatten(2, (-1, 3)).amax(dim=3) > EXACT
-    return changes.sum(dim=2) * weights[:, None], nearest
+        codes = torch.cat([fixed, centres])
+        nearest = torch.cat([torch.cdist(part, codes).argmin(dim=1) for part in points.split(4000)]) - len(fixed)
+        free = nearest >= 0
+        mass = torch.zeros(count).index_add_(0, nearest[free], weights[free])
+        total = torch.zeros_like(centres).index_add_(0, nearest[free], points[free] * weights[free, None])
+        centres = torch.where(mass[:, None] > 0, total / mass.clamp(min=1e-9)[:, None], centres)
+    return centres
 
 
 def new_vqgan(nouns: Nouns, known: Vocabulary, everything: Vocabulary) -> VQGAN:
