@@ -288,6 +288,7 @@ def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
     context = new_context(browser, 390, 844, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.goto(address)
+    page.wait_for_function("window.amusedRestored")
     tiles(page, TEXT).nth(3).tap()
     image = part(page, TEXT, "gallery").locator(".preview .media-button")
     caption = part(page, TEXT, "gallery").locator(".preview caption")
