@@ -26,8 +26,9 @@ import amused
 from amused.errors import UserError
 from amused.generation.contact_sheet import sheet
 from amused.recipe.recipe import MASK_BY, SAMPLERS
+from amused.recipe.words import PARTS
 from amused.training.finetune.options import positive_int
-from amused.training.nouns.data import PARTS, SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
+from amused.training.nouns.data import SCALE, SIZE, Noun, Nouns, Vocabulary, caption, fetch_assets
 from amused.training.nouns.scores import coherence, difference, trait_scores
 
 TASKS = ("text_to_image", "image_to_image", "inpaint")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from helpers.browser import (
+    assert_accessible,
     expect_done,
     kept,
     new_context,
@@ -52,12 +52,6 @@ class Person:
     def paint(self, page: Page, editor: Locator) -> None:
         paint_the_middle(page, editor)
         self.clicks += 1
-
-
-def assert_accessible(page: Page) -> None:
-    """axe finds nothing serious on the page as it is."""
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Page) -> None:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from fake import Turnstile, fake_runtime
 from helpers.browser import (
+    assert_accessible,
     expect_done,
     kept,
     new_context,
@@ -72,11 +72,6 @@ def visit(context: BrowserContext, address: str) -> Page:
 
 def opened(page: Page) -> None:
     page.wait_for_function("window.amusedRestored === true")
-
-
-def assert_accessible(page: Page) -> None:
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def start(page: Page, seeds: str, count: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
@@ -123,3 +124,9 @@ def paint_the_middle(page: Page, editor: Locator) -> None:
     page.mouse.move(middle[0] + 30, middle[1], steps=2)
     page.mouse.up()
     expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+
+
+def assert_accessible(page: Page) -> None:
+    """axe finds nothing serious on the page as it is."""
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []

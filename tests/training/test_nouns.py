@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 import amused
 from amused.checkpoints.catalog import BUNDLED, FORMER
 from amused.model.text import is_truncated, tokenize
+from amused.recipe.words import PARTS
 from amused.training import score_nouns, style_example, train_nouns
 from amused.training.nouns import data
 from amused.training.nouns.data import (
     BACKGROUNDS,
     NO_ACCESSORY,
-    PARTS,
     PLAIN,
     Noun,
     Nouns,

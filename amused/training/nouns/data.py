@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from amused.atomic import atomic_file
 from amused.errors import UserError
+from amused.recipe.words import PARTS
 
 ASSETS_URL = "https://registry.npmjs.org/@nouns/assets/-/assets-0.10.0.tgz"
 ASSETS_SHA256 = "60ed1040e399e10113bd3e4a5c47b1618517c3bba082790b8bd5588af6ca3551"
@@ -35,9 +36,6 @@ KINDS = ("bodies", "accessories", "heads", "glasses")
 """Layers, from bottom to top."""
 
 NO_ACCESSORY = "accessory-none"
-
-PARTS = ("glasses", "head", "body", "background")
-"""What a caption may leave out."""
 
 BACKGROUNDS = {
     "cool": "d5d7e1",

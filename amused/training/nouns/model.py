@@ -152,7 +152,7 @@ class Batches:
         counts = (ratio * LENGTH).ceil().clamp(min=SMALLEST)
         masked = keys.argsort(dim=1, descending=True).argsort(dim=1) < counts
         wanted = torch.where(masked, 1.0, 0.0)
-        inputs = tokens.clone()
+        inputs = tokens
         if varied:
             others = self.encode(np.stack([self.nouns.render(vocabulary.vary(noun, self.rng)) for noun in nouns]))
             wrong = self.uniform(size, LENGTH) < 0.5 * self.uniform(size, 1)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amused.training.nouns.data import NO_ACCESSORY, PARTS, Noun, Nouns, Vocabulary
+from amused.recipe.words import PARTS
+from amused.training.nouns.data import NO_ACCESSORY, Noun, Nouns, Vocabulary
 
 Style = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Art = NDArray[np.floating[Any]]
