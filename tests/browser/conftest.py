@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake import Turnstile, fake_runtime
 from helpers.browser import CHROMIUM, FLAGS
 from helpers.serve import serve
 from PIL import Image
@@ -36,6 +37,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a page on the bundled checkpoint is served."""
     with serve(Runtime(default="nouns"), tmp_path_factory.mktemp("cache")) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def turnstile() -> Turnstile:
+    """Holds the steps of `runtime`, for tests that watch a run half done."""
+    return Turnstile()
+
+
+@pytest.fixture(scope="module")
+def runtime(turnstile: Turnstile) -> Runtime:
+    """On a fake model; `address` is that of the bundled one unless a module serves this."""
+    return fake_runtime(before_step=turnstile)
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from fake import Turnstile, fake_runtime, sampled
+from fake import Turnstile, sampled
 from helpers.browser import (
     expect_done,
     kept,
@@ -44,16 +44,6 @@ from amused.ui.derive import derive_recipe
 from amused.ui.page import build_page
 
 TEXT = "text_to_image"
-
-
-@pytest.fixture(scope="module")
-def turnstile() -> Turnstile:
-    return Turnstile()
-
-
-@pytest.fixture(scope="module")
-def runtime(turnstile: Turnstile) -> Runtime:
-    return fake_runtime(before_step=turnstile)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from fake import Turnstile, fake_runtime
+from fake import Turnstile
 from helpers.browser import (
     assert_accessible,
     expect_done,
@@ -25,16 +25,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from amused.serving.runtime import Runtime
 
 TEXT = "text_to_image"
-
-
-@pytest.fixture(scope="module")
-def turnstile() -> Turnstile:
-    return Turnstile()
-
-
-@pytest.fixture(scope="module")
-def runtime(turnstile: Turnstile) -> Runtime:
-    return fake_runtime(before_step=turnstile)
 
 
 @pytest.fixture(scope="module")
