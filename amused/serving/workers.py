@@ -19,225 +19,28 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
-from PIL import Image
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
-from amused.serving.jobs import Progress, Result
+from amused.serving.jobs import Result
 from amused.serving.queue import STATUS_SECONDS, SWITCH_TIMEOUT, Status
 from amused.serving.worker import Engine, Loaded, LoadModel, ModelHost, Worker, WorkerLostError, WorkerMemoryError
+from amused.serving.worker_run import MAX_ATTEMPTS, Run, Seat, Task
 
 log = logging.getLogger(__name__)
 
 MAX_LOSSES = 5  # of a worker in a row, with no image in between; then it is given up
-MAX_ATTEMPTS = 3  # at an image that loses its workers
 RESTART_SECONDS = 1.0  # before a worker is started for the second time in a row; doubled each time, up to 30 s
 DEMAND_SECONDS = 5.0  # that images wait until a second worker loads their model
-MAX_UNREAD = 64  # images of a run that nobody has taken; then its others wait
 
 STARTING = "Starting the workers"
-MOVED = "A worker was lost: another one makes its images"
 ALL_LOST = "No worker is left: they failed too often. Ask the owner of this page."
-HOPELESS = f"This image was given up: it has ended {MAX_ATTEMPTS} workers."
-
-Images = Iterator[tuple[int, Recipe]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Images of a run that one worker samples together: seeds of one recipe, with their indices within the run."""
-
-    run: Run
-    recipe: Recipe
-    indices: tuple[int, ...]
-
-
-@dataclass(eq=False)
-class Seat:
-    """A worker of the pool, with all that comes in its place after it is lost.
-
-    Attributes:
-        place: where it runs, for people.
-        model: what it holds or is loading; "" for none.
-        losses: in a row, without a finished image.
-    """
-
-    number: int
-    place: str = ""
-    model: str = ""
-    batch_size: int = 1
-    state: str = "starting"  # or "loading", "ready", "busy", "given up"
-    losses: int = 0
-    since: float = field(default_factory=time.monotonic)  # it holds the model
-
-
-class Run:
-    """Images of one run and how far they are. Made by `WorkerPool.enter`; leaves the pool at the end of the context.
-
-    Attributes:
-        num_moved: images that were given to another worker.
-        worked: seconds that workers have sampled for it.
-    """
-
-    def __init__(self, pool: WorkerPool, model: str, previews: bool) -> None:
-        self._pool, self.model, self.previews = pool, model, previews
-        self._changed = threading.Condition(pool._lock)
-        self._images: Images | None = None  # not yet begun
-        self._next: tuple[int, Recipe] | None = None  # the first of `_images`
-        self._returned: list[tuple[int, Recipe]] = []  # of lost workers, to be made before others
-        self._lost: dict[int, list[Seat]] = {}  # the workers that an image was lost with
-        self.in_work: dict[int, Recipe] = {}
-        self._steps: dict[int, Progress] = {}  # the latest of each image, until it is read
-        self._results: deque[Result] = deque()
-        self._news: deque[Status] = deque()
-        self.failure: Exception | None = None
-        self.inputs: Any = None
-        self.num_moved = 0
-        self.worked = 0.0
-        self.since = self.served = time.monotonic()
-        self.closed = False
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool._leave(self)
-
-    def wait_for_model(self) -> Generator[Status]:
-        """Wait until a worker has loaded the model, now or earlier: its size is known from then on."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self.failure is not None or self._pool.knows(self.model), STATUS_SECONDS)
-                if self.failure is not None:
-                    raise self.failure
-                if self._pool.knows(self.model):
-                    return
-                status = self._pool._status(self)
-            yield status
-
-    def sample(
-        self, images: Iterable[tuple[int, Recipe]], image: Image.Image | None = None, mask: Image.Image | None = None
-    ) -> Generator[Status | Progress | Result]:
-        """Sample images, which are read as workers get free; results come in the order in which they are finished.
-
-        Yields something every second, so that it can be closed.
-
-        Args:
-            images: recipes of one seed each, with the indices that steps and results have.
-        """
-        self.inputs = self._pool.engine.share((image, mask))
-        with self._changed:
-            self._images = iter(images)
-            self._peek()
-            self._pool._work_changed.notify_all()
-        last: Status | Progress | None = None
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_news, STATUS_SECONDS)
-                event = self._take_news()
-                if event is None:
-                    if self.failure is not None:
-                        raise self.failure
-                    if self._is_done():
-                        return
-                    event = last if isinstance(last, Progress) and self.in_work else self._pool._status(self)
-            if not isinstance(event, Result):
-                last = event
-            yield event
-
-    def first_in_work(self) -> int | None:
-        """Index of the first image that a worker samples."""
-        with self._changed:
-            return min(self.in_work, default=None)
-
-    # What follows is called with the lock held.
-
-    def _has_news(self) -> bool:
-        return bool(self._results or self._steps or self._news or self.failure) or self._is_done()
-
-    def _is_done(self) -> bool:
-        return self._images is not None and self._next is None and not self._returned and not self.in_work
-
-    def _take_news(self) -> Status | Progress | Result | None:
-        if self._news:
-            return self._news.popleft()
-        if self._results:
-            if len(self._results) == MAX_UNREAD:
-                self._pool._work_changed.notify_all()
-            return self._results.popleft()
-        return self._steps.pop(next(iter(self._steps))) if self._steps else None
-
-    def _peek(self) -> None:
-        self._next = None if self._images is None else next(self._images, None)
-
-    def wants(self, seat: Seat) -> bool:
-        """Whether it has images for a worker that has its model."""
-        if self.failure is not None or len(self._results) >= MAX_UNREAD:
-            return False
-        return self._next is not None or any(self._may_try(index, seat) for index, _ in self._returned)
-
-    def needs_model(self) -> bool:
-        return self.failure is None and (self._images is None or self._next is not None or bool(self._returned))
-
-    def _may_try(self, index: int, seat: Seat) -> bool:
-        """An image that was lost with a worker goes to another one, where there is one."""
-        lost = self._lost.get(index, [])
-        return seat not in lost or all(other in lost for other in self._pool.living())
-
-    def take(self, seat: Seat) -> Task:
-        """The next images for a worker: lost ones first, as many seeds of one recipe as it samples together."""
-        returned = [entry for entry in self._returned if self._may_try(entry[0], seat)]
-        chosen: list[tuple[int, Recipe]] = []
-        while len(chosen) < seat.batch_size:
-            entry = returned.pop(0) if returned else self._next
-            if entry is None or (chosen and not alike(entry[1], chosen[0][1])):
-                break
-            if entry in self._returned:
-                self._returned.remove(entry)
-            else:
-                self._peek()
-            chosen.append(entry)
-        self.in_work.update(chosen)
-        self.served = time.monotonic()
-        recipe = chosen[0][1].with_seeds([entry.seeds[0] for _, entry in chosen])
-        return Task(self, recipe, tuple(index for index, _ in chosen))
-
-    def put(self, event: Progress | Result) -> None:
-        if isinstance(event, Progress):
-            former = self._steps.get(event.index)
-            if event.preview is None and former is not None:
-                event = replace(event, preview=former.preview)
-            self._steps[event.index] = event
-        elif self.in_work.pop(event.index, None) is not None:
-            self._steps.pop(event.index, None)
-            self._results.append(event)
-        self._changed.notify()
-
-    def give_back(self, task: Task, seat: Seat) -> None:
-        """The unfinished images of a lost worker."""
-        lost = [(index, self.in_work.pop(index)) for index in task.indices if index in self.in_work]
-        if not lost or self.closed:
-            return
-        for index, _ in lost:
-            self._steps.pop(index, None)
-            self._lost.setdefault(index, []).append(seat)
-            if len(self._lost[index]) >= MAX_ATTEMPTS:
-                self.fail(UserError(HOPELESS))
-        self._returned = sorted([*self._returned, *lost], key=lambda entry: entry[0])
-        self.num_moved += len(lost)
-        self._news.append(Status(MOVED))
-        self._changed.notify()
-
-    def fail(self, error: Exception) -> None:
-        self.failure = self.failure or error
-        self._changed.notify()
 
 
 class WorkerPool(Collector):
@@ -261,8 +64,8 @@ class WorkerPool(Collector):
     ) -> None:
         self.engine, self.default = engine, default
         self.source_of, self.on_loaded, self.on_pace = source_of, on_loaded, on_pace
-        self._lock = threading.RLock()
-        self._work_changed = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self.work_changed = threading.Condition(self.lock)
         self._runs: list[Run] = []
         self._seats: list[Seat] = []
         self._loads: dict[str, Status] = {}
@@ -283,8 +86,8 @@ class WorkerPool(Collector):
     def close(self) -> None:
         """End all workers and what started them."""
         self._closed.set()
-        with self._lock:
-            self._work_changed.notify_all()
+        with self.lock:
+            self.work_changed.notify_all()
         if self._thread is not None:
             self._thread.join()
 
@@ -298,17 +101,17 @@ class WorkerPool(Collector):
     def enter(self, model: str, previews: bool = True) -> Run:
         """A run of images of one model. `previews`: steps come with previews."""
         run = Run(self, model, previews)
-        with self._lock:
+        with self.lock:
             if self._failure is not None:
                 run.failure = self._failure
             self._runs.append(run)
-            self._work_changed.notify_all()
+            self.work_changed.notify_all()
         return run
 
     # For the page and its owner
 
     def is_loaded(self, model: str) -> bool:
-        with self._lock:
+        with self.lock:
             return any(seat.model == model and seat.state != "loading" for seat in self._seats)
 
     def knows(self, model: str) -> bool:
@@ -317,24 +120,24 @@ class WorkerPool(Collector):
 
     def num_active_runs(self) -> int:
         """Runs with images in work."""
-        with self._lock:
+        with self.lock:
             return sum(bool(run.in_work) for run in self._runs)
 
     def places(self) -> list[str]:
         """Where the workers run."""
-        with self._lock:
+        with self.lock:
             return [seat.place for seat in self._seats if seat.state not in ("starting", "given up")]
 
     def status(self) -> str:
         """How the workers are, for the foot of the page."""
-        with self._lock:
+        with self.lock:
             ready = sum(seat.state in ("ready", "busy") for seat in self._seats)
             if not self._seats:
                 return f"{STARTING}."
             return " ".join(filter(None, [f"{ready} of {len(self._seats)} workers are ready.", self.compile_status]))
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        with self._lock:
+        with self.lock:
             workers = GaugeMetricFamily("amused_workers", "Workers by state and model", labels=["state", "model"])
             for state, model in sorted({(seat.state, seat.model) for seat in self._seats}):
                 count = sum((seat.state, seat.model) == (state, model) for seat in self._seats)
@@ -361,7 +164,7 @@ class WorkerPool(Collector):
             with contextlib.suppress(Exception):
                 self.engine.close()
             return
-        with self._lock:
+        with self.lock:
             self._seats = [Seat(number) for number in range(count)]
         threads = [
             threading.Thread(target=self._serve, args=(seat,), name=f"worker {seat.number}", daemon=True)
@@ -396,7 +199,7 @@ class WorkerPool(Collector):
 
     def _note_loss(self, seat: Seat, error: Exception) -> bool:
         """Whether to start it again."""
-        with self._lock:
+        with self.lock:
             self.num_losses += 1
             seat.losses += 1
             seat.state, seat.model = "starting", ""
@@ -406,12 +209,12 @@ class WorkerPool(Collector):
             if not self.living():
                 self._fail_all(UserError(ALL_LOST))
             for run in self._runs:
-                run._changed.notify()
-            self._work_changed.notify_all()
+                run.changed.notify()
+            self.work_changed.notify_all()
             return seat.state != "given up"
 
     def _fail_all(self, error: UserError) -> None:
-        with self._lock:
+        with self.lock:
             self._failure = error
             for run in self._runs:
                 run.fail(error)
@@ -423,7 +226,7 @@ class WorkerPool(Collector):
             WorkerLostError: it is.
         """
         if wanted:
-            with self._lock:
+            with self.lock:
                 seat.model = wanted
             self._load(seat, worker, wanted)
         else:
@@ -436,7 +239,7 @@ class WorkerPool(Collector):
 
     def _load(self, seat: Seat, worker: Worker, model: str) -> None:
         """Load a model; runs that need it fail with it, unless another worker has it."""
-        with self._lock:
+        with self.lock:
             seat.state, self._loads[model] = "loading", Status(f"Loading {model}")
         try:
             with contextlib.closing(worker.load(self.source_of(model))) as news:
@@ -447,13 +250,13 @@ class WorkerPool(Collector):
                         seat.batch_size = event.batch_size
                         self.compile_status = event.compile_status
                         self.on_loaded(model, event)
-            with self._lock:
+            with self.lock:
                 self._known.add(model)
                 seat.state, seat.since = "ready", time.monotonic()
                 self._wake(model)
             self._load_losses.pop(model, None)
         except WorkerLostError:
-            with self._lock:
+            with self.lock:
                 self._load_losses[model] = self._load_losses.get(model, 0) + 1
                 if self._load_losses[model] >= MAX_ATTEMPTS:
                     del self._load_losses[model]
@@ -461,12 +264,12 @@ class WorkerPool(Collector):
             raise
         except Exception as error:
             log.warning("worker %d could not load %s: %s", seat.number, model, error)
-            with self._lock:
+            with self.lock:
                 seat.state, seat.model = "ready", ""
                 if not self._holders(model):
                     self._fail_runs(model, error)
         finally:
-            with self._lock:
+            with self.lock:
                 self._loads.pop(model, None)
 
     def _fail_runs(self, model: str, error: Exception) -> None:
@@ -477,14 +280,14 @@ class WorkerPool(Collector):
     def _wake(self, model: str) -> None:
         for run in self._runs:
             if run.model == model:
-                run._changed.notify()
+                run.changed.notify()
 
     def _sample(self, seat: Seat, worker: Worker, task: Task) -> None:
         run, began = task.run, time.monotonic()
         try:
             with contextlib.closing(worker.sample(task.recipe, run.inputs, run.previews)) as events:
                 for event in events:
-                    with self._lock:
+                    with self.lock:
                         if run.closed or run.failure is not None or self._closed.is_set():
                             break
                         if isinstance(event, Result):
@@ -499,36 +302,36 @@ class WorkerPool(Collector):
             log.warning("worker %d is out of memory for %d images", seat.number, len(task.indices))
             self._move(task, seat, str(error))
         except Exception as error:
-            with self._lock:
+            with self.lock:
                 run.fail(error)
         finally:
-            with self._lock:
+            with self.lock:
                 run.worked += time.monotonic() - began
                 for index in task.indices:  # of a run that was closed or has failed
                     run.in_work.pop(index, None)
-                run._changed.notify()
+                run.changed.notify()
                 seat.state = "ready"
 
     def _move(self, task: Task, seat: Seat, sentence: str = "") -> None:
-        with self._lock:
+        with self.lock:
             before = task.run.num_moved
-            if sentence and any(len(task.run._lost.get(index, ())) + 1 >= MAX_ATTEMPTS for index in task.indices):
+            if sentence and task.run.is_last_attempt(task.indices):
                 task.run.fail(UserError(sentence))
             task.run.give_back(task, seat)
             self.num_moved += task.run.num_moved - before
-            self._work_changed.notify_all()
+            self.work_changed.notify_all()
 
     # Who is next. Called with the lock held, but for the first.
 
     def _next_work(self, seat: Seat) -> Task | str | None:
         """Wait for images to sample or a model to load; None when the pool is closed."""
-        with self._work_changed:
+        with self.work_changed:
             while not self._closed.is_set():
                 work = self._choose(seat)
                 if work is not None:
                     return work
                 # Some rules depend on how long a run has waited.
-                self._work_changed.wait(STATUS_SECONDS if self._runs else None)
+                self.work_changed.wait(STATUS_SECONDS if self._runs else None)
             return None
 
     def _choose(self, seat: Seat) -> Task | str | None:
@@ -561,7 +364,7 @@ class WorkerPool(Collector):
     def living(self) -> Collection[Seat]:
         return [seat for seat in self._seats if seat.state != "given up"]
 
-    def _status(self, run: Run) -> Status:
+    def status_of(self, run: Run) -> Status:
         """Why a run has no images in work."""
         if not self._seats:
             return Status(STARTING)
@@ -570,16 +373,11 @@ class WorkerPool(Collector):
         ahead = sum(other.model == run.model and bool(other.in_work) for other in self._runs if other is not run)
         return Status(f"Queued: {ahead} ahead of you" if ahead else "Waiting for a worker")
 
-    def _leave(self, run: Run) -> None:
-        with self._lock:
+    def leave(self, run: Run) -> None:
+        with self.lock:
             run.closed = True
             if run in self._runs:
                 self._runs.remove(run)
-
-
-def alike(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ in their seeds alone."""
-    return one.with_seeds([0]) == other.with_seeds([0])
 
 
 class InProcess:

@@ -6,7 +6,7 @@ or yields a mapping of the components that change; `NO_CHANGE` means that none d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,6 +15,19 @@ from gradio.blocks import Block
 Values = Mapping[Block, Any]
 Updates = dict[Block, Any]
 NO_CHANGE: Updates = gr.skip()
+
+
+def merge(updates: Sequence[Updates]) -> Updates:
+    """One update that does what these do one after another."""
+    if len(updates) == 1:
+        return updates[0]
+    changed: dict[Block, dict[str, Any]] = {}
+    for update in updates:
+        for component, value in update.items():
+            is_plain = not isinstance(value, Block)
+            changed.setdefault(component, {}).update({"value": value} if is_plain else value.constructor_args)
+    return {component: gr.update(**properties) for component, properties in changed.items()}
+
 
 # For UI-only events: they bypass the generation queue.
 UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

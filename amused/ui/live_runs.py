@@ -6,6 +6,7 @@ that watch. A run that nobody watches for `AWAY_SECONDS` is given up.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import itertools
 import queue
@@ -15,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from amused.limits import AWAY_SECONDS
-from amused.ui.events import NO_CHANGE, Updates
+from amused.ui.events import NO_CHANGE, Updates, merge
 
 NUMBERS = itertools.count()
 PATIENCE = 1.0  # seconds: a watching page gets something at least this often, so that it can leave
@@ -89,20 +90,27 @@ class LiveRun:
             return bool(self._watchers) or time.monotonic() - self._alone_since < AWAY_SECONDS
 
 
+def take(watcher: Watcher) -> list[Updates | Ended]:
+    """All that has arrived; nothing if nothing does for a moment."""
+    arrived = []
+    with contextlib.suppress(queue.Empty):
+        arrived.append(watcher.get(timeout=PATIENCE))
+        while True:
+            arrived.append(watcher.get_nowait())
+    return arrived
+
+
 def watch(runs: Sequence[LiveRun], watcher: Watcher) -> Iterator[Updates]:
-    """The updates of runs to which the watcher was added, until all have ended; the error of a run that is alone."""
+    """The updates of runs to which the watcher was added, until all have ended; the error of a run that is alone.
+
+    A page that is slower than its runs gets what has arrived meanwhile as one update.
+    """
     going = len(runs)
     try:
         while going:
-            try:
-                update = watcher.get(timeout=PATIENCE)
-            except queue.Empty:
-                yield NO_CHANGE
-                continue
-            if isinstance(update, Ended):
-                going -= 1
-            else:
-                yield update
+            arrived = take(watcher)
+            going -= sum(isinstance(one, Ended) for one in arrived)
+            yield merge([one for one in arrived if not isinstance(one, Ended) and one is not NO_CHANGE]) or NO_CHANGE
     finally:
         for run in runs:
             run.remove(watcher)

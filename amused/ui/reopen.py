@@ -71,7 +71,7 @@ class Reopening:
         updates: Updates = {self.view.id: visit.id, self.view.visit: visit}
         if visit.states is not own:
             for tab in self.tabs:
-                updates |= show_again(tab.result, visit.states[tab.task])
+                updates |= show_again(tab.result, visit.states[tab.task], own[tab.task])
         if any(state.live for state in visit.states.values()):
             updates[self.view.joining] = time.time()
         if visit.task is not None:
@@ -122,7 +122,7 @@ class Reopening:
         if state.num_runs:
             raise UserError(STILL_RUNNING)
         state.images = state.shown = sweep.images
-        state.opened, state.groups, state.note = None, (), sweep.title
+        state.groups, state.note = (), sweep.title
         visit.task = sweep.task
         return {**show_again(tab.result, state), self.tab_bar: gr.Tabs(selected=sweep.task)}
 

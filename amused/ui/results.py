@@ -241,7 +241,7 @@ def stop_runs(runtime: Runtime, state: TabState) -> None:
 
 def connect_queue(view: ResultView) -> None:
     def drop_run(state: TabState, event: gr.EventData) -> str:
-        drop(state.live, event.run)
+        drop(state.live, getattr(event, "run", None))
         return show_waiting(state.live)
 
     view.queue.list.click(drop_run, view.state, view.queue.list, trigger_mode="multiple", **UI_ONLY)
@@ -434,19 +434,30 @@ def show_end(view: ResultView, progress: gr.HTML, values: Values) -> Updates:
     }
 
 
-def show_again(view: ResultView, state: TabState) -> Updates:
-    """All that a page that is opened again shows of a tab."""
+def show_again(view: ResultView, state: TabState, former: TabState | None = None) -> Updates:
+    """All that a page that is opened again shows of a tab.
+
+    Args:
+        former: what it shows now. If that has the same images, the one that the visitor may have opened stays open.
+    """
     going = bool(state.num_runs)
     status = state.status if going else status_line(state.note or view.hint)
-    return {
+    updates: Updates = {
         view.state: state,
         view.status: status,
         view.progress: status if going else "",
-        view.gallery: show_gallery(state.shown, selected_index=None),
         view.groups: show_groups(state.groups),
         view.more: gr.Button(visible=bool(state.images)),
         view.stop: gr.Button(visible=going),
         view.queue.list: show_waiting(state.live),
+    }
+    if former is not None and former.shown == state.shown:
+        state.opened = former.opened
+        return updates
+    state.opened = None
+    return {
+        **updates,
+        view.gallery: show_gallery(state.shown, selected_index=None),
         view.details: gr.Column(visible=False),
     }
 

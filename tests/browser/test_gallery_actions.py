@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fake import Turnstile, sampled
 from helpers.browser import (
+    expect_begun,
     expect_done,
     kept,
     new_context,
@@ -678,7 +679,7 @@ def test_a_run_that_waited_keeps_the_images_of_the_one_before(page: Page, turnst
     try:
         set_seeds(page, TEXT, "60", 2)
         run(page, TEXT)
-        expect(part(page, TEXT, "status")).to_contain_text("Starting")
+        expect_begun(page, TEXT)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
         expect(part(page, TEXT, "status")).to_contain_text("Waiting")
@@ -698,7 +699,7 @@ def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None
     try:
         set_seeds(page, TEXT, "60", 2)
         run(page, TEXT)
-        expect(status).to_contain_text("Starting")
+        expect_begun(page, TEXT)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
         expect(status).to_contain_text("Waiting")

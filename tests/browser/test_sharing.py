@@ -22,7 +22,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import new_context, open_tab, part
+from helpers.browser import expect_begun, new_context, open_tab, part
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -629,7 +629,8 @@ def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: s
     before = page.evaluate("localStorage['amused-recent']")
     GATE.open.clear()
     try:
-        expect(replay(page)).to_contain_text("Starting")
+        replay(page)
+        expect_begun(page, "text_to_image")
         page.get_by_role("tab", name="Inpaint").click()
         part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()
     finally:

@@ -9,6 +9,7 @@ import pytest
 from fake import Turnstile
 from helpers.browser import (
     assert_accessible,
+    expect_begun,
     expect_done,
     kept,
     new_context,
@@ -102,9 +103,17 @@ def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(pag
     expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
 
 
+def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> None:
+    page.reload()
+    tiles(page, TEXT).nth(2).click()
+    opened(page)
+    expect(part(page, TEXT, "gallery").locator(".preview")).to_be_visible()
+    expect(part(page, TEXT, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))
+
+
 def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: Turnstile, runtime: Runtime) -> None:
     start(page, "20", 3)
-    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    expect_begun(page, TEXT)
     held.passes.release(12)
     expect(tiles(page, TEXT).first).to_contain_text("seed 20")
     page.reload()
@@ -119,7 +128,7 @@ def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: 
 
 def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
     start(page, "20", 3)
-    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    expect_begun(page, TEXT)
     page.reload()
     part(page, TEXT, "stop").click()
     held.open.set()
@@ -130,7 +139,7 @@ def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
 def test_a_closed_tab_is_there_again(context: BrowserContext, address: str, held: Turnstile) -> None:
     first = visit(context, address)
     start(first, "30", 2)
-    expect(part(first, TEXT, "status")).to_contain_text("Starting")
+    expect_begun(first, TEXT)
     first.close()
     held.open.set()
     again = visit(context, address)
@@ -186,7 +195,7 @@ def test_another_run_is_queued_listed_and_dropped(page: Page, held: Turnstile) -
     waiting, another = part(page, TEXT, "waiting"), page.get_by_role("button", name="Queue another")
     expect(another).to_be_hidden()
     start(page, "60", 1)
-    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    expect_begun(page, TEXT)
     for seeds in ("70", "80"):
         set_seeds(page, TEXT, seeds, 1)
         part(page, TEXT, "prompt").get_by_role("textbox").fill(f"fox {seeds}")
@@ -221,7 +230,7 @@ def test_every_state_is_accessible_and_fits_the_screen(
     page.keyboard.press("Enter")
     expect(kept(page)).to_have_count(1)
     start(page, "8", 2)
-    expect(part(page, TEXT, "status")).to_contain_text("Starting")
+    expect_begun(page, TEXT)
     page.get_by_role("button", name="Queue another").click()
     expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
     check()  # one run goes on and one waits

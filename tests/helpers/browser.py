@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,10 @@ def set_seeds(page: Page, task: str, seeds: str, count: int) -> None:
 
 def run(page: Page, task: str) -> None:
     part(page, task, "run").click()
+
+
+def expect_begun(page: Page, task: str) -> None:
+    expect(part(page, task, "status")).to_contain_text(re.compile("Starting|Loading|Image 1 of"))
 
 
 def expect_done(page: Page, task: str, count: int) -> None:

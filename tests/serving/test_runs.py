@@ -277,8 +277,8 @@ def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
     visitor = Visitor(runtime := fake_runtime(before_step=turnstile))
     view = visitor.tab.result
     running = live(visitor, 10, 2)
-    while "Starting" not in visitor.status(next(running)):
-        pass
+    next(running)
+    assert turnstile.reached.wait(60)
     running.close()
     turnstile.passes.release(3)
     wait_for(lambda: visitor.seeds == [10])
@@ -290,6 +290,19 @@ def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
     assert "2 images in" in updates[-1][view.status] and view.ended in updates[-1]
     assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10"]
     assert numbers(runtime)['amused_requests_total{outcome="done"}'] == 1
+
+
+def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() -> None:
+    visitor = Visitor(fake_runtime())
+    finish(live(visitor, 5, 2))
+    running = live(visitor, 10, 3)
+    next(running)
+    wait_for(lambda: not visitor.state.live)
+    missed, *rest = running
+    gallery = missed[visitor.tab.result.gallery]
+    assert [label for _, label in gallery["value"]] == ["seed 10", "seed 11", "seed 12"]
+    assert gallery["selected_index"] is None and all(is_nothing(update) for update in rest)
+    assert "Image 3 of 3" in visitor.status(missed)
 
 
 def test_a_run_that_nobody_comes_back_to_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

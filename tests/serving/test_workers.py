@@ -30,7 +30,8 @@ from amused.serving.queue import ReportProgress
 from amused.serving.ray_workers import RayWorkers, check_workers
 from amused.serving.runtime import Runtime
 from amused.serving.worker import ModelHost, WorkerLostError, WorkerMemoryError
-from amused.serving.workers import MAX_LOSSES, MAX_UNREAD, InProcess, WorkerPool
+from amused.serving.worker_run import MAX_UNREAD
+from amused.serving.workers import MAX_LOSSES, InProcess, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60.0

@@ -81,11 +81,15 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_every_row_is_in_the_table() -> None:
     limit = {"seconds": 1.2, "matmul_seconds": 0.9, "flops_per_second": 4 * 10**11}
-    measurements = {name: limit if row.kind == "limit" else MEASURED for name, row in ROWS.items()}
+    workers = {"shares": [0.94, 0.9], "overhead_seconds": 0.004, "seconds": 1.0, "reference_seconds": 2.0, "same": True}
+    kinds = {"limit": limit, "workers": workers}
+    measurements = {name: kinds.get(row.kind, MEASURED) for name, row in ROWS.items()}
     lines = table(measurements).splitlines()
     assert len(lines) == len(ROWS) + 2
     assert "| 256, one image | 2.00 s, 1.00 GB | 3.00 s, 2.00 GB | 1.50 | 1.4 |" in lines
     assert "matmuls: 0.90 s at 400 GFLOP/s, 75%" in lines[-1]
+    assert "0.94, 0.90 of as many times; 4.0 ms more per image" in lines[-3]
+    assert "1.00 s | 2.00 s | 2.00 | 1, same bytes" in lines[-2]
 
 
 def test_comparisons_are_in_the_chart(tmp_path: Path) -> None:
