@@ -2,7 +2,7 @@
 
 import amused
 model = amused.load("nouns")
-images = model.text_to_image("a pixel art character with square red glasses", seeds=[8, 9])
+images = model.text_to_image("a pixel art character with red glasses", seeds=[8, 9])
 """
 
 from __future__ import annotations

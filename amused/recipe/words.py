@@ -9,20 +9,23 @@ LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": 
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
-    """The words a model knows for a part of the image: "burger dollarmenu" for the trait "head-burger-dollarmenu"."""
-    names = traits.get(LISTS[part], [])
-    if part == "background":
-        return list(names)
-    return [name.partition("-")[2].replace("-", " ") or name for name in names]
-
-
-def plain_words(traits: dict[str, Any], part: str) -> list[str]:
-    """The same words as people say them: "burger"."""
+    """The words a model knows for a part of the image, as people say them: "burger" for "head-burger-dollarmenu"."""
     plain = traits.get("words", {})
-    names = traits.get(LISTS[part], [])
-    return [plain.get(name, word) for name, word in zip(names, words(traits, part), strict=True)]
+    return [plain.get(name, file_words(name)) for name in traits.get(LISTS[part], [])]
+
+
+def file_words(name: str) -> str:
+    """The words of a trait's name: "burger dollarmenu" for "head-burger-dollarmenu". Captions have these too."""
+    return name.partition("-")[2].replace("-", " ") or name
 
 
 def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
     """The words a model knows, by the part of the image; none for a model that draws anything."""
     return {} if traits is None else {part: words(traits, part) for part in PARTS}
+
+
+def single_words(traits: dict[str, Any]) -> set[str]:
+    """All words that captions name traits by."""
+    names = [name for part in PARTS for name in traits.get(LISTS[part], [])]
+    spoken = [words(traits, part) for part in PARTS]
+    return {word for text in (*map(file_words, names), *sum(spoken, [])) for word in text.split()}

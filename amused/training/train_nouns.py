@@ -60,6 +60,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--evaluate-every", type=int, default=200, help="steps between scores and saved states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--initialize", help="checkpoint, by name or folder, whose weights a new run starts from")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0,
+        help="share of characters that are otherwise held out, 0 to 1: for the last steps, once all is scored",
+    )  # fmt: skip
     parser.add_argument("--export", type=Path, help="only write the averaged weights to this folder, as a checkpoint")
     return parser.parse_args()
 
@@ -155,7 +159,14 @@ class Trainer:
         options = self.options
         step = self.step + FINAL_PHASE if options.initialize else self.step
         vocabulary, varied, accessories = curriculum(step, self.known)
-        batch = batches.draw(vocabulary, options.batch_size, varied=varied, accessories=accessories, sampled=SAMPLED)
+        batch = batches.draw(
+            vocabulary,
+            options.batch_size,
+            varied=varied,
+            accessories=accessories,
+            sampled=SAMPLED,
+            held_out=options.held_out,
+        )
         errors, loss = losses(self.model, batch, guidance_scale=batches.rng.uniform(1, 4))
         batches.update_difficulty(batch.positions, errors)
         loss.backward()
@@ -239,7 +250,7 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
     """Average the weights after optimizer step number `step`, counted from 1."""
-    decay = min(0.998, (step + 1) / (step + 10))
+    decay = min(0.99, (step + 1) / (step + 10))
     for target, source in zip(ema.parameters(), model.parameters()):
         target.lerp_(source, 1 - decay)
 

@@ -13,7 +13,7 @@ import gradio as gr
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
 from amused.recipe.sweep import Sweep
-from amused.recipe.words import PARTS, plain_words, words
+from amused.recipe.words import PARTS, words
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.describe import note
@@ -124,4 +124,4 @@ def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model:
 
 
 def word_choices(part: str, traits: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [("any", ""), *zip(plain_words(traits or {}, part), words(traits or {}, part), strict=True)]
+    return [("any", ""), *((word, word) for word in words(traits or {}, part))]

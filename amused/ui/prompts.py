@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
-from amused.recipe.words import PARTS, known_words, words
+from amused.recipe.words import PARTS, known_words, single_words, words
 
 FOLDER = Path(__file__).parents[2] / "examples"
 COUNT = 3
@@ -73,8 +73,8 @@ def hint(traits: dict[str, Any] | None, prompt: str) -> str:
     if traits is None:
         return ""
     known = known_words(traits)
-    single = {word for names in known.values() for name in names for word in name.split()}
-    if not prompt.strip() or not single.isdisjoint(re.findall(r"\w+", prompt.lower())) or "character" in prompt.lower():
+    said = {*re.findall(r"\w+", prompt.lower())}
+    if not said or "character" in prompt.lower() or not single_words(traits).isdisjoint(said):
         return ""
     head, glasses, body = (known[part][0] for part in ("head", "glasses", "body"))
     return f"This model draws pixel-art characters: a {head} head, {glasses} glasses, a {body} body and more."

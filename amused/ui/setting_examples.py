@@ -14,8 +14,8 @@ from PIL import Image
 from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
 from amused.ui.prompts import FOLDER
 
-PROMPT = "a pixel art character with square red glasses and a whale-shaped head"
-OTHER = "a pixel art character with square blue glasses and a fox-shaped head"
+PROMPT = "a pixel art character with red glasses and a whale-shaped head"
+OTHER = "a pixel art character with blue glasses and a fox-shaped head"
 # Without the sampler and the corrector that suit the model, which hide what other settings do.
 PLAIN: dict[str, Any] = {"steps": 8, "guidance_scale": 2.0, "temperature": (4.0, 1.0)}
 SIDE = 64

@@ -139,7 +139,7 @@ def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
 def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     box = part(page, "text_to_image", "prompt").get_by_role("textbox")
     before = box.input_value()
-    assert re.fullmatch("a pixel art character with .+ glasses on a .+ background", before)
+    assert before == "a pixel art character"
     part(page, "text_to_image", "examples").get_by_role("button").last.click()
     expect(box).not_to_have_value(before)
     box.fill("")
@@ -147,8 +147,8 @@ def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     expect(box).to_have_value(re.compile("^a pixel art character with"))
     page.get_by_role("button", name="Words this model knows").first.click()
     part(page, "text_to_image", "glasses").get_by_role("combobox").click()
-    page.get_by_role("option", name="square red", exact=True).click()
-    expect(box).to_have_value("a pixel art character with square red glasses")
+    page.get_by_role("option", name="red", exact=True).click()
+    expect(box).to_have_value("a pixel art character with red glasses")
 
 
 def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:

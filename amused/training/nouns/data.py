@@ -185,8 +185,14 @@ class Vocabulary:
     glasses: list[str]
     words: dict[str, str] = field(default_factory=dict)
 
-    def sample(self, rng: random.Random, accessories: float) -> Noun:
-        """A random character that is not held out. `accessories` is the share that wears one, 0 to 1."""
+    def sample(self, rng: random.Random, accessories: float, held_out: float = 0.0) -> Noun:
+        """A random character.
+
+        Args:
+            accessories: share that wears one, 0 to 1.
+            held_out: share of those that are held out for scoring, 0 to 1.
+        """
+        is_held_out = rng.random() < held_out
         while True:
             accessory = rng.choice(self.accessories) if rng.random() < accessories else NO_ACCESSORY
             noun = Noun(
@@ -196,7 +202,7 @@ class Vocabulary:
                 head=rng.choice(self.heads),
                 glasses=rng.choice(self.glasses),
             )
-            if not held_out_pair(noun.head, noun.glasses):
+            if held_out_pair(noun.head, noun.glasses) == is_held_out:
                 return noun
 
     def vary(self, noun: Noun, rng: random.Random) -> Noun:

@@ -129,7 +129,16 @@ class Batches:
         ids = np.array([self.codes[key] for key in keys])
         return torch.from_numpy(ids[inverse].reshape(len(art), LENGTH))
 
-    def draw(self, vocabulary: Vocabulary, size: int, *, varied: bool, accessories: float, sampled: int) -> Batch:
+    def draw(
+        self,
+        vocabulary: Vocabulary,
+        size: int,
+        *,
+        varied: bool,
+        accessories: float,
+        sampled: int,
+        held_out: float = 0.0,
+    ) -> Batch:
         """One batch: a quarter is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
 
         Every other image is masked where the loss has been high, as the sampler leaves it, and if captions vary, some
@@ -139,10 +148,10 @@ class Batches:
         Args:
             size: of the batch.
             varied: whether captions have any wording and leave out traits.
-            accessories: share of characters with an accessory.
+            accessories, held_out: shares of characters, see `Vocabulary.sample`.
             sampled: positions per image whose loss is computed; one can be drawn twice.
         """
-        nouns = [vocabulary.sample(self.rng, accessories) for _ in range(size)]
+        nouns = [vocabulary.sample(self.rng, accessories, held_out) for _ in range(size)]
         captions = [training_caption(noun, self.rng) if varied else caption(noun) for noun in nouns]
         tokens = self.encode(np.stack([self.nouns.render(noun) for noun in nouns]))
         ratio = torch.cos(self.uniform(size, 1) * math.pi / 2)
