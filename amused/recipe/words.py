@@ -27,5 +27,5 @@ def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
 def single_words(traits: dict[str, Any]) -> set[str]:
     """All words that captions name traits by."""
     names = [name for part in PARTS for name in traits.get(LISTS[part], [])]
-    spoken = [words(traits, part) for part in PARTS]
-    return {word for text in (*map(file_words, names), *sum(spoken, [])) for word in text.split()}
+    texts = [*map(file_words, names), *(word for part in PARTS for word in words(traits, part))]
+    return {word for text in texts for word in text.split()}
