@@ -135,6 +135,12 @@ class Turnstile:
         self.reached = threading.Event()
         self.passes = threading.Semaphore(0)
 
+    def reset(self) -> None:
+        self.open.set()
+        self.reached.clear()
+        while self.passes.acquire(blocking=False):
+            pass
+
     def __call__(self) -> None:
         self.reached.set()
         deadline = time.monotonic() + 60

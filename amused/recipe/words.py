@@ -25,7 +25,7 @@ def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
 
 
 def single_words(traits: dict[str, Any]) -> set[str]:
-    """All words that captions name traits by."""
+    """All words that captions name traits by, but for the shortest, as in "peachy a": they say nothing."""
     names = [name for part in PARTS for name in traits.get(LISTS[part], [])]
     texts = [*map(file_words, names), *(word for part in PARTS for word in words(traits, part))]
-    return {word for text in texts for word in text.split()}
+    return {word for text in texts for word in text.split() if len(word) > 2}

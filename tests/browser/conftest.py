@@ -45,6 +45,13 @@ def turnstile() -> Turnstile:
     return Turnstile()
 
 
+@pytest.fixture(autouse=True)
+def released(turnstile: Turnstile) -> Iterator[None]:
+    """A test that fails while it holds the steps does not hold those of the next ones."""
+    yield
+    turnstile.reset()
+
+
 @pytest.fixture(scope="module")
 def runtime(turnstile: Turnstile) -> Runtime:
     """On a fake model; `address` is that of the bundled one unless a module serves this."""

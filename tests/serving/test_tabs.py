@@ -188,9 +188,13 @@ def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
     assert prompts.hint(None, "a castle by the sea") == ""
 
 
-def test_words_are_offered_in_plain_english_and_written_as_in_captions() -> None:
-    choices = dict(word_choices("head", Runtime(default="nouns").choice("nouns").traits))
-    assert choices["burger"] == "burger dollarmenu" and choices["fox"] == "fox"
+def test_words_are_offered_and_written_in_plain_english() -> None:
+    traits = Runtime(default="nouns").choice("nouns").traits
+    choices = dict(word_choices("head", traits))
+    assert choices["burger"] == "burger" and choices["fox"] == "fox"
+    for prompt in ("a burger", "dollarmenu", "mint", "saturated"):  # the names of the data are known too
+        assert prompts.hint(traits, prompt) == ""
+    assert prompts.hint(traits, "a lighthouse").startswith("This model draws pixel-art characters")
 
 
 @pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])
