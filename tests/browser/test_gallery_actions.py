@@ -39,6 +39,7 @@ from amused.generation.images import digest
 from amused.recipe.links import Shared, from_query, to_query
 from amused.recipe.metadata import from_json, from_png
 from amused.recipe.recipe import TOUCH_UP, VARY, Recipe
+from amused.serving import jobs
 from amused.serving.jobs import Result
 from amused.serving.runtime import Runtime
 from amused.ui.derive import derive_recipe
@@ -429,7 +430,10 @@ def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: s
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(page: Page, turnstile: Turnstile) -> None:
+def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
+    page: Page, turnstile: Turnstile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "PREVIEW_SECONDS", 0)  # the first step has one
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
     facts = part(page, TEXT, "facts")
