@@ -84,14 +84,17 @@ def vary(page: Page, task: str, share: float, count: int) -> None:
     part(page, task, "vary").click()
 
 
-def touch_up(page: Page, task: str, count: int, prompt: str | None = None) -> None:
+def touch_up(page: Page, task: str, count: int, prompt: str | None = None, by_key: bool = False) -> None:
     part(page, task, "touch").click()
     expect(part(page, task, "wish").get_by_role("textbox")).not_to_have_value("")
     paint_the_middle(page, part(page, task, "strokes"))
     if prompt is not None:
         part(page, task, "wish").get_by_role("textbox").fill(prompt)
     part(page, task, "attempts").get_by_role("spinbutton").fill(str(count))
-    part(page, task, "retouch").click()
+    if by_key:
+        part(page, task, "wish").get_by_role("textbox").press("Control+Enter")
+    else:
+        part(page, task, "retouch").click()
 
 
 def keep(page: Page, task: str, count: int) -> None:
@@ -459,6 +462,15 @@ def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> No
     recipes = [from_png(file).recipe for file in files(page, TEXT)]
     assert recipes == [recipes[0].with_seeds([seed]) for seed in range(8, 18)]
     assert replay(fresh(runtime), Shared(recipes[-1])) == digest(files(page, TEXT)[-1])
+
+
+def test_control_enter_runs_the_form_that_has_the_focus(page: Page) -> None:
+    make(page, TEXT, "8", 1)
+    select(page, TEXT, 0)
+    touch_up(page, TEXT, 1, by_key=True)
+    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    assert [from_png(file).recipe.task for file in files(page, TEXT)] == [TEXT, TOUCH_UP]
 
 
 def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtime) -> None:
