@@ -14,6 +14,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+    # The longest first, or one process does them at the end while the others have nothing left.
+    items.sort(key=lambda item: item.path.name != "test_true_size.py")
 
 
 @pytest.fixture(scope="module", autouse=True)
