@@ -10,13 +10,16 @@ LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
     """The words a model knows for a part of the image, as people say them: "burger" for "head-burger-dollarmenu"."""
+    names = traits.get(LISTS[part], [])
+    if part == "background":
+        return list(names)
     plain = traits.get("words", {})
-    return [plain.get(name, file_words(name)) for name in traits.get(LISTS[part], [])]
+    return [plain.get(name, file_words(name)) for name in names]
 
 
 def file_words(name: str) -> str:
     """The words of a trait's name: "burger dollarmenu" for "head-burger-dollarmenu". Captions have these too."""
-    return name.partition("-")[2].replace("-", " ") or name
+    return (name.partition("-")[2].replace("-", " ") or name).lower()
 
 
 def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from amused.atomic import atomic_file
 from amused.errors import UserError
-from amused.recipe.words import PARTS
+from amused.recipe.words import PARTS, file_words
 
 ASSETS_URL = "https://registry.npmjs.org/@nouns/assets/-/assets-0.10.0.tgz"
 ASSETS_SHA256 = "60ed1040e399e10113bd3e4a5c47b1618517c3bba082790b8bd5588af6ca3551"
@@ -87,11 +87,6 @@ def decode_run_lengths(data: str) -> NDArray[np.uint8]:
     return art
 
 
-def words(trait: str) -> str:
-    """A trait as captions name it: "glasses-square-red" gives "square red"."""
-    return trait.split("-", 1)[1].replace("-", " ").lower()
-
-
 PLAIN = {
     "glasses-hip-rose": "pink",
     "glasses-square-black-eyes-red": "red eyed black",
@@ -126,7 +121,7 @@ PLAIN = {
 
 def plain_words(trait: str) -> str:
     """A trait in plain English: "glasses-square-red" gives "red", "head-burger-dollarmenu" gives "burger"."""
-    return PLAIN.get(trait) or words(trait).removeprefix("square ")
+    return PLAIN.get(trait) or file_words(trait).removeprefix("square ")
 
 
 @dataclass(frozen=True)
@@ -233,9 +228,9 @@ def held_out_pair(head: str, glasses: str) -> bool:
 def caption(noun: Noun, leave_out: Collection[str] = ()) -> str:
     """The standard caption. It names every trait but the accessory, and those of `leave_out`, such as "glasses"."""
     named = {
-        "glasses": f"{words(noun.glasses)} glasses",
-        "head": f"a {words(noun.head)}-shaped head",
-        "body": f"a {words(noun.body)}-colored body",
+        "glasses": f"{file_words(noun.glasses)} glasses",
+        "head": f"a {file_words(noun.head)}-shaped head",
+        "body": f"a {file_words(noun.body)}-colored body",
     }
     clauses = enumerate_clauses([clause for kind, clause in named.items() if kind not in leave_out])
     text = f"a pixel art character with {clauses}" if clauses else "a pixel art character"
@@ -262,7 +257,7 @@ def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
     if keep_body:
         clauses.append(rng.choice(["a ", ""]) + f"{plain_words(noun.body)} body")
     if noun.accessory != NO_ACCESSORY:
-        clauses.append(f"{words(noun.accessory)} accessory")
+        clauses.append(f"{file_words(noun.accessory)} accessory")
     if clauses:
         joined = rng.choice([" and ", ", "]).join(clauses)
         text = rng.choice([f"{text} with {joined}", f"{text}, {joined}"]) if text else joined
@@ -275,11 +270,11 @@ def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
     """A caption in random wording. It names each trait with probability `keep`, and a worn accessory."""
     keep_glasses, keep_head, keep_body, keep_background = (rng.random() < keep for _ in range(4))
-    name = rng.choice([words, plain_words])
+    name = rng.choice([file_words, plain_words])
     glasses = f"{name(noun.glasses)} glasses" if keep_glasses else None
     head = rng.choice([f"a {name(noun.head)}-shaped head", f"a {name(noun.head)} head"]) if keep_head else None
     body = rng.choice([f"a {name(noun.body)}-colored body", f"a {name(noun.body)} body"]) if keep_body else None
-    accessory = f"a {words(noun.accessory)} accessory" if noun.accessory != NO_ACCESSORY else None
+    accessory = f"a {file_words(noun.accessory)} accessory" if noun.accessory != NO_ACCESSORY else None
     clauses = [clause for clause in (glasses, head, body, accessory) if clause]
     if rng.random() < 0.5:
         rng.shuffle(clauses)
@@ -298,7 +293,7 @@ def enumerate_clauses(clauses: Sequence[str]) -> str:
 def caption_words(nouns: Nouns) -> list[str]:
     """All words that captions use, sorted."""
     rng = random.Random(0)
-    texts = [words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
+    texts = [file_words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
     noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
     texts += [*PLAIN.values()]
     texts += [varied_caption(noun, rng, 0.8) for _ in range(100)] + [caption(noun), "accessory"]
@@ -339,7 +334,7 @@ def known_traits(nouns: Nouns) -> Vocabulary:
         glasses=distinct_traits(nouns, "glasses", 16, ["glasses-square-red", "glasses-square-blue"]),
     )
     named = {trait: plain_words(trait) for trait in (*known.glasses, *known.heads, *known.bodies)}
-    return replace(known, words={trait: name for trait, name in named.items() if name != words(trait)})
+    return replace(known, words={trait: name for trait, name in named.items() if name != file_words(trait)})
 
 
 def all_traits(nouns: Nouns) -> Vocabulary:
