@@ -130,6 +130,7 @@ def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
     expect_begun(page, TEXT)
     page.reload()
     part(page, TEXT, "stop").click()
+    expect(part(page, TEXT, "status")).to_contain_text("Stopping")
     held.open.set()
     expect(part(page, TEXT, "status")).to_contain_text("Stopped")
     expect(part(page, TEXT, "stop")).to_be_hidden()
