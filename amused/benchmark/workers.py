@@ -112,21 +112,29 @@ def timed(events: Iterable[Progress | Result]) -> tuple[float, list[Result]]:
     return time.monotonic() - began, results
 
 
-def with_sleep(counts: Sequence[int] = COUNTS) -> dict[str, Any]:
-    """The share of N times the throughput that N workers reach, and the overhead of an image with one of them."""
+def with_sleep(counts: Sequence[int] = COUNTS, repeats: int = 5) -> dict[str, Any]:
+    """The share of N times the throughput that N workers reach, and the overhead of an image with one of them.
+
+    The overhead is the median of several turns of both, after one that is not counted.
+    """
     images = recipes(IMAGES_PER_WORKER, steps=STEPS)
     host = ModelHost(load_sleeping)
     for _ in host.load("nouns"):
         pass
-    alone = timed(event for one in images for event in host.sample(one, (None, None), True))[0] / len(images)
+    here, more = [], []
     with started(load_sleeping, 1) as pool:
-        overhead = timed(sample(pool, images))[0] / len(images) - alone
+        timed(sample(pool, images))
+        for _ in range(repeats):
+            alone, _ = timed(event for one in images for event in host.sample(one, (None, None), True))
+            here.append(alone / len(images))
+            more.append(timed(sample(pool, images))[0] / len(images) - here[-1])
+    seconds, overhead = statistics.median(here), statistics.median(more)
     shares = []
     for count in counts:
         with started(load_sleeping, count) as pool:
             spent, _ = timed(sample(pool, recipes(count * IMAGES_PER_WORKER, steps=STEPS)))
-        shares.append(round(IMAGES_PER_WORKER * alone / spent, 3))
-    return {"seconds": round(alone, 4), "overhead_seconds": round(overhead, 4), "shares": shares}
+        shares.append(round(IMAGES_PER_WORKER * seconds / spent, 3))
+    return {"seconds": round(seconds, 4), "overhead_seconds": round(overhead, 4), "shares": shares}
 
 
 def with_nouns(repeats: int, num_images: int = NUM_NOUNS) -> dict[str, Any]:

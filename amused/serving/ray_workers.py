@@ -218,19 +218,27 @@ class RemoteWorker:
         self._actor, self.place, self._silence, self._check_open = actor, place, silence, check_open
 
     def load(self, source: str) -> Generator[Status | Loaded]:
-        return self._stream(self._actor.load, LOAD_SECONDS, source)
+        return self._stream(self._actor.load, LOAD_SECONDS, (source,), Loaded)
 
     def sample(self, recipe: Recipe, inputs: Any, previews: bool) -> Generator[Progress | Result]:
-        return self._stream(self._actor.sample, self._silence, recipe, inputs, previews)
+        return self._stream(self._actor.sample, self._silence, (recipe, inputs, previews), Result, len(recipe.seeds))
 
-    def _stream(self, method: Any, silence: float, *arguments: Any) -> Generator[Any]:
+    def _stream(
+        self, method: Any, silence: float, arguments: tuple[Any, ...], last: type, count: int = 1
+    ) -> Generator[Any]:
+        """The events of an actor's method. Ends with the last one, so that the next call is sent while this returns.
+
+        Args:
+            silence: seconds without an event after which the worker is lost.
+            last, count: the last event is the `count`th of this type.
+        """
         import ray
 
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": UNREAD_EVENTS}
         is_over = False
         stream = method.options(**options).remote(*arguments)
         try:
-            while True:
+            while not is_over:
                 deadline = time.monotonic() + silence
                 while not ray.wait([stream], timeout=POLL_SECONDS)[0]:
                     self._check_open()
@@ -238,11 +246,9 @@ class RemoteWorker:
                         is_over = True
                         ray.kill(self._actor)
                         raise WorkerLostError(f"no sign of life for {silence:g} s")
-                try:
-                    event = ray.get(next(stream), timeout=silence)
-                except StopIteration:
-                    is_over = True
-                    return
+                event = ray.get(next(stream), timeout=silence)
+                count -= isinstance(event, last)
+                is_over = count == 0
                 yield event
         except ray.exceptions.RayTaskError as error:
             is_over = True

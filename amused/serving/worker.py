@@ -25,7 +25,7 @@ from amused.serving.jobs import Progress, Result, sample_one
 from amused.serving.model import Model
 from amused.serving.queue import ReportProgress, Status
 
-PREVIEWED = 0.1  # seconds between the steps that a page is shown
+PREVIEWED = 0.2  # seconds between the steps that a page is shown
 UNSEEN = 1.0  # seconds between steps that only say that the worker lives
 
 Inputs = tuple[Image.Image | None, Image.Image | None]
@@ -152,15 +152,15 @@ class ModelHost:
                 return
 
     def sample(self, recipe: Recipe, inputs: Inputs, previews: bool) -> Generator[Progress | Result]:
-        model, sent = self._model, -UNSEEN
+        model, sent = self._model, time.monotonic()
         assert model is not None
         try:
             with self._turn, contextlib.closing(sample_one(model, recipe, *inputs, previews=previews)) as events:
                 for event in events:
-                    if isinstance(event, Progress) and event.preview is None:
-                        if time.monotonic() - sent < (PREVIEWED if previews else UNSEEN):
-                            continue
-                        sent = time.monotonic()
+                    often_enough = time.monotonic() - sent < (PREVIEWED if previews else UNSEEN)
+                    if often_enough and isinstance(event, Progress) and event.preview is None:
+                        continue
+                    sent = time.monotonic()
                     yield event
         except (UserError, MemoryError) as error:
             # By name, as this imports no torch: whatever the model refuses for lack of memory.

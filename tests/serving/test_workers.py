@@ -299,11 +299,18 @@ def test_a_run_that_is_closed_stops_its_worker_within_an_image() -> None:
             for _ in run.wait_for_model():
                 pass
             events = run.sample(enumerate(recipes(3, steps=100)))
-            engine.gate.passes.release()
             while not isinstance(next(events), Progress):
-                pass
-        engine.gate.passes.release(60)  # some steps pass: not all that the image had
-        wait_until(lambda: pool._seats[0].state == "ready")
+                engine.gate.passes.release()
+        num_steps = 0
+
+        def is_stopped() -> bool:
+            nonlocal num_steps
+            num_steps += 1
+            engine.gate.passes.release()
+            return pool._seats[0].state == "ready"
+
+        wait_until(is_stopped)
+        assert num_steps < 90  # not all that the image had
         assert len(engine.tasks) == 1
 
 
