@@ -79,8 +79,8 @@ def connect_prompt_help(prompt_help: PromptHelp, settings: Settings) -> None:
     changing = [prompt, model, settings.count, settings.seeds, settings.random_seeds]
     sync(changing, show_hint, {*changing}, [prompt_help.hint])
     prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
-    for dropdown in prompt_help.parts.values():
-        dropdown.input(write_prompt, set(prompt_help.parts.values()), [prompt], **UI_ONLY)
+    chosen: list[Any] = [dropdown.input for dropdown in prompt_help.parts.values()]
+    gr.on(chosen, write_prompt, {*prompt_help.parts.values()}, [prompt], **UI_ONLY)
 
 
 def describe_prompt(settings: Settings, values: Values) -> str:

@@ -26,7 +26,6 @@ from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
 from amused.ui.history import History
-from amused.ui.latest import COUNT_JS
 from amused.ui.live_runs import LiveRun, Watcher, watch
 from amused.ui.queue_list import drop, show_waiting
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
@@ -218,10 +217,9 @@ def connect(runtime: Runtime, tab: Tab, events: list[Any], action: RunAction) ->
     )
     # Runs also after an error. "multiple": else Gradio drops the end of a run that follows quickly, and its status
     # stays at the last step.
-    outputs = [view.status, view.gallery, view.groups, view.more, view.stop, view.queue.list, progress]
+    outputs = [view.status, view.gallery, view.groups, view.more, view.stop, view.queue.list, view.ended, progress]
     for ended in (running.then, running.failure):
         ended(partial(show_end, view, progress), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
-        ended(None, None, view.ended, js=COUNT_JS, **UI_ONLY)
 
 
 def connect_stop(runtime: Runtime, view: ResultView) -> None:
@@ -420,10 +418,12 @@ class ShownRun:
 def show_end(view: ResultView, progress: gr.HTML, values: Values) -> Updates:
     """What the tab shows after a run, unless the next one is already going on."""
     state: TabState = values[view.state]
+    ended: Updates = {view.ended: time.time()}
     if state.num_runs:
-        return NO_CHANGE if progress is view.progress else {progress: ""}
+        return ended if progress is view.progress else {**ended, progress: ""}
     state.shown = state.images
     return {
+        **ended,
         view.status: status_line(state.note or "Stopped"),
         view.gallery: show_gallery(state.images),
         view.groups: show_groups(state.groups),
@@ -472,7 +472,7 @@ def join_runs(views: Sequence[ResultView], values: Values) -> Iterator[Updates]:
         run.add(watcher)
     yield from watch(list(runs), watcher)
     for view in set(runs.values()):
-        yield {**show_end(view, view.progress, values), view.ended: time.time()}
+        yield show_end(view, view.progress, values)
 
 
 def show_groups(groups: Sequence[tuple[int, str]]) -> str:
