@@ -50,10 +50,10 @@ def sync(
 def hide_progress(page: gr.Blocks) -> None:
     """Do not let Gradio show progress on the outputs of UI-only events.
 
-    Gradio (6.31) asks every component on which progress may be shown for its value again.
+    Gradio (6.31) asks every component on which progress may be shown for its value again. Called inside the page, when
+    all its events are there: to enter it again would build it twice.
     """
-    with page:
-        nowhere = gr.HTML(visible=False)
+    nowhere = gr.HTML(visible=False)
     for event in page.fns.values():
         if event.show_progress == "hidden":
             event.show_progress_on = [nowhere]

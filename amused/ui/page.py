@@ -42,6 +42,9 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
+    # The runtime admits or refuses runs; this bounds runs still waiting for a thread. Set while the page is empty: it
+    # builds the server's application anew.
+    page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
     with page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
@@ -59,10 +62,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         api.build(runtime)
         note = gr.Markdown(elem_classes="status-note")
         page.load(runtime.compile_status, None, note, **UI_ONLY)
-    hide_progress(page)
+        hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
-    # The runtime admits or refuses runs; this bounds runs still waiting for a thread.
-    page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
     return page
 
 

@@ -135,16 +135,19 @@ VALUES = [None, "../../../../etc/passwd", 1e308, {"path": "/etc/passwd", "meta":
 
 def test_the_page_s_own_handlers_give_nothing_away_to_whoever_calls_them(address: str, steps: list[int]) -> None:
     """They are not offered to programs, but whoever reads the page's source can call them."""
-    private = [one for one in httpx.get(f"{address}config").json()["dependencies"] if one["api_visibility"] != "public"]
+    config = httpx.get(f"{address}config").json()
+    private = [one for one in config["dependencies"] if one["api_visibility"] != "public"]
     assert len(private) > 50
-    before = len(steps)
+    types = {one["id"]: one["type"] for one in config["components"]}
     with httpx.Client(base_url=address) as client:
         for handler in private:
             data = [VALUES[(handler["id"] + place) % len(VALUES)] for place in range(len(handler["inputs"]))]
+            before = len(steps)
             answer = client.post("gradio_api/run/predict", json={"fn_index": handler["id"], "data": data}).text
             for bytes_ in (SECRET, "root:", "Traceback", 'File "', "site-packages"):
                 assert bytes_ not in answer, handler["api_name"]
-    assert len(steps) == before
+            # "4 more" takes nothing from its caller that could be wrong: it may run.
+            assert len(steps) == before or {types[one] for one in handler["inputs"]} <= {"state", "checkbox"}
 
 
 @pytest.mark.parametrize("index", [0, -1])
