@@ -72,7 +72,7 @@ class Reopening:
         if visit.states is not own:
             for tab in self.tabs:
                 updates |= show_again(tab.result, visit.states[tab.task], own[tab.task])
-        if any(state.live for state in visit.states.values()):
+        if any(state.awaits_end for state in visit.states.values()):
             updates[self.view.joining] = time.time()
         if visit.task is not None:
             updates[self.tab_bar] = gr.Tabs(selected=visit.task)

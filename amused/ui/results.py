@@ -68,6 +68,7 @@ class TabState:
         num_stops: how often Stop was pressed.
         num_dropped: queued runs that the last Stop cancelled.
         num_arrived: runs whose first image was brought into view.
+        awaits_end: a page that was opened again shows a run, of which it has yet to hear.
         live: the same runs as `num_runs` counts, the one that goes on first.
         status: what is shown of the run that goes on.
         history: of the visit.
@@ -83,6 +84,7 @@ class TabState:
     num_stops: int = 0
     num_dropped: int = 0
     num_arrived: int = 0
+    awaits_end: bool = False
     live: tuple[LiveRun, ...] = ()
     status: str = ""
     history: History = field(default_factory=History)
@@ -440,7 +442,7 @@ def show_again(view: ResultView, state: TabState, former: TabState | None = None
     Args:
         former: what it shows now. If that has the same images, the one that the visitor may have opened stays open.
     """
-    going = bool(state.num_runs)
+    going = state.awaits_end = bool(state.num_runs)
     status = state.status if going else status_line(state.note or view.hint)
     updates: Updates = {
         view.state: state,
@@ -463,16 +465,24 @@ def show_again(view: ResultView, state: TabState, former: TabState | None = None
 
 
 def join_runs(views: Sequence[ResultView], values: Values) -> Iterator[Updates]:
-    """Show the runs that went on while their page was away, until the last one has ended."""
+    """Show the runs that went on while their page was away, until the last one has ended. It may have meanwhile."""
     yield NO_CHANGE  # a generator that yields nothing would empty all outputs
     watcher = Watcher()
-    states = {view: values[view.state] for view in views}
-    runs = {run: view for view, state in states.items() for run in state.live}
+    states: dict[ResultView, TabState] = {view: values[view.state] for view in views}
+    runs = [run for state in states.values() for run in state.live]
     for run in runs:
         run.add(watcher)
-    yield from watch(list(runs), watcher)
-    for view in set(runs.values()):
-        yield show_end(view, view.progress, values)
+    failure = None
+    try:
+        yield from watch(runs, watcher)
+    except Exception as error:
+        failure = error
+    for view, state in states.items():
+        if state.awaits_end:
+            state.awaits_end = False
+            yield show_end(view, view.progress, values)
+    if failure is not None:
+        raise failure
 
 
 def show_groups(groups: Sequence[tuple[int, str]]) -> str:

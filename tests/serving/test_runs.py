@@ -36,7 +36,7 @@ from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
 from amused.ui.queue_list import drop, show_waiting
-from amused.ui.results import RunAction, TabState, join_runs, run_live, show_end, stop_runs, stream_run
+from amused.ui.results import RunAction, TabState, join_runs, run_live, show_again, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
 from amused.ui.uploads import GatedBlocks
 
@@ -266,8 +266,11 @@ def wait_for(is_done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def join(visitor: Visitor) -> Iterator[Updates]:
+def join(visitor: Visitor, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Updates]:
+    """As a page that is opened again."""
     view = visitor.tab.result
+    show_again(view, visitor.state)
+    meanwhile()
     return join_runs([view], {view.state: visitor.state})
 
 
@@ -290,6 +293,48 @@ def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
     assert "2 images in" in updates[-1][view.status] and view.ended in updates[-1]
     assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10"]
     assert numbers(runtime)['amused_requests_total{outcome="done"}'] == 1
+
+
+def test_a_run_that_ends_while_its_page_is_opened_again_is_not_shown_for_ever() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+    visitor = Visitor(fake_runtime(before_step=turnstile))
+    running = live(visitor, 10, 2)
+    next(running)
+    running.close()
+
+    def end() -> None:
+        turnstile.open.set()
+        wait_for(lambda: not visitor.state.live)
+
+    *_, last = join(visitor, meanwhile=end)
+    assert "2 images in" in visitor.status(last)
+    assert list(join(visitor)) == [NO_CHANGE]
+
+
+def test_a_joined_run_that_fails_shows_its_end() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+
+    def step() -> None:
+        turnstile()
+        if turnstile.open.is_set():
+            raise MemoryError
+
+    visitor = Visitor(fake_runtime(before_step=step))
+    running = live(visitor, 10, 2)
+    next(running)
+    running.close()
+    turnstile.passes.release(3)
+    wait_for(lambda: visitor.seeds == [10])
+    shown = join(visitor)
+    next(shown)
+    turnstile.open.set()
+    last = ""
+    with pytest.raises(gr.Error):
+        for update in shown:
+            last = visitor.status(update)
+    assert OUT_OF_MEMORY in last and visitor.seeds == [10]
 
 
 def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() -> None:
