@@ -382,7 +382,7 @@ def pids(pool: WorkerPool) -> list[int]:
 
 @pytest.mark.slow
 def test_no_port_is_open_to_others(ray_pool: WorkerPool) -> None:
-    own = {inode for pid in [os.getpid(), *ray_processes()] for inode in sockets(pid)}
+    own = {inode for pid in [os.getpid(), *ray_processes(os.getpid())] for inode in sockets(pid)}
     listening = []
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
         for row in Path(file).read_text("ascii").splitlines()[1:]:
@@ -469,21 +469,24 @@ def test_nothing_is_left_when_the_page_is_killed(tmp_path: Path) -> None:
         lines.append(line)
         if "worker 1 runs" in line or "worker 0 runs" in line:
             break
-    before = ray_processes()
+    before = ray_processes(page.pid)
     page.kill()
     page.communicate()
     assert before, lines
     wait_until(lambda: not any(is_running(pid) for pid in before))
 
 
-def ray_processes() -> list[int]:
-    """Those of the latest session: all that have its mark."""
-    marks: dict[str, list[int]] = {}
+def ray_processes(page: int) -> list[int]:
+    """Those that a page's process has started, by the mark that they inherit; other tests start some, too."""
+    marks: dict[int, str] = {}
+    own: set[str] = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if mark := re.search(rb"AMUSED_RAY_SESSION=(\w+)", (folder / "environ").read_bytes()):
-                marks.setdefault(mark[1].decode(), []).append(int(folder.name))
-    return max(marks.values(), key=max, default=[])
+                marks[int(folder.name)] = mark[1].decode()
+                if int((folder / "stat").read_text("ascii").rpartition(")")[2].split()[1]) == page:
+                    own.add(mark[1].decode())
+    return [pid for pid, mark in marks.items() if mark in own]
 
 
 def sockets(pid: int) -> Iterator[str]:
