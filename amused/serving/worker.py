@@ -157,8 +157,8 @@ class ModelHost:
         try:
             with self._turn, contextlib.closing(sample_one(model, recipe, *inputs, previews=previews)) as events:
                 for event in events:
-                    often_enough = time.monotonic() - sent < (PREVIEWED if previews else UNSEEN)
-                    if often_enough and isinstance(event, Progress) and event.preview is None:
+                    too_soon = time.monotonic() - sent < (PREVIEWED if previews else UNSEEN)
+                    if too_soon and isinstance(event, Progress) and event.preview is None:
                         continue
                     sent = time.monotonic()
                     yield event

@@ -42,8 +42,8 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
-    # The runtime admits or refuses runs; this bounds runs still waiting for a thread. Set while the page is empty: it
-    # builds the server's application anew.
+    # The runtime admits or refuses runs; this bounds runs still waiting for a thread. Called while the page is empty,
+    # because each call creates a new server application from all that is on it.
     page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
     with page:
         gr.Markdown(HEADING, elem_classes="heading")

@@ -274,17 +274,22 @@ def join(visitor: Visitor, meanwhile: Callable[[], None] = lambda: None) -> Iter
     return join_runs([view], {view.state: visitor.state})
 
 
-def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
-    turnstile = Turnstile()
-    turnstile.open.clear()
-    visitor = Visitor(runtime := fake_runtime(before_step=turnstile))
-    view = visitor.tab.result
+def leave_after_the_first_image(visitor: Visitor, turnstile: Turnstile) -> None:
+    """Start a run of two images and close its page; the second waits in its first step."""
     running = live(visitor, 10, 2)
     next(running)
     assert turnstile.reached.wait(60)
     running.close()
     turnstile.passes.release(3)
     wait_for(lambda: visitor.seeds == [10])
+
+
+def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+    visitor = Visitor(runtime := fake_runtime(before_step=turnstile))
+    view = visitor.tab.result
+    leave_after_the_first_image(visitor, turnstile)
     again = join(visitor)
     next(again)
     turnstile.open.set()
@@ -322,11 +327,7 @@ def test_a_joined_run_that_fails_shows_its_end() -> None:
             raise MemoryError
 
     visitor = Visitor(fake_runtime(before_step=step))
-    running = live(visitor, 10, 2)
-    next(running)
-    running.close()
-    turnstile.passes.release(3)
-    wait_for(lambda: visitor.seeds == [10])
+    leave_after_the_first_image(visitor, turnstile)
     shown = join(visitor)
     next(shown)
     turnstile.open.set()
