@@ -35,17 +35,22 @@ OTHER_THREADS = 40  # for all events that are not runs
 HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
+class AmusedBlocks(GatedBlocks):
+    def queue(self, **options: Any) -> AmusedBlocks:  # type: ignore[override]
+        """Gradio calls this once itself; to call it again would create the server application again.
+
+        The runtime admits or refuses runs; `max_size` bounds runs still waiting for a thread.
+        """
+        return super().queue(**{"max_size": RUNS_AT_ONCE + QUEUE_LENGTH, **options})
+
+
 def build_page(runtime: Runtime) -> gr.Blocks:
     """Build the page. Loads no model: the runtime's choices say what it offers."""
     file_cache.choose_folder()
     # After each event Gradio builds an unused table of this many past events.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    page = GatedBlocks(title="aMUSEd", analytics_enabled=False)
-    # The runtime admits or refuses runs; this bounds runs still waiting for a thread. Called while the page is empty,
-    # because each call creates a new server application from all that is on it.
-    page.queue(max_size=RUNS_AT_ONCE + QUEUE_LENGTH)
-    with page:
+    with AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
         with gr.Tabs() as tab_bar:

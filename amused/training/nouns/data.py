@@ -242,13 +242,21 @@ def training_caption(noun: Noun, rng: random.Random) -> str:
     keep = rng.choice((1.0, 1.0, 1.0, 0.7, 0.4, 0.0))
     style = rng.random()
     if style < 0.4 and noun.accessory == NO_ACCESSORY:
-        return caption(noun, [part for part in PARTS if rng.random() >= keep])
+        return caption(noun, [part for part in PARTS if not is_named(part, rng, keep)])
     return varied_caption(noun, rng, keep) if style < 0.7 else short_caption(noun, rng, keep)
+
+
+def is_named(part: str, rng: random.Random, keep: float) -> bool:
+    """Whether a caption names a trait: with probability `keep`, glasses with half of it.
+
+    Many glasses differ in one lens only, so a model that is not told which ones has most to learn about them.
+    """
+    return rng.random() < (keep / 2 if part == "glasses" else keep)
 
 
 def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
     """A caption as people type it: "a fox with red glasses", "frog, pink background". Names each trait as above."""
-    keep_glasses, keep_head, keep_body, keep_background = (rng.random() < keep for _ in range(4))
+    keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
     head = plain_words(noun.head)
     text = rng.choice(["a character", "character", ""])
     if keep_head:
@@ -268,8 +276,8 @@ def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
 
 
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption in random wording. It names each trait with probability `keep`, and a worn accessory."""
-    keep_glasses, keep_head, keep_body, keep_background = (rng.random() < keep for _ in range(4))
+    """A caption in random wording. It names each trait as `is_named` says, and a worn accessory."""
+    keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
     name = rng.choice([file_words, plain_words])
     glasses = f"{name(noun.glasses)} glasses" if keep_glasses else None
     head = rng.choice([f"a {name(noun.head)}-shaped head", f"a {name(noun.head)} head"]) if keep_head else None

@@ -51,6 +51,7 @@ CONFIG = UViTConfig(
 MASK = CONFIG.vocab_size - 1
 
 VISIBLE = 0.25  # how often a visible token is in the loss, relative to a masked one
+MOST_WRONG = 0.3  # share of an image's visible tokens that are wrong; more, and the model hardly trusts the right ones
 SMALLEST = 8  # masked tokens of an image, at least
 DIFFICULTY_RATE = 0.02  # of the running average of the loss by position
 
@@ -141,9 +142,9 @@ class Batches:
     ) -> Batch:
         """One batch: a quarter is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
 
-        Every other image is masked where the loss has been high, as the sampler leaves it, and if captions vary, some
-        of its visible tokens are those of a character with another head, say. The model has to find these, which is
-        what the corrector and image to image ask of it.
+        Every other image is masked where the loss has been high, as the sampler leaves it. If captions vary, some of
+        the visible tokens of every other of these are those of a character with another head, say. The model has to
+        find these, which is what the corrector and image to image ask of it.
 
         Args:
             size: of the batch.
@@ -164,8 +165,8 @@ class Batches:
         inputs = tokens
         if varied:
             others = self.encode(np.stack([self.nouns.render(vocabulary.vary(noun, self.rng)) for noun in nouns]))
-            wrong = self.uniform(size, LENGTH) < 0.5 * self.uniform(size, 1)
-            wrong[::2] = False
+            wrong = self.uniform(size, LENGTH) < MOST_WRONG * self.uniform(size, 1)
+            wrong[::2] = wrong[1::4] = False
             inputs = torch.where(wrong, others, tokens)
             wanted[1::2].clamp_(min=VISIBLE)
         weights = (self.difficulty + 0.02) * wanted
