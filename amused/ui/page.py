@@ -36,7 +36,7 @@ HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
 class AmusedBlocks(GatedBlocks):
-    def queue(self, **options: Any) -> AmusedBlocks:  # type: ignore[override]
+    def queue(self, **options: Any) -> AmusedBlocks:
         """Gradio calls this once itself; to call it again would create the server application again.
 
         The runtime admits or refuses runs; `max_size` bounds runs still waiting for a thread.
