@@ -249,13 +249,13 @@ def training_caption(noun: Noun, rng: random.Random) -> str:
 def is_named(part: str, rng: random.Random, keep: float) -> bool:
     """Whether a caption names a trait: with probability `keep`, glasses with half of it.
 
-    Many glasses differ in one lens only, so a model that is not told which ones has most to learn about them.
+    Some glasses differ only in one lens. Where a caption leaves them open, the model has to learn which lenses match.
     """
     return rng.random() < (keep / 2 if part == "glasses" else keep)
 
 
 def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption as people type it: "a fox with red glasses", "frog, pink background". Names each trait as above."""
+    """A caption as people type it: "a fox with red glasses", "frog, pink background". Names traits by `is_named`."""
     keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
     head = plain_words(noun.head)
     text = rng.choice(["a character", "character", ""])
@@ -276,7 +276,7 @@ def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
 
 
 def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption in random wording. It names each trait as `is_named` says, and a worn accessory."""
+    """A caption in random wording. It names traits by `is_named`, and a worn accessory."""
     keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
     name = rng.choice([file_words, plain_words])
     glasses = f"{name(noun.glasses)} glasses" if keep_glasses else None

@@ -51,7 +51,7 @@ CONFIG = UViTConfig(
 MASK = CONFIG.vocab_size - 1
 
 VISIBLE = 0.25  # how often a visible token is in the loss, relative to a masked one
-MOST_WRONG = 0.3  # share of an image's visible tokens that are wrong; more, and the model hardly trusts the right ones
+MOST_WRONG = 0.3  # largest share of wrong tokens among the visible ones; with more, the model distrusts right ones too
 SMALLEST = 8  # masked tokens of an image, at least
 DIFFICULTY_RATE = 0.02  # of the running average of the loss by position
 
@@ -142,9 +142,9 @@ class Batches:
     ) -> Batch:
         """One batch: a quarter is fully masked, the rest by the cosine schedule (MUSE, section 2.4).
 
-        Every other image is masked where the loss has been high, as the sampler leaves it. If captions vary, some of
-        the visible tokens of every other of these are those of a character with another head, say. The model has to
-        find these, which is what the corrector and image to image ask of it.
+        Every other image is masked where the loss has been high, as the sampler leaves it. If captions vary, half of
+        those images also show some tokens of a character with another head, say. The model has to find these, which is
+        what the corrector and image to image ask of it.
 
         Args:
             size: of the batch.
