@@ -3,10 +3,13 @@ import os
 
 import pytest
 
+from amused.memory import keep_freed_memory
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask a hub
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # threads that outnumber the cores spin while they wait for each other
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+keep_freed_memory()
 pytest.register_assert_rewrite("helpers", "tests.measure")
 
 

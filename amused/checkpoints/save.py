@@ -39,6 +39,7 @@ def save_checkpoint(
     defaults: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
+    max_shard_size: int | str = "10GB",
 ) -> None:
     """Write a complete checkpoint in the published layout, which diffusers' AmusedPipeline reads as well.
 
@@ -49,6 +50,7 @@ def save_checkpoint(
         defaults: the checkpoint's own settings, by field of a recipe.
         dtype: of the weights in the files.
         variant: part of the weights' file names: "fp16", or None for full precision.
+        max_shard_size: of a weights file, in bytes or as "10MB"; larger ones are split, with an index.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
@@ -59,7 +61,7 @@ def save_checkpoint(
         for component in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler"):
             (part / component).mkdir()
         for component, network in (("transformer", transformer), ("vqvae", vqgan), ("text_encoder", text_encoder)):
-            write_weights(part, component, network, dtype, variant)
+            write_weights(part, component, network, dtype, variant, max_shard_size)
         for component, config in (("transformer", transformer.config), ("vqvae", vqgan.config)):
             written_by = {"_class_name": CLASSES[component], "_diffusers_version": DIFFUSERS}
             values = dataclasses.asdict(config)
@@ -99,15 +101,30 @@ def save_checkpoint(
         read_configs(part)
 
 
-def write_weights(folder: Path, component: str, network: nn.Module, dtype: torch.dtype, variant: str | None) -> None:
+def write_weights(
+    folder: Path,
+    component: str,
+    network: nn.Module,
+    dtype: torch.dtype,
+    variant: str | None,
+    max_shard_size: int | str,
+) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     file = f"{WEIGHTS[component]}{f'.{variant}' if variant else ''}.safetensors"
+    place, _, name = file.rpartition("/")
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in network.state_dict().items()}
     for key, tensor in state.items():
         if not is_finite(tensor):
             raise CheckpointError(f"{file} is not written: {key} holds a value that is not a finite number in {dtype}.")
-    save_file(state, folder / file, metadata={"format": "pt"})
+    pattern = name.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=max_shard_size)
+    for shard, keys in split.filename_to_tensors.items():
+        save_file({key: state[key] for key in keys}, folder / place / shard, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = f"{WEIGHTS[component]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+        write_json(folder / index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -1,13 +1,15 @@
 """Reads a checkpoint's weights into its networks.
 
 A checkpoint is a folder in the published layout: `transformer/`, `vqvae/`, `text_encoder/`, `tokenizer/`, `scheduler/`.
-Networks are built on the meta device, which allocates nothing. Weights come from safetensors files only; every tensor's
-name, shape, type and values are checked, and a network gets either all of them or none.
+Networks are built on the meta device, which allocates nothing. Weights come from safetensors files only, one for each
+network or several with an index; every tensor's name, shape, type and values are checked, and a network gets either all
+of them or none.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from amused.checkpoints.catalog import FORMER, INDEX
 from amused.checkpoints.config import CONFIGS, TOKENIZER, CheckpointConfig, read_configs, shown
+from amused.checkpoints.json_file import read_json
 from amused.errors import CheckpointError
 from amused.model.text import build_text_encoder, num_ids, read_tokenizer, set_position_ids
 from amused.model.transformer import UViT
@@ -133,20 +136,42 @@ class Checkpoint(CheckpointConfig):
         dtype: torch.dtype,
         names: Mapping[str, Tensor] | None = None,
     ) -> Network:
-        """Read the network's weights. The file must hold exactly the tensors of `names`, by default the network's."""
-        file, wanted = self._weights(component), network.state_dict()
-        state = read_weights(self.folder / file, file, names or wanted, torch.device(device), dtype, wanted.keys())
+        """Read the network's weights. The files must hold exactly the tensors of `names`, by default the network's."""
+        wanted = network.state_dict()
+        state: dict[str, Tensor] = {}
+        for file, expected in self._shards(component, names or wanted).items():
+            needed = [name for name in expected if name in wanted]
+            state |= read_weights(self.folder / file, file, expected, torch.device(device), dtype, needed)
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval().requires_grad_(False)
 
     def fetch_weights(self) -> None:
         """Download all weights now instead of at first use."""
         for component in WEIGHTS:
-            self._weights(component)
+            file = self._weights(component)
+            if is_index(file):
+                for shard in set(read_index(self.folder, file).values()):
+                    self._find([shard])
+
+    def _shards(self, component: str, names: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The tensors of `names` by the file that has them; the files are downloaded if need be."""
+        file = self._weights(component)
+        if not is_index(file):
+            return {file: dict(names)}
+        shards: dict[str, dict[str, Tensor]] = {}
+        index = read_index(self.folder, file)
+        check_names(file, index, names)
+        for name, tensor in names.items():
+            shards.setdefault(index[name], {})[name] = tensor
+        return {self._find([shard]): part for shard, part in shards.items()}
 
     def _weights(self, component: str) -> str:
-        """The name of the component's weights file, half precision if there is a choice; downloaded if need be."""
-        names = weight_files(component)
+        """The component's weights file, or the index of its shards. Half precision if there is a choice."""
+        half, full = weight_files(component)
+        return self._find([half, *index_files(component), full])
+
+    def _find(self, names: list[str]) -> str:
+        """The first of the files that is there, else the first that can be downloaded."""
         for name in names:
             if (self.folder / name).is_file():
                 return name
@@ -160,6 +185,37 @@ class Checkpoint(CheckpointConfig):
 def weight_files(component: str) -> list[str]:
     """The possible names of a component's weights, the preferred one first."""
     return [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
+
+
+def index_files(component: str) -> list[str]:
+    """Where the shards of a component are listed, if its weights are in several files; the preferred name first."""
+    return [f"{WEIGHTS[component]}.safetensors.index{variant}.json" for variant in (".fp16", "")]
+
+
+def is_index(file: str) -> bool:
+    return file.endswith(".json")
+
+
+def read_index(folder: Path, file: str) -> dict[str, str]:
+    """The file that holds a tensor, by the tensor's name."""
+    index = read_json(folder, file).get("weight_map")
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{file} has no weight_map.")
+    for shard in index.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]{0,199}\.safetensors", shard, re.ASCII):
+            raise CheckpointError(f"{file} names a file that is not a safetensors file next to it.")
+    place = file.rpartition("/")[0]
+    return {name: f"{place}/{shard}" for name, shard in index.items()}
+
+
+def check_names(file: str, found: Collection[str], expected: Collection[str]) -> None:
+    """Refuse a file that lacks a tensor of the network or has others."""
+    names = set(found)
+    for name in expected:
+        if name not in names:
+            raise CheckpointError(f"{file}: {name} is missing.")
+    for name in sorted(names - set(expected) - LEGACY_KEYS):
+        raise CheckpointError(f"{file}: {shown(name)} is not part of this network.")
 
 
 def read_checkpoint(folder: Path, name: str, fetch: Fetch | None = None) -> Checkpoint:
@@ -193,12 +249,7 @@ def read_weights(
     state: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as weights:
-            found = set(weights.keys()) - LEGACY_KEYS
-            for key in expected:
-                if key not in found:
-                    raise CheckpointError(f"{file}: {key} is missing.")
-            for key in sorted(found - set(expected)):
-                raise CheckpointError(f"{file}: {shown(key)} is not part of this network.")
+            check_names(file, weights.keys(), expected)
             for key, tensor in expected.items():
                 stored = weights.get_slice(key)
                 if stored.get_dtype() not in FLOATS:

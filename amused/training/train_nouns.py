@@ -26,6 +26,7 @@ from amused.checkpoints.hub import locate
 from amused.checkpoints.save import save_checkpoint
 from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
+from amused.memory import keep_freed_memory
 from amused.model.vqgan import VQGAN
 from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
 from amused.training.nouns.model import (
@@ -46,6 +47,7 @@ STATE = "state.safetensors"
 SAMPLED = 64  # positions per image whose loss is computed
 SCORED = 32  # characters
 FINAL_PHASE = 1600  # the step at which the curriculum ends
+MAX_SHARD_SIZE = 9_000_000  # bytes: the Hub takes no file over 10 MiB from a plain `git push`
 
 
 def parse_options() -> argparse.Namespace:
@@ -69,8 +71,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    options = parse_options()
+    keep_freed_memory()
     try:
-        train(parse_options())
+        train(options)
     except UserError as error:
         sys.exit(f"{error}")
 
@@ -308,6 +312,7 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary) -
         tokenizer=model.tokenizer,
         masking_schedule="cosine",
         traits=dataclasses.asdict(known),
+        max_shard_size=MAX_SHARD_SIZE,
     )
     for path, content in kept.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ def tiny_checkpoint(
     dtype: torch.dtype = torch.float16,
     variant: str | None = "fp16",
     traits: dict | None = None,
+    max_shard_size: int | str = "10GB",
 ) -> Path:
     """Write the checkpoint and return its folder. Pictures are 64 pixels a side, 128 with `downsample`."""
     with torch.random.fork_rng(devices=[]):
@@ -45,6 +46,7 @@ def tiny_checkpoint(
         traits=traits,
         dtype=dtype,
         variant=variant,
+        max_shard_size=max_shard_size,
     )
     return Path(folder)
 

@@ -51,7 +51,7 @@ FILES = [
     "file:///etc/passwd",
     str(ROOT / "app.py"),
     str(ROOT / ".git/config"),
-    str(ROOT / "amused/checkpoints/nouns/transformer/diffusion_pytorch_model.fp16.safetensors"),
+    str(ROOT / "amused/checkpoints/nouns/vqvae/diffusion_pytorch_model.fp16.safetensors"),
     "{secrets}/.env",
     "{secrets}/../secrets0/.env",
     "http://127.0.0.1:1/redirect",

@@ -22,6 +22,7 @@ from amused.checkpoints.hub import locate
 from amused.checkpoints.save import save_checkpoint
 from amused.errors import UserError
 from amused.model.text import encode_text, tokenize
+from amused.model.vqgan import HALVES
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,76 @@ def test_falls_back_to_full_precision(tmp_path: Path) -> None:
         assert next(load(folder, file).parameters()).dtype == FLOAT
 
 
-@pytest.mark.parametrize("downsample", [False, True])
+INDEX = "transformer/diffusion_pytorch_model.safetensors.index.fp16.json"
+
+
+@pytest.fixture(scope="module")
+def original_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("shards") / "tiny", max_shard_size="20KB")
+
+
+@pytest.fixture
+def shards(original_shards: Path, tmp_path: Path) -> Path:
+    """The same weights as those of `folder`, each network in several files."""
+    return Path(shutil.copytree(original_shards, tmp_path / "shards"))
+
+
+def test_reads_weights_in_several_files(folder: Path, shards: Path) -> None:
+    for file in (TRANSFORMER, VQGAN, TEXT):
+        assert not (shards / file).exists()
+        assert len(list((shards / file).parent.glob("*.safetensors"))) > 1
+        state, wanted = load(shards, file).state_dict(), load(folder, file).state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.items())
+    for half in HALVES:
+        state, wanted = (locate(place).load_vqgan(CPU, FLOAT, half).state_dict() for place in (shards, folder))
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.items())
+
+
+def test_refuses_a_missing_shard(shards: Path) -> None:
+    (shard, *_) = sorted((shards / TRANSFORMER).parent.glob("*.safetensors"))
+    shard.unlink()
+    refused(lambda: load(shards), f"transformer/{shard.name} is missing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../vqvae/diffusion_pytorch_model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "", ".safetensors",
+     "..\\x.safetensors", "x.bin", "x.safetensors\n", "nul\x00.safetensors", 1, None, ["x.safetensors"]],
+)  # fmt: skip
+def test_an_index_names_only_safetensors_next_to_it(shards: Path, name: object) -> None:
+    index = json.loads((shards / INDEX).read_text())["weight_map"]
+    edit(shards, INDEX, weight_map={**index, next(iter(index)): name})
+    refused(lambda: load(shards), INDEX, "next to it")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "x"])
+def test_refuses_an_index_without_a_map(shards: Path, weight_map: object) -> None:
+    edit(shards, INDEX, weight_map=weight_map)
+    refused(lambda: load(shards), INDEX, "weight_map")
+
+
+def test_an_index_must_list_the_tensors_of_the_network_and_of_its_files(shards: Path) -> None:
+    index = json.loads((shards / INDEX).read_text())["weight_map"]
+    one, other = sorted(set(index.values()))[:2]
+    moved = next(key for key, shard in index.items() if shard == one)
+    edit(shards, INDEX, weight_map={key: shard for key, shard in index.items() if key != moved})
+    refused(lambda: load(shards), INDEX, f"{moved} is missing")
+    edit(shards, INDEX, weight_map={**index, "lora.weight": one})
+    refused(lambda: load(shards), INDEX, "lora.weight", "not part of this network")
+    edit(shards, INDEX, weight_map={**index, moved: other})
+    refused(lambda: load(shards), moved)
+
+
+@pytest.mark.parametrize(("downsample", "max_shard_size"), [(False, "10GB"), (True, "10GB"), (False, "20KB")])
 @pytest.mark.slow
-def test_diffusers_reads_it_and_computes_the_same(tmp_path: Path, downsample: bool) -> None:
+def test_diffusers_reads_it_and_computes_the_same(tmp_path: Path, downsample: bool, max_shard_size: str) -> None:
     from diffusers import AmusedPipeline
 
-    folder = tiny_checkpoint(tmp_path / "tiny", downsample=downsample, masking_schedule="linear")
+    folder = tiny_checkpoint(
+        tmp_path / "tiny", downsample=downsample, masking_schedule="linear", max_shard_size=max_shard_size
+    )
     theirs = AmusedPipeline.from_pretrained(folder, variant="fp16", torch_dtype=FLOAT)
     ours = locate(folder)
     assert theirs.scheduler.config.masking_schedule == ours.masking_schedule == "linear"

@@ -209,6 +209,17 @@ def test_says_which_file_is_not_on_this_machine(
     assert ("unset it" if offline else "check the connection") in says
 
 
+def test_downloads_weights_in_several_files(hub: Hub, tmp_path: Path) -> None:
+    hub.folder = tiny_checkpoint(tmp_path / "shards", max_shard_size="20KB")
+    checkpoint = locate("owner/name")
+    checkpoint.load_transformer(CPU, FLOAT)
+    assert not list((checkpoint.folder / "vqvae").glob("*.safetensors"))
+    checkpoint.fetch_weights()
+    hub.close()
+    for file in (TRANSFORMER, VQGAN):
+        load(checkpoint.folder, file)
+
+
 def test_downloads_full_precision_where_there_is_no_other(hub: Hub) -> None:
     (hub.folder / TRANSFORMER).rename(hub.folder / TRANSFORMER.replace(".fp16", ""))
     (hub.folder / VQGAN).unlink()
