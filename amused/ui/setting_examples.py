@@ -1,18 +1,18 @@
-"""What a number does, in two tiny images: low and high, made by the bundled model.
-
-`python -m amused.ui.setting_examples` makes them again, in examples/settings.
-"""
+"""What a number does, in two tiny images: low and high, made by the bundled model."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from amused.recipe.recipe import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, VARY, Recipe
 from amused.ui.prompts import FOLDER
+
+if TYPE_CHECKING:
+    from amused.generation.pipeline import Amused
 
 PROMPT = "a pixel art character with red glasses and a whale-shaped head"
 OTHER = "a pixel art character with blue glasses and a fox-shaped head"
@@ -62,10 +62,10 @@ def style() -> str:
     return "\n".join(rules)
 
 
-def main() -> None:
-    import amused
+def make(model: Amused) -> None:
+    """Make the images again, in examples/settings."""
+    from amused.generation.pipeline import Picture
 
-    model = amused.load("nouns", device="cpu", dtype="float32")
     first = Recipe(TEXT_TO_IMAGE, PROMPT, (8,), **PLAIN, model_version=model.defaults["model_version"])
     (given,) = model.text_to_image(PROMPT, seeds=[8])
     (FOLDER / "settings").mkdir(exist_ok=True)
@@ -82,10 +82,6 @@ def main() -> None:
                 changes[pair.field] = tuple(parts)
             recipe = replace(first, **changes)
             *_, picture = model.generate(recipe, image=given if pair.task == IMAGE_TO_IMAGE else None)
-            assert isinstance(picture, amused.Picture)
+            assert isinstance(picture, Picture)
             image = picture.image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
             image.save(FOLDER / "settings" / f"{name}-{end}.webp", lossless=True)
-
-
-if __name__ == "__main__":
-    main()

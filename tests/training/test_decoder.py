@@ -9,14 +9,16 @@ from torch import Tensor
 from amused.checkpoints.catalog import BUNDLED
 from amused.checkpoints.hub import locate
 from amused.model.vqgan import VQGAN
-from amused.training.nouns.vqgan import construct_vqgan
+from amused.training.nouns.vqgan import CONFIG, construct_vqgan
+
+CODES = CONFIG.num_vq_embeddings
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def codebook() -> Tensor:
-    return torch.rand(4096, 12, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    return torch.rand(CODES, 12, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +38,20 @@ def expected(codebook: Tensor, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(16, 16), (1, 3), (6, 8), (20, 35)], ids=str)
 def test_every_pixel_is_that_of_the_code(vqgan: VQGAN, codebook: Tensor, size: tuple[int, int]) -> None:
-    tokens = torch.randint(4096, size, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(CODES, size, generator=torch.Generator().manual_seed(1))
     decoded = vqgan.decode(tokens[None])[0]
     assert decoded.shape == (3, size[0] * 16, size[1] * 16)
     assert (decoded - expected(codebook, tokens)).abs().max() < 1 / 255
 
 
 def test_images_of_a_batch_do_not_mix(vqgan: VQGAN, codebook: Tensor) -> None:
-    tokens = torch.randint(4096, (2, 17, 16), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(CODES, (2, 17, 16), generator=torch.Generator().manual_seed(1))
     for image, decoded in zip(tokens, vqgan.decode(tokens)):
         assert (decoded - expected(codebook, image)).abs().max() < 1 / 255
 
 
 def test_what_is_encoded_is_decoded(vqgan: VQGAN, codebook: Tensor) -> None:
-    tokens = torch.randint(4096, (16, 16), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(CODES, (16, 16), generator=torch.Generator().manual_seed(2))
     assert torch.equal(vqgan.encode(expected(codebook, tokens)[None])[0], tokens)
 
 

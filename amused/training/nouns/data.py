@@ -37,6 +37,9 @@ KINDS = ("bodies", "accessories", "heads", "glasses")
 
 NO_ACCESSORY = "accessory-none"
 
+HELD_OUT = 1 / 16
+"""Share of the pairs of head and glasses that are held out for scoring."""
+
 BACKGROUNDS = {
     "cool": "d5d7e1",
     "warm": "e1d7d5",
@@ -221,8 +224,8 @@ class Vocabulary:
 
 
 def held_out_pair(head: str, glasses: str) -> bool:
-    """Whether training skips this pair of head and glasses: one in sixteen, for every vocabulary."""
-    return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 16
+    """Whether this pair of head and glasses is held out: the same pairs for every vocabulary."""
+    return hashlib.sha256(f"{head} {glasses}".encode()).digest()[0] < 256 * HELD_OUT
 
 
 def caption(noun: Noun, leave_out: Collection[str] = ()) -> str:

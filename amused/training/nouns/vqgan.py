@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amused.model.vqgan import VQGAN, Downsample, ResnetBlock, VQGANConfig
-from amused.training.nouns.data import Nouns, Vocabulary
+from amused.training.nouns.data import HELD_OUT, Nouns, Vocabulary
 from amused.training.nouns.decoder import construct_decoder
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +38,7 @@ CONFIG = VQGANConfig(
     layers_per_block=1,
     latent_channels=PATCH,
     sample_size=256,
-    num_vq_embeddings=4096,
+    num_vq_embeddings=8192,
     norm_num_groups=4,
     mid_block_add_attention=False,
     lookup_from_codebook=True,
@@ -139,19 +139,22 @@ def construct_encoder(model: VQGAN) -> None:
 
 
 def sample_art(nouns: Nouns, vocabulary: Vocabulary, rng: random.Random, count: int, accessories: float) -> Tensor:
-    """Random characters, (count, 3, 32, 32) in [0, 1]. `accessories` is the share that wears one."""
-    art = np.stack([nouns.render(vocabulary.sample(rng, accessories)) for _ in range(count)])
+    """Random characters, all pairs of head and glasses among them, (count, 3, 32, 32) in [0, 1].
+
+    `accessories` is the share that wears one.
+    """
+    art = np.stack([nouns.render(vocabulary.sample(rng, accessories, HELD_OUT)) for _ in range(count)])
     return torch.from_numpy(art).permute(0, 3, 1, 2).float() / 255
 
 
 def fit_codebook(
-    nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int, characters: int = 20_000
+    nouns: Nouns, known: Vocabulary, everything: Vocabulary, codes: int, characters: int = 40_000
 ) -> NDArray[np.float32]:
     """The codes (codes, 12) for characters with known traits and a few with any traits.
 
-    Half are the commonest patches themselves, which are most of an image: these come back exactly. The others are means
-    of rarer ones. With real patches alone, rare ones would come back with a pixel of another colour: glasses on a head
-    that they were never seen with would look wrong.
+    Three quarters are the commonest patches themselves, which are most of an image: these come back exactly. The others
+    are means of rarer ones. With real patches alone, rare ones would come back with a pixel of another colour: glasses
+    on a head that they were never seen with would look wrong.
     """
     rng = random.Random(0)
     art = torch.cat(
@@ -164,8 +167,8 @@ def fit_codebook(
     unique, counts = np.unique(flat, axis=0, return_counts=True)
     points, weights = torch.from_numpy(unique), torch.from_numpy(counts).float()
     order = weights.argsort(descending=True)
-    common, rare = order[: codes // 2], order[codes // 2 :]
-    means = weighted_kmeans(points[rare], weights[rare] ** 0.75, points[common], codes - codes // 2, rounds=8, seed=0)
+    common, rare = order.tensor_split([codes * 3 // 4])
+    means = weighted_kmeans(points[rare], weights[rare] ** 0.75, points[common], codes - len(common), rounds=8, seed=0)
     return torch.cat([points[common], means]).numpy()
 
 
@@ -194,7 +197,7 @@ def new_vqgan(nouns: Nouns, known: Vocabulary, everything: Vocabulary) -> VQGAN:
 
 @torch.no_grad()
 def construct_vqgan(codebook: Tensor) -> VQGAN:
-    """The VQ-GAN of a codebook, (4096, 12)."""
+    """The VQ-GAN of a codebook, (codes, 12)."""
     torch.manual_seed(0)
     model = VQGAN(CONFIG)
     model.quantize.embedding.weight.copy_(codebook)
