@@ -14,7 +14,7 @@ from torch import nn
 from amused.atomic import atomic_dir, write_json
 from amused.checkpoints.catalog import GENERATION_CONFIG, INDEX, TRAITS
 from amused.checkpoints.config import CLASSES, CONFIGS, PRIVATE, SCHEDULER, SCHEDULES, TOKENIZER, read_configs
-from amused.checkpoints.weights import WEIGHTS, is_finite
+from amused.checkpoints.weights import index_file, is_finite, weights_file
 from amused.errors import CheckpointError, UserError
 from amused.model.text import config_of
 from amused.model.transformer import UViT
@@ -112,18 +112,17 @@ def write_weights(
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    file = f"{WEIGHTS[component]}{f'.{variant}' if variant else ''}.safetensors"
-    place, _, name = file.rpartition("/")
+    file = weights_file(component, variant)
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in network.state_dict().items()}
     for key, tensor in state.items():
         if not is_finite(tensor):
             raise CheckpointError(f"{file} is not written: {key} holds a value that is not a finite number in {dtype}.")
-    pattern = name.replace(".safetensors", "{suffix}.safetensors")
+    pattern = Path(file).name.replace(".safetensors", "{suffix}.safetensors")
     split = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=max_shard_size)
     for shard, keys in split.filename_to_tensors.items():
-        save_file({key: state[key] for key in keys}, folder / place / shard, metadata={"format": "pt"})
+        save_file({key: state[key] for key in keys}, folder / component / shard, metadata={"format": "pt"})
     if split.is_sharded:
-        index = f"{WEIGHTS[component]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+        index = index_file(component, variant)
         write_json(folder / index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 

@@ -39,6 +39,7 @@ WEIGHTS = {
     "vqvae": "vqvae/diffusion_pytorch_model",
     "text_encoder": "text_encoder/model",
 }
+VARIANTS = ("fp16", None)  # the preferred one first
 MAX_TOKENIZER_BYTES = 16_000_000
 MAX_HEADER_BYTES = 16_000_000
 BYTES_AT_ONCE = 100_000_000
@@ -168,7 +169,7 @@ class Checkpoint(CheckpointConfig):
     def _weights(self, component: str) -> str:
         """The component's weights file, or the index of its shards. Half precision if there is a choice."""
         half, full = weight_files(component)
-        return self._find([half, *index_files(component), full])
+        return self._find([half, *(index_file(component, variant) for variant in VARIANTS), full])
 
     def _find(self, names: list[str]) -> str:
         """The first of the files that is there, else the first that can be downloaded."""
@@ -182,14 +183,18 @@ class Checkpoint(CheckpointConfig):
         raise CheckpointError(f"{names[-1]} is missing.")
 
 
+def weights_file(component: str, variant: str | None) -> str:
+    return f"{WEIGHTS[component]}{f'.{variant}' if variant else ''}.safetensors"
+
+
+def index_file(component: str, variant: str | None) -> str:
+    """Where the files of a component are listed, if its weights are in several."""
+    return f"{WEIGHTS[component]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+
+
 def weight_files(component: str) -> list[str]:
-    """The possible names of a component's weights, the preferred one first."""
-    return [f"{WEIGHTS[component]}{variant}.safetensors" for variant in (".fp16", "")]
-
-
-def index_files(component: str) -> list[str]:
-    """Where the shards of a component are listed, if its weights are in several files; the preferred name first."""
-    return [f"{WEIGHTS[component]}.safetensors.index{variant}.json" for variant in (".fp16", "")]
+    """The possible names of a component's weights in one file, the preferred one first."""
+    return [weights_file(component, variant) for variant in VARIANTS]
 
 
 def is_index(file: str) -> bool:
