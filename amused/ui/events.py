@@ -26,7 +26,11 @@ def merge(updates: Sequence[Updates]) -> Updates:
         for component, value in update.items():
             is_plain = not isinstance(value, Block)
             changed.setdefault(component, {}).update({"value": value} if is_plain else value.constructor_args)
-    return {component: gr.update(**properties) for component, properties in changed.items()}
+    # Not `gr.update`, of which Gradio (6.31) drops what is None.
+    return {
+        component: properties["value"] if set(properties) == {"value"} else type(component)(**properties)
+        for component, properties in changed.items()
+    }
 
 
 # For UI-only events: they bypass the generation queue.

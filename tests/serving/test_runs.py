@@ -23,6 +23,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from helpers.tabs import build_tab, values_of
 from PIL import Image
+from starlette.testclient import TestClient
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
@@ -30,7 +31,7 @@ from amused.serving.jobs import Event, Request, Result, Started, Summary
 from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
 from amused.ui import history, live_runs, results
-from amused.ui.events import NO_CHANGE, Updates
+from amused.ui.events import NO_CHANGE, Updates, merge
 from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection
@@ -345,7 +346,7 @@ def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() 
     next(running)
     wait_for(lambda: not visitor.state.live)
     missed, *rest = running
-    gallery = missed[visitor.tab.result.gallery]
+    gallery = missed[visitor.tab.result.gallery].constructor_args
     assert [label for _, label in gallery["value"]] == ["seed 10", "seed 11", "seed 12"]
     assert gallery["selected_index"] is None and all(is_nothing(update) for update in rest)
     assert "Image 3 of 3" in visitor.status(missed)
@@ -571,3 +572,29 @@ def test_images_are_shown_by_seed_in_whatever_order_workers_finish_them(monkeypa
             assert update[visitor.tab.result.gallery].selected_index == visitor.state.opened == 2
     assert [seeds for seeds, _ in groupby(seen) if seeds] == [[1], [1, 2], [0, 1, 2]]
     assert "A worker was lost: another one made 1 image" in visitor.state.note
+
+
+def test_updates_that_arrive_together_do_what_they_do_one_after_another() -> None:
+    with gr.Blocks() as page:
+        gallery, state, line, button = gr.Gallery(), gr.State(), gr.Textbox(), gr.Button()
+        merged = merge(
+            [
+                {gallery: gr.Gallery(selected_index=None), line: "Starting", button: gr.Button(visible=True)},
+                {gallery: gr.Gallery([]), state: 1, line: gr.Textbox(visible=False)},
+                {gallery: gr.Gallery(columns=3), state: 2, button: gr.Button(visible=False)},
+            ]
+        )
+        page.load(lambda: merged, None, [gallery, state, line, button], queue=False, api_name="merged")
+        page.load(lambda kept: kept, state, line, queue=False, api_name="kept")
+    with TestClient(gr.routes.App.create_app(page)) as client:
+
+        def call(name: str) -> list[Any]:
+            return client.post(f"/gradio_api/run/{name}", json={"data": [None], "session_hash": "one"}).json()["data"]
+
+        assert call("merged") == [
+            {"__type__": "update", "selected_index": None, "value": [], "columns": 3},
+            None,
+            {"__type__": "update", "value": "Starting", "visible": False},
+            {"__type__": "update", "visible": False},
+        ]
+        assert call("kept") == ["2"]
