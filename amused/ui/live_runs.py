@@ -20,6 +20,7 @@ from amused.ui.events import NO_CHANGE, Updates, merge
 
 NUMBERS = itertools.count()
 PATIENCE = 1.0  # seconds: a watching page gets something at least this often, so that it can leave
+PACE = 0.25  # seconds between two updates: the browser may share the cores with the model, and each costs it a tenth
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,26 @@ class LiveRun:
             return bool(self._watchers) or time.monotonic() - self._alone_since < AWAY_SECONDS
 
 
-def take(watcher: Watcher) -> list[Updates | Ended]:
-    """All that has arrived; nothing if nothing does for a moment."""
-    arrived = []
+def take(watcher: Watcher, due: float) -> list[Updates | Ended]:
+    """All that arrives until `due`, of `time.monotonic`, or until a run ends; nothing if nothing does for a moment."""
+    arrived: list[Updates | Ended] = []
     with contextlib.suppress(queue.Empty):
         arrived.append(watcher.get(timeout=PATIENCE))
-        while True:
-            arrived.append(watcher.get_nowait())
+        while not isinstance(arrived[-1], Ended):
+            arrived.append(watcher.get(timeout=max(0.0, due - time.monotonic())))
     return arrived
 
 
 def watch(runs: Sequence[LiveRun], watcher: Watcher) -> Iterator[Updates]:
     """The updates of runs to which the watcher was added, until all have ended; the error of a run that is alone.
 
-    A page that is slower than its runs gets what has arrived meanwhile as one update.
+    What arrives within `PACE`, or while the page is still busy with the last update, is one update.
     """
-    going = len(runs)
+    going, due = len(runs), 0.0
     try:
         while going:
-            arrived = take(watcher)
+            arrived = take(watcher, due)
+            due = time.monotonic() + PACE
             going -= sum(isinstance(one, Ended) for one in arrived)
             yield merge([one for one in arrived if not isinstance(one, Ended) and one is not NO_CHANGE]) or NO_CHANGE
     finally:

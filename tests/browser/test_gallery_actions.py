@@ -33,7 +33,7 @@ from helpers.browser import (
 )
 from helpers.serve import serve
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_query, to_query
@@ -262,17 +262,16 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
     select(page, TEXT, 0)
     held: list[Route] = []
 
-    def hold(route: Route) -> None:
-        """The answer to the arrow key."""
-        if held:
-            route.continue_()
-        else:
-            held.append(route)
+    def is_of_the_arrow(request: Request) -> bool:
+        given = request.post_data_json if request.url.endswith("/run/predict") else {}
+        return bool(given.get("event_data")) and given["event_data"].get("index") == 1
 
-    page.route("**/run/predict", hold)
-    page.keyboard.press("ArrowRight")
+    page.route(
+        "**/run/predict", lambda route: held.append(route) if is_of_the_arrow(route.request) else route.continue_()
+    )
+    with page.expect_request(is_of_the_arrow):
+        page.keyboard.press("ArrowRight")
     expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
-    page.wait_for_function("true")  # lets the held request arrive here
     page.keyboard.press("k")
     expect(kept(page)).to_have_text(["seed 9"])
     held[0].continue_()

@@ -352,6 +352,14 @@ def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() 
     assert "Image 3 of 3" in visitor.status(missed)
 
 
+def test_a_quick_run_updates_its_page_a_few_times_a_second() -> None:
+    visitor = Visitor(fake_runtime())
+    began = time.monotonic()
+    updates = list(live(visitor, 10, 32))
+    assert len(updates) <= 3 + (time.monotonic() - began) / live_runs.PACE  # the queue, the first and the last one
+    assert visitor.seeds == list(range(10, 42))
+
+
 def test_a_run_that_nobody_comes_back_to_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_runs, "AWAY_SECONDS", 0)
     visitor = Visitor(runtime := fake_runtime())
