@@ -20,7 +20,7 @@ from amused.ui.events import NO_CHANGE, Updates, merge
 
 NUMBERS = itertools.count()
 PATIENCE = 1.0  # seconds: a watching page gets something at least this often, so that it can leave
-PACE = 0.25  # seconds between two updates: the browser may share the cores with the model, and each costs it a tenth
+PACE = 0.25  # seconds between two updates: each takes a tenth of a second of a core, which the model may need
 
 
 @dataclass(frozen=True)
