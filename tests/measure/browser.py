@@ -37,7 +37,11 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     runtime = Runtime(default="nouns")
-    with serve(runtime, Path(tempfile.mkdtemp())) as address, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        serve(runtime, Path(cache)) as address,
+        sync_playwright() as playwright,
+    ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = new_context(browser, 1280, 900).new_page()
         page.goto(address)
