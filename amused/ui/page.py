@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
+from amused.memory import paused_collection
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
@@ -50,7 +51,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     # After each event Gradio builds an unused table of this many past events.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-    with AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
+    with paused_collection(), AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
         with gr.Tabs() as tab_bar:

@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import gradio as gr
+import pytest
+from gradio.routes import App
 
 from amused.serving.runtime import Runtime
 from amused.ui.drawing import Drawing, MaskEditor
@@ -20,8 +22,11 @@ SETTINGS = {"prompt": "a fox", "count": 1, "random_seeds": False}
 
 
 def build_tab(build: Callable[[Runtime], AnyTab], runtime: Runtime) -> AnyTab:
-    with gr.Blocks(), gr.Tabs():
-        return build(runtime)
+    with pytest.MonkeyPatch.context() as patch:
+        # Blocks makes a server twice, which takes most of the time, and here nothing is served.
+        patch.setattr(App, "create_app", lambda *_, **__: None)
+        with gr.Blocks(), gr.Tabs():
+            return build(runtime)
 
 
 def values_of(tab: Tab, state: TabState | None = None, **changes: Any) -> Values:

@@ -92,6 +92,16 @@ def test_the_page_comes_before_torch_and_transformers() -> None:
     assert printed(code) == "[]"
 
 
+@pytest.mark.slow
+def test_importing_the_page_writes_no_stubs() -> None:
+    """Gradio would write one beside each module with a component, and take twice as long to import."""
+    folder = ROOT / "amused" / "ui"
+    for stub in folder.glob("*.pyi"):
+        stub.unlink()
+    printed("import amused.ui.page")
+    assert not [*folder.glob("*.pyi")]
+
+
 def test_no_pickles() -> None:
     for path in FILES:
         text = path.read_text("utf-8")
