@@ -31,14 +31,15 @@ class StepPlan:
         number: counts the steps that run, from 1.
         num_masked: (b,) tokens per image that are still masked after this step; None after the last one: none are.
         temperature: 0-dimensional, of the Gumbel noise on the confidence, 0 or more.
-        sample_temperature: of the logits that tokens are drawn from; at 0 each token is the likeliest.
+        sample_temperature: of the logits that the annealed sampler draws from; at 0 each token is the likeliest. None
+            for the reference's sampler.
         num_to_mask: for the first half of a corrector round: tokens per image to mask, instead of unmasking any.
     """
 
     number: int
     num_masked: Tensor | None
     temperature: Tensor
-    sample_temperature: float = 1.0
+    sample_temperature: float | None = None
     num_to_mask: int | None = None
 
 
@@ -71,10 +72,10 @@ def sampling_steps(
     return [StepPlan(i, *plan) for i, plan in enumerate(plans, start=1)]
 
 
-def sample_temperatures(sampler: str, steps: int) -> list[float]:
-    """At each step: always 1 ("multinomial"), or from 1 down to 0 over the first half of the steps ("annealed")."""
+def sample_temperatures(sampler: str, steps: int) -> list[float | None]:
+    """At each step: none ("multinomial"), or from 1 down to 0 over the first half of the steps ("annealed")."""
     if sampler == "multinomial":
-        return [1.0] * steps
+        return [None] * steps
     return [max(0.0, 1 - 2 * step / steps) for step in range(steps)]
 
 
@@ -86,7 +87,7 @@ def corrector_plans(first: int, rounds: int, num_tokens: int, sampler: str, devi
         num_tokens: that may change; a share of `CORRECTED` of them does.
     """
     count, no_noise = max(1, int(CORRECTED * num_tokens)), torch.zeros((), device=device)
-    sample_temperature = 1.0 if sampler == "multinomial" else 0.0
+    sample_temperature = None if sampler == "multinomial" else 0.0
     plans: list[StepPlan] = []
     for number in range(first, first + 2 * rounds, 2):
         plans.append(StepPlan(number, None, no_noise, num_to_mask=count))
@@ -183,11 +184,13 @@ def unmask_step(
     shape, tokens = tokens.shape, tokens.flatten(1)
     masked = tokens == mask_token_id
     probabilities = logits.softmax(dim=-1)
-    if step.sample_temperature == 0:
+    if step.sample_temperature is None:
+        sampled = sample_multinomial(probabilities, tokens.shape[1], generators, masked_idx)
+    elif step.sample_temperature == 0:
         sampled = probabilities.argmax(dim=-1)
     else:
-        tempered = probabilities if step.sample_temperature == 1 else (logits / step.sample_temperature).softmax(dim=-1)
-        sampled = sample_multinomial(tempered, tokens.shape[1], generators, masked_idx)
+        tempered = (logits / step.sample_temperature).softmax(dim=-1)
+        sampled = sample_inverse(tempered, tokens.shape[1], generators, masked_idx)
     chosen = probabilities.gather(2, sampled[..., None])[..., 0]  # b k
     if masked_idx is not None:
         sampled = tokens.scatter(1, masked_idx, sampled)
@@ -262,6 +265,28 @@ def clocks_are_logarithms() -> bool:
     clocks = torch.empty(4096).exponential_(generator=one)
     uniform = torch.empty(4096, dtype=torch.float64).uniform_(generator=other)
     return torch.equal(clocks, -torch.log1p(-uniform).float()) and torch.equal(one.get_state(), other.get_state())
+
+
+def sample_inverse(
+    probabilities: Tensor, length: int, generators: Sequence[torch.Generator], masked_idx: Tensor | None = None
+) -> Tensor:
+    """Draws by inverse transform sampling, of one random number per position instead of one per code: (b, k).
+
+    In double precision, as a GPU may sum in another order in another batch.
+
+    Args:
+        probabilities: (b, k, c).
+        length: n, the positions of an image; generators advance by all of them.
+        masked_idx: (b, k), the positions that the probabilities belong to; all n if None.
+    """
+    device = generators[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    uniform = torch.stack([torch.rand(length, dtype=dtype, device=device, generator=one) for one in generators])
+    if masked_idx is not None:
+        uniform = uniform.gather(1, masked_idx.to(device))
+    cumulative = probabilities.to(device, dtype).cumsum(dim=-1)
+    drawn = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    return drawn.clamp(max=probabilities.shape[2] - 1).to(probabilities.device)
 
 
 def gumbel_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import weakref
+from copy import copy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from amused.limits import MAX_PICTURE_BYTES, QUEUE_LENGTH, RUNS_AT_ONCE, SESSIONS
 from amused.memory import paused_collection
@@ -17,7 +19,7 @@ from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui import api, gallery_actions, kept_images, restore, setting_examples
-from amused.ui.events import UI_ONLY
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates
 from amused.ui.history import HistoryView
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
@@ -43,6 +45,25 @@ class AmusedBlocks(GatedBlocks):
         The runtime admits or refuses runs; `max_size` bounds runs still waiting for a thread.
         """
         return super().queue(**{"max_size": RUNS_AT_ONCE + QUEUE_LENGTH, **options})
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """Gradio (6.31) would build every output anew, with its schema, also those that a handler leaves alone."""
+        updates = updates_of(predictions)
+        if updates is None:
+            return await super().postprocess_data(block_fn, predictions, state)
+        changing = copy(block_fn)
+        changing.outputs = [block for block in block_fn.outputs if block in updates]
+        changed = iter(await super().postprocess_data(changing, updates, state) if updates else [])
+        return [next(changed) if block in updates else NO_CHANGE for block in block_fn.outputs]
+
+
+def updates_of(answer: Any) -> Updates | None:
+    """What a handler answers, if that is a mapping of components, empty for `NO_CHANGE`; None if it is a value."""
+    if not isinstance(answer, dict) or not answer:
+        return None
+    if answer == NO_CHANGE:
+        return {}
+    return answer if all(isinstance(key, Block) for key in answer) else None
 
 
 def build_page(runtime: Runtime) -> gr.Blocks:

@@ -39,6 +39,7 @@ from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_s
 from amused.ui.queue_list import drop, show_waiting
 from amused.ui.results import RunAction, TabState, join_runs, run_live, show_again, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
+from amused.ui.page import AmusedBlocks
 from amused.ui.uploads import GatedBlocks
 
 
@@ -580,6 +581,39 @@ def test_images_are_shown_by_seed_in_whatever_order_workers_finish_them(monkeypa
             assert update[visitor.tab.result.gallery].selected_index == visitor.state.opened == 2
     assert [seeds for seeds, _ in groupby(seen) if seeds] == [[1], [1, 2], [0, 1, 2]]
     assert "A worker was lost: another one made 1 image" in visitor.state.note
+
+
+class CountedLine(gr.Textbox):
+    built = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        CountedLine.built += 1
+        super().__init__(*arguments, **options)
+
+
+def test_what_a_handler_leaves_alone_is_not_built_again() -> None:
+    with AmusedBlocks() as page:
+        first, second, state = CountedLine(), CountedLine(), gr.State(1)
+        outputs = [first, second, state]
+        page.load(lambda: {second: gr.Textbox(visible=False)}, None, outputs, queue=False, api_name="one")
+        page.load(lambda: NO_CHANGE, None, outputs, queue=False, api_name="none")
+        page.load(lambda: {first: "a", state: 2, second: "b"}, None, outputs, queue=False, api_name="all")
+        page.load(lambda: {page: "?"}, None, outputs, queue=False, api_name="wrong")
+        page.load(lambda kept: f"state {kept}", state, first, queue=False, api_name="kept")
+    with TestClient(gr.routes.App.create_app(page)) as client:
+
+        def call(name: str, *values: Any) -> Any:
+            answer = client.post(f"/gradio_api/run/{name}", json={"data": [*values], "session_hash": "one"}).json()
+            return answer.get("data")
+
+        before = CountedLine.built
+        answer = call("none")
+        assert CountedLine.built == before and answer == [NO_CHANGE] * 3
+        assert call("one") == [NO_CHANGE, {"__type__": "update", "visible": False}, NO_CHANGE]
+        assert CountedLine.built == before + 1
+        assert call("all")[:2] == ["a", "b"]
+        assert call("none") == [NO_CHANGE] * 3 and call("kept", None) == ["state 2"]
+        assert call("wrong") is None
 
 
 def test_updates_that_arrive_together_do_what_they_do_one_after_another() -> None:

@@ -69,7 +69,7 @@ def test_invalid_settings_are_refused_with_the_file_and_the_field(tmp_path, stat
 def test_the_page_knows_the_settings_of_the_owners_folder(tmp_path) -> None:
     runtime = Runtime(default=str(checkpoint(tmp_path / "own", **OWN)))
     assert runtime.choice("own").defaults["sampler"] == "annealed"
-    assert runtime.choice("nouns").defaults["model_version"] == 5
+    assert runtime.choice("nouns").defaults["model_version"] == 6
     assert runtime.choice("amused-256").defaults["steps"] == 12
 
 

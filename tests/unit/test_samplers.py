@@ -13,7 +13,7 @@ from torch import Tensor
 import amused
 from amused.errors import UserError
 from amused.generation.pipeline import prompts_of
-from amused.generation.sampling import StepPlan, mask_schedule, sample_temperatures, unmask_step
+from amused.generation.sampling import StepPlan, mask_schedule, sample_inverse, sample_temperatures, unmask_step
 from amused.recipe.links import from_query, to_query
 from amused.recipe.metadata import from_json, to_json
 
@@ -107,12 +107,35 @@ def test_the_annealed_sampler_lowers_the_temperature_over_the_first_half() -> No
     assert sample_temperatures("annealed", 8) == [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
     assert sample_temperatures("annealed", 3) == pytest.approx([1, 1 / 3, 0])
     assert sample_temperatures("annealed", 1) == [1]
+    assert sample_temperatures("multinomial", 2) == [None, None]
+
+
+def test_the_annealed_sampler_draws_one_number_a_token() -> None:
     logits, tokens = torch.randn(1, 20, 16), torch.full((1, 20), 99)
     drawn = unmask_step(logits, tokens, 99, StepPlan(1, None, torch.tensor(0.0), 0.5), [seeded(4)])
-    expected = torch.multinomial((logits[0] / 0.5).softmax(dim=-1), 1, generator=seeded(4))[:, 0]
-    assert torch.equal(drawn[0], expected)
-    drawn = unmask_step(logits, tokens, 99, StepPlan(1, None, torch.tensor(0.0), 0.0), [seeded(4)])
-    assert torch.equal(drawn, logits.argmax(dim=-1))
+    numbers = torch.rand(20, dtype=torch.float64, generator=seeded(4)).tolist()
+    rows = (logits[0] / 0.5).softmax(dim=-1).tolist()
+    assert drawn[0].tolist() == [inverse(row, number) for row, number in zip(rows, numbers, strict=True)]
+    some = torch.tensor([[3, 7, 19]])
+    tokens = torch.zeros(1, 20, dtype=torch.int64).scatter(1, some, 99)
+    few = unmask_step(logits[:, some[0]], tokens, 99, StepPlan(1, None, torch.tensor(0.0), 0.5), [seeded(4)], some)
+    assert torch.equal(few[0, some[0]], drawn[0, some[0]]) and few.sum() == drawn[0, some[0]].sum()
+    likeliest = unmask_step(logits, torch.full((1, 20), 99), 99, StepPlan(1, None, torch.tensor(0.0), 0.0), [seeded(4)])
+    assert torch.equal(likeliest, logits.argmax(dim=-1))
+
+
+def inverse(probabilities: list[float], number: float) -> int:
+    """The first code at which the sum of the probabilities exceeds a share of all of them."""
+    wanted = number * sum(probabilities)
+    return next(code for code in range(len(probabilities)) if sum(probabilities[: code + 1]) > wanted)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0]).expand(2, 20_000, 6)
+    drawn = sample_inverse(probabilities, 20_000, [seeded(1), seeded(2)])
+    shares = torch.stack([row.bincount(minlength=6) for row in drawn]) / 20_000
+    assert torch.allclose(shares, probabilities[:, 0], atol=0.015) and not shares[:, [0, 2, 5]].any()
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def seeded(seed: int) -> torch.Generator:
