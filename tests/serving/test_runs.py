@@ -36,10 +36,10 @@ from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
+from amused.ui.page import AmusedBlocks
 from amused.ui.queue_list import drop, show_waiting
 from amused.ui.results import RunAction, TabState, join_runs, run_live, show_again, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
-from amused.ui.page import AmusedBlocks
 from amused.ui.uploads import GatedBlocks
 
 
