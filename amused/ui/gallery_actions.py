@@ -245,16 +245,22 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
             raise UserError(UNFINISHED)
         return tray.show(kept.keep(image))
 
-    opened_js = f"() => window.amusedOpened('{result.gallery.elem_id}')"
-    view.buttons["keep"].click(None, None, view.index, js=opened_js, **UI_ONLY).then(
-        keep, {result.state, tray.state, view.selected, view.index}, [*tray.outputs, view.note], **UI_ONLY
-    )
-    view.stars.input(None, None, view.index, js=opened_js, **UI_ONLY).then(
-        rate, {result.state, tray.state, view.selected, view.index, view.stars}, tray.outputs, **UI_ONLY
-    )
-    view.keep_tile.click(None, None, view.index, js="() => window.amusedTile", trigger_mode="multiple", **UI_ONLY).then(
-        keep_tile, {result.state, tray.state, view.index}, tray.outputs, trigger_mode="multiple", **UI_ONLY
-    )
+    # What is seen is sent with the event: after another round trip it may be something else.
+    opened_js = f"window.amusedOpened('{result.gallery.elem_id}')"
+    for event, handler, index_js, inputs, outputs in (
+        (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, view.note]),
+        (view.stars.input, rate, opened_js, {view.selected, view.stars}, tray.outputs),
+        (view.keep_tile.click, keep_tile, "window.amusedTile", set[Block](), tray.outputs),
+    ):
+        given: set[Block] = {result.state, tray.state, view.index, *inputs}
+        script = send_instead(given, view.index, index_js)
+        event(handler, given, outputs, js=script, trigger_mode="multiple", **UI_ONLY)
+
+
+def send_instead(inputs: set[Block], replaced: Block, expression: str) -> str:
+    """A script that sends the value of an expression as one of an event's inputs. Gradio sorts these by their ids."""
+    place = sorted(block._id for block in inputs).index(replaced._id)
+    return f"(...values) => values.toSpliced({place}, 1, {expression})"
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:

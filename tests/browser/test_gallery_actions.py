@@ -274,8 +274,11 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
     expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
     page.keyboard.press("k")
     expect(kept(page)).to_have_text(["seed 9"])
+    page.keyboard.press("4", delay=150)
+    expect(kept(page)).to_have_text(["★★★★ seed 9"])
     held[0].continue_()
     expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+    expect(part(page, TEXT, "stars").get_by_role("radio").nth(3)).to_be_checked()
 
 
 def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
