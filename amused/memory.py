@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
 def paused_collection() -> Iterator[None]:
     """Do not look for garbage while large libraries are imported.
 
-    All that they make stays, and Python would walk all of it each time it has grown by a quarter: up to a fifth of the
-    time.
+    All that they make stays, and Python would walk all of it each time it has grown by a quarter: up to a fifth of an
+    import.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -18,7 +18,6 @@ from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.generation.lru_cache import LRUCache
 from amused.generation.placement import Placement
-from amused.memory import paused_collection
 from amused.model.packed import can_pack, pack, pack_now
 from amused.model.quantized import quantize
 from amused.model.transformer import UViT
@@ -63,8 +62,7 @@ class Lazy(Generic[Value]):
             self._future = future
         if mine:
             try:
-                with paused_collection():  # the first load imports transformers
-                    future.set_result(self._load())
+                future.set_result(self._load())
             except BaseException as error:
                 with self._lock:
                     self._future = None

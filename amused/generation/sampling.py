@@ -189,7 +189,7 @@ def unmask_step(
     elif step.sample_temperature == 0:
         sampled = probabilities.argmax(dim=-1)
     else:
-        tempered = (logits / step.sample_temperature).softmax(dim=-1)
+        tempered = probabilities if step.sample_temperature == 1 else (logits / step.sample_temperature).softmax(dim=-1)
         sampled = sample_inverse(tempered, tokens.shape[1], generators, masked_idx)
     chosen = probabilities.gather(2, sampled[..., None])[..., 0]  # b k
     if masked_idx is not None:
@@ -272,7 +272,7 @@ def sample_inverse(
 ) -> Tensor:
     """Draws by inverse transform sampling, of one random number per position instead of one per code: (b, k).
 
-    In double precision, as a GPU may sum in another order in another batch.
+    In double precision, so that the order of a sum, which on a GPU may depend on the batch, hardly ever matters.
 
     Args:
         probabilities: (b, k, c).

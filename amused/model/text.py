@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from amused.memory import paused_collection
+
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -49,8 +51,9 @@ class TextConfig:
 
 def build_text_encoder(config: TextConfig, initializer_factor: float = 1.0) -> CLIPTextModelWithProjection:
     """An untrained text encoder, its random weights scaled by `initializer_factor`."""
-    from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+    with paused_collection():  # as a model is loaded, transformers is first imported here
+        from transformers.models.clip.configuration_clip import CLIPTextConfig
+        from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 
     return CLIPTextModelWithProjection(CLIPTextConfig(**asdict(config), initializer_factor=initializer_factor))
 

@@ -89,7 +89,7 @@ class Recipe:
             "improve" does nothing else, at least once. A round takes as long as two steps.
         mask_by: which tokens of an input image image to image masks: "random" ones, as in the reference, or those that
             the "prompt" makes least likely.
-        model_version: of the checkpoint: "nouns" was trained again.
+        model_version: of the checkpoint: with each one, "nouns" gives other images.
 
     Raises:
         UserError: a value is of the wrong type or out of its range.

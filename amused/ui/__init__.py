@@ -9,19 +9,20 @@ from amused.memory import paused_collection
 
 
 def import_gradio() -> None:
-    """Import Gradio, but write no type stubs.
+    """Import Gradio without its type stubs.
 
-    Gradio (6.31) compares the source of every component with a stub beside it, which takes half of its import. It does
-    without where there is no source file, so none is found meanwhile.
+    Gradio (6.31) makes a stub of every component as it is imported, to compare it with the one beside the source, which
+    takes half of the time. It does without where there is no source file, so none is found meanwhile.
     """
     getfile = inspect.getfile
     inspect.getfile = no_file
     try:
         with paused_collection():
-            from gradio import component_meta
+            from gradio import blocks_events, component_meta
     finally:
         inspect.getfile = getfile
-    component_meta.create_or_modify_pyi = lambda *arguments: None  # for our own components
+    for module in (component_meta, blocks_events):  # which our own components and blocks pass through
+        module.create_or_modify_pyi = lambda *arguments: None
 
 
 def no_file(object: Any) -> NoReturn:

@@ -93,13 +93,9 @@ def test_the_page_comes_before_torch_and_transformers() -> None:
 
 
 @pytest.mark.slow
-def test_importing_the_page_writes_no_stubs() -> None:
-    """Gradio would write one beside each module with a component, and take twice as long to import."""
-    folder = ROOT / "amused" / "ui"
-    for stub in folder.glob("*.pyi"):
-        stub.unlink()
-    printed("import amused.ui.page")
-    assert not [*folder.glob("*.pyi")]
+def test_importing_the_page_makes_no_stubs() -> None:
+    """Gradio would parse each component for one, Gradio's own and ours, and take twice as long to import."""
+    printed("import ast; ast.walk = None; import amused.ui.page")
 
 
 def test_no_pickles() -> None:
