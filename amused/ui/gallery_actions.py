@@ -71,8 +71,8 @@ class TouchUpForm:
 class DetailsView:
     """The selected image of a tab, and its actions.
 
-    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html. `index` gets its value when
-    it is sent: that of the tile, or of the open image, as quick arrow keys may be ahead of `selected`.
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html. `index` gets its value as
+    the event is sent: that of the tile, or of the open image, as quick arrow keys may be ahead of `selected`.
     """
 
     def __init__(self, tab: Tab) -> None:
