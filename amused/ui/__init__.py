@@ -21,8 +21,8 @@ def import_gradio() -> None:
             from gradio import blocks_events, component_meta
     finally:
         inspect.getfile = getfile
-    for module in (component_meta, blocks_events):  # which our own components and blocks pass through
-        module.create_or_modify_pyi = lambda *arguments: None
+    # Our own components and blocks pass through these.
+    component_meta.create_or_modify_pyi = blocks_events.create_or_modify_pyi = lambda *arguments: None
 
 
 def no_file(object: Any) -> NoReturn:
