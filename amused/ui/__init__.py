@@ -22,7 +22,8 @@ def import_gradio() -> None:
     finally:
         inspect.getfile = getfile
     # Our own components and blocks pass through these.
-    component_meta.create_or_modify_pyi = blocks_events.create_or_modify_pyi = lambda *arguments: None
+    component_meta.create_or_modify_pyi = lambda *arguments: None
+    blocks_events.create_or_modify_pyi = lambda *arguments: None  # type: ignore[attr-defined]
 
 
 def no_file(object: Any) -> NoReturn:
