@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def paused_collection() -> Iterator[None]:
-    """Do not look for garbage while large libraries are imported.
+    """Pause garbage collection, for imports of large libraries and for building the page.
 
-    All that they make stays, and Python would walk all of it each time it has grown by a quarter: up to a fifth of an
-    import.
+    Nearly all objects made there are kept, yet Python scans them all each time their number has grown by a quarter, up
+    to a fifth of the import time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -270,9 +270,9 @@ def clocks_are_logarithms() -> bool:
 def sample_inverse(
     probabilities: Tensor, length: int, generators: Sequence[torch.Generator], masked_idx: Tensor | None = None
 ) -> Tensor:
-    """Draws by inverse transform sampling, of one random number per position instead of one per code: (b, k).
+    """Inverse transform sampling, with one random number per position instead of one per code: (b, k).
 
-    In double precision, so that the order of a sum, which on a GPU may depend on the batch, hardly ever matters.
+    In double precision: on a GPU the order of summation may depend on the batch, and rounding must not change a token.
 
     Args:
         probabilities: (b, k, c).

@@ -9,10 +9,10 @@ from amused.memory import paused_collection
 
 
 def import_gradio() -> None:
-    """Import Gradio without its type stubs.
+    """Import Gradio without generating type stubs.
 
-    Gradio (6.31) makes a stub of every component as it is imported, to compare it with the one beside the source, which
-    takes half of the time. It does without where there is no source file, so none is found meanwhile.
+    On import, Gradio (6.31) generates a .pyi stub for each component and compares it with the file on disk: half of the
+    import time. It skips a class that has no source file, so `inspect.getfile` finds none during the import.
     """
     getfile = inspect.getfile
     inspect.getfile = no_file
@@ -21,7 +21,7 @@ def import_gradio() -> None:
             from gradio import blocks_events, component_meta
     finally:
         inspect.getfile = getfile
-    # Our own components and blocks pass through these.
+    # Our own components and Blocks are defined later.
     component_meta.create_or_modify_pyi = lambda *arguments: None
     blocks_events.create_or_modify_pyi = lambda *arguments: None  # type: ignore[attr-defined]
 

@@ -245,7 +245,7 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
             raise UserError(UNFINISHED)
         return tray.show(kept.keep(image))
 
-    # What is seen is sent with the event: after another round trip it may be something else.
+    # The index goes with the event itself: one round trip later, another image may be open.
     opened_js = f"window.amusedOpened('{result.gallery.elem_id}')"
     for event, handler, index_js, inputs, outputs in (
         (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, view.note]),

@@ -47,7 +47,7 @@ class AmusedBlocks(GatedBlocks):
         return super().queue(**{"max_size": RUNS_AT_ONCE + QUEUE_LENGTH, **options})
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-        """Gradio (6.31) would build every output anew, with its schema, also those that a handler leaves alone."""
+        """Skip the outputs that a handler leaves unchanged: Gradio (6.31) rebuilds these too, with their schemas."""
         updates = updates_of(predictions)
         if updates is None:
             return await super().postprocess_data(block_fn, predictions, state)
