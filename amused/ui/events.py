@@ -6,7 +6,8 @@ or yields a mapping of the components that change; `NO_CHANGE` means that none d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import gradio as gr
@@ -38,6 +39,35 @@ UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visib
 
 # For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
+
+
+def send_instead(inputs: AbstractSet[Block], replaced: Block, expression: str) -> str:
+    """A script that sends the value of an expression as one of an event's inputs. Gradio sorts these by their ids."""
+    place = sorted(block._id for block in inputs).index(replaced._id)
+    return f"(...values) => values.toSpliced({place}, 1, {expression})"
+
+
+def selected_js(gallery: gr.Gallery) -> str:
+    """The index of its selected image as the visitor sees it, -1 if there is none."""
+    return f"window.amusedSelected('{gallery.elem_id}')"
+
+
+def on_select(
+    gallery: gr.Gallery,
+    index: gr.Number,
+    handler: Callable[[Values], Updates],
+    inputs: AbstractSet[Block],
+    outputs: Sequence[Block],
+) -> None:
+    """Answer a selection; the handler finds the index in `index`.
+
+    Arrow keys and clicks may be quicker than the answers. "always_last" (Gradio 6.31) then asks once more, but with the
+    data of the event before: hence the index of what is selected by then.
+    """
+    given = {index, *inputs}
+    script = send_instead(given, index, selected_js(gallery))
+    gallery.select(handler, given, outputs, js=script, trigger_mode="always_last", **UI_ONLY)
+
 
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
 

@@ -23,7 +23,7 @@ from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to, selected_js, send_instead
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
@@ -71,14 +71,12 @@ class TouchUpForm:
 class DetailsView:
     """The selected image of a tab, and its actions.
 
-    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html. `index` gets its value as
-    the event is sent: that of the tile, or of the open image, as quick arrow keys may be ahead of `selected`.
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html.
     """
 
     def __init__(self, tab: Tab) -> None:
         task = tab.task
         self.buttons: dict[str, gr.Button] = {}
-        self.index = gr.Number(-1, precision=0, visible="hidden")
         self.keep_tile = gr.Button("Keep", visible="hidden", elem_id=f"{task}-keep-tile")
         with tab.result.details as self.place:
             self.selected = gr.State(None)
@@ -189,10 +187,10 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
     """Open and close an image, use its seed."""
     result, settings = tab.result, tab.settings
 
-    def select(values: Values, event: gr.SelectData) -> Updates:
+    def select(values: Values) -> Updates:
         state: TabState = values[result.state]
-        state.opened = event.index
-        image = image_at(state.shown, event.index)
+        state.opened = values[result.index]
+        image = image_at(state.shown, state.opened)
         # None: the preview of the next image.
         return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state])
 
@@ -214,8 +212,7 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    # "always_last": the arrow keys may be quicker than the answers.
-    result.gallery.select(select, {result.state, tray.state}, view.outputs, trigger_mode="always_last", **UI_ONLY)
+    on_select(result.gallery, result.index, select, {result.state, tray.state}, view.outputs)
     result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
     result.ended.change(show_finished, {result.state, tray.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
@@ -227,7 +224,7 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
 
     def opened(values: Values) -> GeneratedImage:
         state: TabState = values[result.state]
-        return image_at(state.shown, values[view.index]) or required(values[view.selected])
+        return image_at(state.shown, values[result.index]) or required(values[view.selected])
 
     def keep(values: Values) -> Updates:
         kept: KeptImages = values[tray.state]
@@ -240,27 +237,20 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
     def keep_tile(values: Values) -> Updates:
         state: TabState = values[result.state]
         kept: KeptImages = values[tray.state]
-        image = image_at(state.shown, values[view.index])
+        image = image_at(state.shown, values[result.index])
         if image is None:
             raise UserError(UNFINISHED)
         return tray.show(kept.keep(image))
 
-    # The index goes with the event itself: one round trip later, another image may be open.
-    opened_js = f"window.amusedOpened('{result.gallery.elem_id}')"
+    opened_js = selected_js(result.gallery)
     for event, handler, index_js, inputs, outputs in (
         (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, view.note]),
         (view.stars.input, rate, opened_js, {view.selected, view.stars}, tray.outputs),
         (view.keep_tile.click, keep_tile, "window.amusedTile", set[Block](), tray.outputs),
     ):
-        given: set[Block] = {result.state, tray.state, view.index, *inputs}
-        script = send_instead(given, view.index, index_js)
+        given: set[Block] = {result.state, tray.state, result.index, *inputs}
+        script = send_instead(given, result.index, index_js)
         event(handler, given, outputs, js=script, trigger_mode="multiple", **UI_ONLY)
-
-
-def send_instead(inputs: set[Block], replaced: Block, expression: str) -> str:
-    """A script that sends the value of an expression as one of an event's inputs. Gradio sorts these by their ids."""
-    place = sorted(block._id for block in inputs).index(replaced._id)
-    return f"(...values) => values.toSpliced({place}, 1, {expression})"
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:

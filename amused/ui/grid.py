@@ -76,8 +76,9 @@ class GridSection:
             gr.Markdown("One image per pair of values, on a labelled sheet.")
             self.across = Axis(f"{task}-across", "Across", names, *ACROSS)
             self.down = Axis(f"{task}-down", "Down", names, *DOWN)
-            self.estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-estimate", elem_classes="status-box")
             make = gr.Button("Make the grid", elem_id=f"{task}-grid-make")
+            # Below the button, which would move away from a press when the estimate gets another line.
+            self.estimate = gr.HTML(padding=False, elem_id=f"{task}-grid-estimate", elem_classes="status-box")
             progress = build_progress(f"{task}-grid-progress")
         inputs = self.estimate_inputs
         self.estimate.value = self.describe_estimate({part: part.value for part in inputs})[self.estimate]

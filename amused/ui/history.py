@@ -73,6 +73,7 @@ class HistoryView:
 
     def __init__(self) -> None:
         self.shown = gr.State(())
+        self.index = gr.Number(-1, precision=0, visible="hidden")
         with gr.Column(visible=False, elem_id="history") as self.place:
             with gr.Row(elem_classes="history-head"):
                 gr.Markdown("### History")

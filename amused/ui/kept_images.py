@@ -17,7 +17,7 @@ from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import UI_ONLY, Updates, Values, on_select
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import image_at
 from amused.ui.tab import Tab
@@ -115,6 +115,7 @@ class KeptImagesView:
     """`state` is a KeptImages; `file` is hidden by the style sheet, a click on it downloads its value."""
 
     def __init__(self) -> None:
+        self.index = gr.Number(-1, precision=0, visible="hidden")
         self.state = gr.State(KeptImages())
         with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as self.place:
             self.gallery = gr.Gallery(
@@ -207,13 +208,14 @@ def describe_selection(tray: KeptImages) -> str:
 
 
 def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
-    def select(tray: KeptImages, event: gr.SelectData) -> Updates:
-        return view.show_selection(tray.select(event.index))
+    def select(values: Values) -> Updates:
+        tray: KeptImages = values[view.state]
+        return view.show_selection(tray.select(values[view.index]))
 
     def compare(tray: KeptImages) -> Updates:
         return view.show_selection(replace(tray, comparing=not tray.comparing))
 
-    view.gallery.select(select, view.state, view.outputs, **UI_ONLY)
+    on_select(view.gallery, view.index, select, {view.state}, view.outputs)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
     view.sort.click(lambda tray: view.show(tray.best_first()), view.state, view.outputs, **UI_ONLY)

@@ -96,7 +96,7 @@ class Reopening:
         )
         for tab in self.tabs:
             tab.result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
-        self.tab_bar.select(self.remember_tab, self.view.visit, None, **UI_ONLY)
+        self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UI_ONLY)
         # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
         self.tray.gallery.change(self.remember_kept, [self.view.visit, self.tray.state], None, **UI_ONLY)
 

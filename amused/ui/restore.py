@@ -23,7 +23,7 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, label, restore_settings
 from amused.ui.describe import TITLES, describe_origin
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, scroll_to
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
@@ -186,7 +186,7 @@ def connect_restore(
     page: gr.Blocks, filler: PageFiller, section: RestoreSection, tray: KeptImagesView, reopening: Reopening
 ) -> None:
     """Open the visit, links, files, pasted and remembered recipes."""
-    storage, tabs = section.storage, filler.tabs
+    storage, tabs, history = section.storage, filler.tabs, reopening.history
 
     def open_page(values: Values, request: gr.Request) -> Updates:
         """A link wins over what the browser remembers."""
@@ -202,8 +202,8 @@ def connect_restore(
     opened.then(None, None, None, js=RESTORED_JS, **UI_ONLY)
     reopening.connect(opened)
 
-    def restore_sweep(values: Values, event: gr.SelectData) -> Updates:
-        sweep = reopening.history.at(values[reopening.history.shown], event.index)
+    def restore_sweep(values: Values) -> Updates:
+        sweep = history.at(values[history.shown], values[history.index])
         visit = values[reopening.view.visit]
         if sweep is None or visit is None:
             return NO_CHANGE
@@ -213,11 +213,10 @@ def connect_restore(
     def clear_history(values: Values) -> Updates:
         return {**reopening.clear(values[reopening.view.visit]), **storage.clear_recent(values[storage.shared])}
 
-    history = reopening.history
     cleared = [*history.outputs, storage.recent, storage.picker]
     history.clear.click(clear_history, {reopening.view.visit, storage.shared}, cleared, **UI_ONLY)
     inputs: set[Block] = {history.shown, reopening.view.visit, *filler.adapters}
-    history.gallery.select(restore_sweep, inputs, outputs, **UI_ONLY)
+    on_select(history.gallery, history.index, restore_sweep, inputs, outputs)
     model = tabs[0].settings.model  # which is that of all tabs
     for file in (section.file, section.dropped):
         connect_file(filler, file, model)

@@ -124,6 +124,7 @@ class ResultView:
     Attributes:
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
+        index: of an image in the gallery, see `events.send_instead`.
         details: below it, the facts and the actions of the open image, built by `gallery_actions`.
         state: a TabState.
         write_metadata: whether files carry their recipe.
@@ -149,6 +150,7 @@ class ResultView:
             elem_id=f"{task}-gallery",
             elem_classes="images",
         )
+        self.index = gr.Number(-1, precision=0, visible="hidden")
         self.groups = gr.HTML(visible="hidden", elem_id=f"{task}-groups")
         self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
         self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")

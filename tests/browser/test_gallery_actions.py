@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,6 +76,24 @@ def select(page: Page, task: str, index: int) -> str:
     open_image(page, task, index)
     expect(part(page, task, "facts")).to_contain_text(caption.replace("seed", "Seed"))
     return caption
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key, delay=150)
+
+
+@contextmanager
+def answers_held(page: Page) -> Iterator[None]:
+    """Within, the server gets no event, of which one at least must be sent."""
+    held: list[Route] = []
+    is_over = False
+    page.route("**/run/predict", lambda route: route.continue_() if is_over else held.append(route))
+    with page.expect_request("**/run/predict"):
+        yield
+    is_over = True
+    for route in held:
+        route.continue_()
 
 
 def vary(page: Page, task: str, share: float, count: int) -> None:
@@ -264,7 +283,7 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
 
     def is_of_the_arrow(request: Request) -> bool:
         given = request.post_data_json if request.url.endswith("/run/predict") else {}
-        return bool(given.get("event_data")) and given["event_data"].get("index") == 1
+        return bool(given.get("event_data")) and 1 in given["data"]
 
     page.route(
         "**/run/predict", lambda route: held.append(route) if is_of_the_arrow(route.request) else route.continue_()
@@ -279,6 +298,37 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
     held[0].continue_()
     expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
     expect(part(page, TEXT, "stars").get_by_role("radio").nth(3)).to_be_checked()
+
+
+def test_arrow_keys_quicker_than_the_server_end_at_the_image_that_is_seen(page: Page) -> None:
+    make(page, TEXT, "8", 4)
+    with answers_held(page):
+        open_image(page, TEXT, 0)
+        press(page, "ArrowRight", "ArrowRight")
+        expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 10")
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 10")
+    with answers_held(page):
+        press(page, "ArrowRight", "ArrowLeft", "ArrowLeft")
+        expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
+    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+    with answers_held(page):
+        press(page, "ArrowLeft", "Escape")
+    expect(part(page, TEXT, "picked")).to_be_hidden()
+
+
+def test_kept_images_selected_quicker_than_the_server_answers(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    for index in range(3):
+        select(page, TEXT, index)
+        part(page, TEXT, "keep").click()
+        expect(kept(page)).to_have_count(index + 1)
+    with answers_held(page):
+        for index in (1, 0):
+            kept(page).nth(index).click()
+            expect(kept(page).nth(index)).to_have_class(re.compile("selected"))
+    expect(page.locator("#tray-note")).to_contain_text("Selected: seed 8")
+    page.locator("#tray-discard").click()
+    expect(kept(page)).to_have_text(["seed 9", "seed 10"])
 
 
 def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:

@@ -16,7 +16,7 @@ from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import UI_ONLY, Updates, Values, on_select
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
 from amused.ui.results import ResultView, TabState, image_at
@@ -162,13 +162,13 @@ def build_inputs() -> dict[str, Any]:
 
 
 def connect_comparison(tab: ImageTab) -> None:
-    def compare_selected(values: Values, selected: gr.SelectData) -> Updates:
-        return tab.compare(values, selected.index)
+    def compare_selected(values: Values) -> Updates:
+        return tab.compare(values, values[tab.result.index])
 
     inputs: set[Block] = {tab.result.state, tab.image}
     outputs = [tab.comparison, tab.slider]
     tab.result.ended.change(lambda values: tab.compare(values), inputs, outputs, **UI_ONLY)
-    tab.result.gallery.select(compare_selected, inputs, outputs, **UI_ONLY)
+    on_select(tab.result.gallery, tab.result.index, compare_selected, inputs, outputs)
 
 
 def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
