@@ -654,9 +654,13 @@ def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
 
 
 def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
-    open_grid(page, TEXT_TO_IMAGE, "guidance").fill("8, 9, 10, 11")
+    values, make = open_grid(page, TEXT_TO_IMAGE, "guidance"), part(page, TEXT_TO_IMAGE, "grid-make")
+    place = make.bounding_box()
+    values.fill("8, 9, 10, 11")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("0-15")
-    part(page, TEXT_TO_IMAGE, "grid-make").click()
+    expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("64 images")
+    assert make.bounding_box() == place  # else a press may miss it
+    make.click()
     status = part(page, TEXT_TO_IMAGE, "status")
     expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of \d+"))
     part(page, TEXT_TO_IMAGE, "stop").click()
