@@ -94,10 +94,10 @@ class BrowserStorage:
         shared.recent = [query, *older][:MAX_RECIPES]
         return {self.recent: shared.recent, **self.offer(shared.recent, shared.kept)}
 
-    def add_kept(self, tray: KeptImages, values: Values) -> Updates:
+    def add_kept(self, kept: KeptImages, values: Values) -> Updates:
         """Put the kept images before those of earlier visits, and forget the discarded ones."""
-        ours = [image.query for image in reversed(tray.images)]
-        discarded = {image.query for _, image in tray.discarded}
+        ours = [image.query for image in reversed(kept.images)]
+        discarded = {image.query for _, image in kept.discarded}
         shared: SharedLists = values[self.shared]
         older = [query for query in read_queries(shared.kept) if query not in ours and query not in discarded]
         shared.kept = [query for query in [*ours, *older] if len(query) <= MAX_QUERY_LENGTH][:MAX_RECIPES]
@@ -136,7 +136,7 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
         tab.result.ended.change(add_recent, {tab.result.state, storage.shared}, outputs, **UI_ONLY)
 
     def add_kept(values: Values) -> Updates:
-        return storage.add_kept(values[tray.state], values)
+        return storage.add_kept(values[tray.state].kept, values)
 
     # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
     tray.gallery.change(add_kept, {tray.state, storage.shared}, [storage.kept, storage.picker], **UI_ONLY)

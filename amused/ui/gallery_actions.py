@@ -25,7 +25,7 @@ from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to, selected_js, send_instead
 from amused.ui.files import GeneratedImage
-from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
+from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, Tray, start_download
 from amused.ui.latest import sync
 from amused.ui.results import MORE, ResultView, RunAction, TabState, build_progress, connect, image_at
 from amused.ui.setting_examples import low_high
@@ -154,7 +154,8 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
-    def reopen(kept: KeptImages) -> Updates:
+    def reopen(state: Tray) -> Updates:
+        kept = state.kept
         image = kept.selected_image()
         task = image.recipe.first.task
         updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
@@ -192,7 +193,7 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
         state.opened = values[result.index]
         image = image_at(state.shown, state.opened)
         # None: the preview of the next image.
-        return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state])
+        return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state].kept)
 
     def close(state: TabState) -> Updates:
         state.opened = None
@@ -202,7 +203,9 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
         """The image that is open may have been a preview until now."""
         state: TabState = values[result.state]
         image = image_at(state.shown, state.opened)
-        return NO_CHANGE if image is None or image is values[view.selected] else view.show(image, values[tray.state])
+        if image is None or image is values[view.selected]:
+            return NO_CHANGE
+        return view.show(image, values[tray.state].kept)
 
     def use_seed(selected: GeneratedImage | None) -> Updates:
         seed = required(selected).seed
@@ -226,21 +229,24 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
         state: TabState = values[result.state]
         return image_at(state.shown, values[result.index]) or required(values[view.selected])
 
+    def show_changed(values: Values, change: Callable[[KeptImages], KeptImages]) -> Updates:
+        state: Tray = values[tray.state]
+        return tray.show(state.change(change))
+
     def keep(values: Values) -> Updates:
-        kept: KeptImages = values[tray.state]
-        return {**tray.show(kept.keep(opened(values))), view.note: note("Added to Kept images")}
+        image = opened(values)
+        return {**show_changed(values, lambda kept: kept.keep(image)), view.note: note("Added to Kept images")}
 
     def rate(values: Values) -> Updates:
-        kept: KeptImages = values[tray.state]
-        return tray.show(kept.rate(opened(values), values[view.stars]))
+        image = opened(values)
+        return show_changed(values, lambda kept: kept.rate(image, values[view.stars]))
 
     def keep_tile(values: Values) -> Updates:
         state: TabState = values[result.state]
-        kept: KeptImages = values[tray.state]
         image = image_at(state.shown, values[result.index])
         if image is None:
             raise UserError(UNFINISHED)
-        return tray.show(kept.keep(image))
+        return show_changed(values, lambda kept: kept.keep(image))
 
     opened_js = selected_js(result.gallery)
     for event, handler, index_js, inputs, outputs in (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import gradio as gr
 from gradio.blocks import Block
@@ -111,12 +113,25 @@ class KeptImages:
         return self.required_images()[self.selected[-1]]
 
 
+@dataclass(eq=False)
+class Tray:
+    """The kept images of a visit. Events may overlap: each changes what the one before has left."""
+
+    kept: KeptImages = field(default_factory=KeptImages)
+    _lock: ClassVar[threading.Lock] = threading.Lock()  # of all, as Gradio copies a State's first value
+
+    def change(self, change: Callable[[KeptImages], KeptImages]) -> KeptImages:
+        with self._lock:
+            self.kept = change(self.kept)
+            return self.kept
+
+
 class KeptImagesView:
-    """`state` is a KeptImages; `file` is hidden by the style sheet, a click on it downloads its value."""
+    """`state` is a Tray; `file` is hidden by the style sheet, a click on it downloads its value."""
 
     def __init__(self) -> None:
         self.index = gr.Number(-1, precision=0, visible="hidden")
-        self.state = gr.State(KeptImages())
+        self.state = gr.State(Tray())
         with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as self.place:
             self.gallery = gr.Gallery(
                 label="Kept images",
@@ -164,63 +179,68 @@ class KeptImagesView:
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
-            self.state, self.place, self.gallery, self.note, self.reopen, self.compare, self.side_by_side, self.sort,
-            self.discard, self.undo, self.slider, self.downloads,
+            self.place, self.gallery, self.note, self.reopen, self.compare, self.side_by_side, self.sort, self.discard,
+            self.undo, self.slider, self.downloads,
         ]  # fmt: skip
 
-    def show(self, tray: KeptImages) -> Updates:
-        tiles = [(image.path, tray.caption(image)) for image in tray.images]
-        selected = tray.selected[-1] if tray.selected else None
+    def show(self, kept: KeptImages) -> Updates:
+        tiles = [(image.path, kept.caption(image)) for image in kept.images]
+        selected = kept.selected[-1] if kept.selected else None
         return {
             self.gallery: gr.Gallery(value=tiles, selected_index=selected, visible=bool(tiles)),
-            **self.show_selection(tray),
+            **self.show_selection(kept),
         }
 
-    def show_selection(self, tray: KeptImages) -> Updates:
+    def show_selection(self, kept: KeptImages) -> Updates:
         """All but the gallery, which has not changed."""
-        count, pair = len(tray.images), tray.pair()
-        slider: dict[str, Any] = {"visible": tray.comparing and pair is not None}
-        if tray.comparing and pair is not None:
+        count, pair = len(kept.images), kept.pair()
+        slider: dict[str, Any] = {"visible": kept.comparing and pair is not None}
+        if kept.comparing and pair is not None:
             first, second = pair
             slider |= {"value": (first.path, second.path), "label": f"Seed {first.seed} and seed {second.seed}"}
         label = "Stop comparing" if slider["visible"] else "Compare two"
         return {
-            self.state: tray,
-            self.place: gr.Accordion(label=f"Kept images ({count})", visible=bool(count or tray.discarded)),
-            self.note: note(describe_selection(tray)),
+            self.place: gr.Accordion(label=f"Kept images ({count})", visible=bool(count or kept.discarded)),
+            self.note: note(describe_selection(kept)),
             self.reopen: gr.Button(visible=bool(count)),
             self.compare: gr.Button(label, visible=pair is not None),
             self.side_by_side: gr.Button(visible=pair is not None),
-            self.sort: gr.Button(visible=len({tray.stars.get(image.path, 0) for image in tray.images}) > 1),
+            self.sort: gr.Button(visible=len({kept.stars.get(image.path, 0) for image in kept.images}) > 1),
             self.discard: gr.Button(visible=bool(count)),
-            self.undo: gr.Button(visible=bool(tray.discarded)),
+            self.undo: gr.Button(visible=bool(kept.discarded)),
             self.slider: gr.ImageSlider(**slider),
             self.downloads: gr.Group(visible=bool(count)),
         }
 
 
-def describe_selection(tray: KeptImages) -> str:
-    if not tray.images:
+def describe_selection(kept: KeptImages) -> str:
+    if not kept.images:
         return "No images kept"
-    text = f"Selected: seed {tray.selected_image().seed}"
-    pair = tray.pair()
+    text = f"Selected: seed {kept.selected_image().seed}"
+    pair = kept.pair()
     return f"{text} (compare with seed {pair[0].seed})" if pair else text
 
 
 def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
     def select(values: Values) -> Updates:
-        tray: KeptImages = values[view.state]
-        return view.show_selection(tray.select(values[view.index]))
+        tray: Tray = values[view.state]
+        return view.show_selection(tray.change(lambda kept: kept.select(values[view.index])))
 
-    def compare(tray: KeptImages) -> Updates:
-        return view.show_selection(replace(tray, comparing=not tray.comparing))
+    def compare(tray: Tray) -> Updates:
+        return view.show_selection(tray.change(lambda kept: replace(kept, comparing=not kept.comparing)))
+
+    def show_changed(change: Callable[[KeptImages], KeptImages], tray: Tray) -> Updates:
+        return view.show(tray.change(change))
 
     on_select(view.gallery, view.index, select, {view.state}, view.outputs)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
-    view.sort.click(lambda tray: view.show(tray.best_first()), view.state, view.outputs, **UI_ONLY)
-    view.discard.click(lambda tray: view.show(tray.discard()), view.state, view.outputs, **UI_ONLY)
-    view.undo.click(lambda tray: view.show(tray.undo()), view.state, view.outputs, **UI_ONLY)
+    for button, change in (
+        (view.sort, KeptImages.best_first),
+        (view.discard, KeptImages.discard),
+        (view.undo, KeptImages.undo),
+    ):
+        button.click(partial(show_changed, change), view.state, view.outputs, **UI_ONLY)
 
     switches = [tab.result.write_metadata for tab in tabs]
     view.write_metadata.change(lambda on: dict.fromkeys(switches, on), view.write_metadata, switches, **UI_ONLY)
@@ -230,7 +250,8 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
 
 def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[KeptImages, bool], str]) -> None:
     def prepare(values: Values) -> Updates:
-        return {view.file: write(values[view.state], values[view.write_metadata])}
+        tray: Tray = values[view.state]
+        return {view.file: write(tray.kept, values[view.write_metadata])}
 
     start_download(button.click(prepare, {view.state, view.write_metadata}, [view.file], **UI_ONLY))
 
@@ -243,13 +264,13 @@ def start_download(prepared: Any) -> None:
 # Files
 
 
-def write_single(tray: KeptImages, write_metadata: bool) -> str:
-    image = tray.selected_image()
+def write_single(kept: KeptImages, write_metadata: bool) -> str:
+    image = kept.selected_image()
     return file_cache.save(file_content(image, write_metadata), f"amused-seed-{image.seed}.png")
 
 
-def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
-    images = tray.required_images()
+def write_bundle(kept: KeptImages, write_metadata: bool) -> str:
+    images = kept.required_images()
     files, manifest = [], []
     for number, image in enumerate(images, start=1):
         name = f"{number:02}-seed-{image.seed}.png"
@@ -259,8 +280,8 @@ def write_bundle(tray: KeptImages, write_metadata: bool) -> str:
     return file_cache.save(bundle(files, manifest), "amused-kept.zip")
 
 
-def write_sheet(tray: KeptImages, write_metadata: bool) -> str:
-    images = tray.required_images()
+def write_sheet(kept: KeptImages, write_metadata: bool) -> str:
+    images = kept.required_images()
     labels = [f"seed {one.seed}: {one.recipe.prompt}" if write_metadata else f"seed {one.seed}" for one in images]
     page = sheet([thumbnail(one) for one in images], labels, math.ceil(math.sqrt(len(images))))
     return file_cache.save(png_bytes(page), "amused-sheet.png")

@@ -16,7 +16,7 @@ from amused.errors import UserError
 from amused.recipe.recipe import Recipe
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.history import HistoryView, Sweep
-from amused.ui.kept_images import KeptImages, KeptImagesView
+from amused.ui.kept_images import KeptImagesView
 from amused.ui.results import join_runs, show_again
 from amused.ui.tab import Tab
 from amused.ui.visits import Visit, Visits
@@ -55,7 +55,7 @@ class Reopening:
     @property
     def outputs(self) -> list[Block]:
         shown = [part for tab in self.tabs for part in (tab.result.state, *tab.result.outputs)]
-        own = [self.view.id, self.view.joining, self.view.visit]
+        own = [self.view.id, self.view.joining, self.view.visit, self.tray.state]
         return [*shown, *own, self.tab_bar, *self.tray.outputs, *self.history.outputs]
 
     def find(self, page: gr.Blocks) -> Any:
@@ -68,7 +68,7 @@ class Reopening:
         own = {tab.task: values[tab.result.state] for tab in self.tabs}
         visit = self.visits.open(known, is_taken, own)
         visit.forget_missing_files()
-        updates: Updates = {self.view.id: visit.id, self.view.visit: visit}
+        updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
         if visit.states is not own:
             for tab in self.tabs:
                 updates |= show_again(tab.result, visit.states[tab.task], own[tab.task])
@@ -76,8 +76,8 @@ class Reopening:
             updates[self.view.joining] = time.time()
         if visit.task is not None:
             updates[self.tab_bar] = gr.Tabs(selected=visit.task)
-        if visit.kept.images:
-            updates |= self.tray.show(visit.kept)
+        if visit.tray.kept.images:
+            updates |= self.tray.show(visit.tray.kept)
         if visit.history.sweeps:
             updates |= self.history.show(visit.history)
         return updates
@@ -97,8 +97,6 @@ class Reopening:
         for tab in self.tabs:
             tab.result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
         self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UI_ONLY)
-        # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
-        self.tray.gallery.change(self.remember_kept, [self.view.visit, self.tray.state], None, **UI_ONLY)
 
     def show_history(self, visit: Visit | None) -> Updates:
         return {} if visit is None else self.history.show(visit.history)
@@ -106,10 +104,6 @@ class Reopening:
     def remember_tab(self, visit: Visit | None, event: gr.SelectData) -> None:
         if visit is not None and type(event.index) is int and 0 <= event.index < len(self.tabs):
             visit.task = self.tabs[event.index].task
-
-    def remember_kept(self, visit: Visit | None, kept: KeptImages) -> None:
-        if visit is not None:
-            visit.kept = kept
 
     def clear(self, visit: Visit | None) -> Updates:
         if visit is not None:

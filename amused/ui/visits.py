@@ -16,7 +16,7 @@ from pathlib import Path
 from amused.limits import SESSIONS
 from amused.ui.browser_storage import SharedLists
 from amused.ui.history import History
-from amused.ui.kept_images import KeptImages
+from amused.ui.kept_images import KeptImages, Tray
 from amused.ui.results import TabState
 
 
@@ -26,7 +26,7 @@ class Visit:
 
     states: Mapping[str, TabState]
     history: History = field(default_factory=History)
-    kept: KeptImages = field(default_factory=KeptImages)
+    tray: Tray = field(default_factory=Tray)
     task: str | None = None
     shared: SharedLists = field(default_factory=SharedLists)
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -43,9 +43,12 @@ class Visit:
                 state.images, state.groups = images, ()
             state.shown = tuple(image for image in state.shown if Path(image.path).exists())
         self.history.forget_missing_files()
-        kept = tuple(image for image in self.kept.images if Path(image.path).exists())
-        if kept != self.kept.images:
-            self.kept = KeptImages(kept, stars=self.kept.stars)
+        self.tray.change(without_missing_files)
+
+
+def without_missing_files(kept: KeptImages) -> KeptImages:
+    images = tuple(image for image in kept.images if Path(image.path).exists())
+    return kept if images == kept.images else KeptImages(images, stars=kept.stars)
 
 
 class Visits:
@@ -69,7 +72,11 @@ class Visits:
                 return found
             visit = Visit(states)
             if found is not None:
-                visit.history.sweeps, visit.kept, visit.shared = found.history.sweeps, found.kept, found.shared
+                visit.history.sweeps, visit.tray.kept, visit.shared = (
+                    found.history.sweeps,
+                    found.tray.kept,
+                    found.shared,
+                )
             self._visits[visit.id] = visit
             while len(self._visits) > self._limit:
                 self._visits.popitem(last=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 from fake import TRAITS, FakeModel, fake_runtime
 from helpers.images import png
+from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
 
@@ -119,6 +122,30 @@ def test_no_more_than_a_hundred_images_are_kept(tmp_path: Path) -> None:
     assert tray.keep(tray.images[3]).selected_image() == tray.images[3]
     tray = tray.discard()
     assert len(tray.keep(kept(100, tmp_path / "image.png")).images) == 100
+
+
+def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    """As when a server that was busy gets what was pressed meanwhile."""
+    with serve(Runtime(default="nouns"), tmp_path) as address:
+        config = httpx.get(f"{address}config").json()
+        parts = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
+        ready = next(one for one in config["components"] if one["props"].get("elem_id") == "text_to_image-gallery")
+        count = len(ready["props"]["value"])
+        keep = next(
+            one for one in config["dependencies"] if one["targets"] == [[parts["text_to_image-keep-tile"], "click"]]
+        )
+        numbers = {one["id"] for one in config["components"] if one["type"] == "number"}
+
+        def kept_after(index: int) -> int:
+            data = [index if place in numbers else None for place in keep["inputs"]]
+            body = {"fn_index": keep["id"], "data": data, "session_hash": "visitor"}
+            answer = httpx.post(f"{address}gradio_api/run/predict", json=body).json()
+            return len(answer["data"][keep["outputs"].index(parts["tray-gallery"])]["value"])
+
+        assert kept_after(0) == 1
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(kept_after, range(1, count)))
+        assert kept_after(0) == count > 4
 
 
 def test_kept_images_are_sorted_by_their_stars(tmp_path: Path) -> None:
