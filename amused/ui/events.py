@@ -37,6 +37,10 @@ def merge(updates: Sequence[Updates]) -> Updates:
 # For UI-only events: they bypass the generation queue.
 UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
+# For those that show what inputs say now: one that comes while another is under way is answered too. By default Gradio
+# drops it.
+LATEST: dict[str, Any] = {**UI_ONLY, "trigger_mode": "always_last"}
+
 # For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
 
@@ -58,15 +62,20 @@ def on_select(
     handler: Callable[[Values], Updates],
     inputs: AbstractSet[Block],
     outputs: Sequence[Block],
+    closing: bool = False,
 ) -> None:
     """Answer a selection; the handler finds the index in `index`.
 
     Arrow keys and clicks may be quicker than the answers. "always_last" (Gradio 6.31) then asks once more, but with the
     data of the event before: hence the index of what is selected by then.
+
+    Args:
+        closing: answer also when the open image is closed; the index is -1.
     """
     given = {index, *inputs}
     script = send_instead(given, index, selected_js(gallery))
-    gallery.select(handler, given, outputs, js=script, trigger_mode="always_last", **UI_ONLY)
+    events = [gallery.select, gallery.preview_close] if closing else [gallery.select]
+    gr.on(events, handler, given, outputs, js=script, **LATEST)
 
 
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"

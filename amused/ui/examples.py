@@ -8,7 +8,7 @@ import gradio as gr
 
 from amused.serving import file_cache
 from amused.ui import prompts
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, NO_CHANGE, Updates, Values
 from amused.ui.settings import MIN_SLIDER_STRENGTH, slider_at
 from amused.ui.tab import Tab
 
@@ -17,7 +17,7 @@ def connect(tab: Tab) -> None:
     settings, dataset = tab.settings, tab.controls.prompt_help.examples
     filled = [settings.prompt, settings.seeds, settings.count, settings.random_seeds, settings.strength]
     outputs = [*filled, *tab.file_inputs, *tab.own_controls]
-    dataset.click(partial(fill, tab), {dataset, settings.model}, outputs, **UI_ONLY)
+    dataset.click(partial(fill, tab), {dataset, settings.model}, outputs, **LATEST)
 
 
 def fill(tab: Tab, values: Values) -> Updates:

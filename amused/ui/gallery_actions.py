@@ -192,12 +192,8 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
         state: TabState = values[result.state]
         state.opened = values[result.index]
         image = image_at(state.shown, state.opened)
-        # None: the preview of the next image.
+        # None: it was closed, or is the preview of the next image.
         return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state].kept)
-
-    def close(state: TabState) -> Updates:
-        state.opened = None
-        return {view.place: gr.Column(visible=False)}
 
     def show_finished(values: Values) -> Updates:
         """The image that is open may have been a preview until now."""
@@ -215,8 +211,7 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    on_select(result.gallery, result.index, select, {result.state, tray.state}, view.outputs)
-    result.gallery.preview_close(close, result.state, [view.place], **UI_ONLY)
+    on_select(result.gallery, result.index, select, {result.state, tray.state}, view.outputs, closing=True)
     result.ended.change(show_finished, {result.state, tray.state, view.selected}, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)

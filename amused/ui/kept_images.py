@@ -240,7 +240,7 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
         (view.discard, KeptImages.discard),
         (view.undo, KeptImages.undo),
     ):
-        button.click(partial(show_changed, change), view.state, view.outputs, **UI_ONLY)
+        button.click(partial(show_changed, change), view.state, view.outputs, trigger_mode="multiple", **UI_ONLY)
 
     switches = [tab.result.write_metadata for tab in tabs]
     view.write_metadata.change(lambda on: dict.fromkeys(switches, on), view.write_metadata, switches, **UI_ONLY)

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
 
@@ -43,7 +43,7 @@ def sync(
     # The number is read before the values, so a higher number comes with values at least as new.
     changes = [component.change for component in changing]  # type: ignore[attr-defined]
     gr.on(changes, None, None, number, js=COUNT_JS, **UI_ONLY).then(
-        answer_latest, {number, latest, *inputs}, list(outputs), trigger_mode="always_last", **UI_ONLY
+        answer_latest, {number, latest, *inputs}, list(outputs), **LATEST
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values
 from amused.ui.prompt_help import prompt_help_for
 from amused.ui.settings import Settings, adapter_choices, model_note
 from amused.ui.tab import Tab
@@ -33,7 +33,7 @@ def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
     following = [part for tab in tabs for part in tab.settings.own(runtime.default)]
     for tab, picker in zip(tabs, pickers, strict=True):
         others = [other for other in pickers if other is not picker]
-        picker.input(partial(follow, picker), {picker, *following}, [*others, *following], **UI_ONLY)
+        picker.input(partial(follow, picker), {picker, *following}, [*others, *following], **LATEST)
         picker.change(partial(hint, tab), picker, [picker, *tab.controls.prompt_help.outputs()], **UI_ONLY)
 
 
@@ -57,7 +57,7 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
         shown = [tab.controls.adapter_row, settings.adapter]
         gr.on([page.load, settings.model.change], partial(offer, tab), settings.model, shown, **UI_ONLY)
         # The other tabs take over the model.
-        settings.model.input(partial(drop, settings), {settings.model, *adapters}, adapters, **UI_ONLY)
+        settings.model.input(partial(drop, settings), {settings.model, *adapters}, adapters, **LATEST)
 
 
 def use_model(runtime: Runtime, settings: Settings, model: str, adapter: Any) -> Updates:

@@ -74,6 +74,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with paused_collection(), AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
+        gr.HTML('<div id="announcement" aria-live="polite"></div>', elem_classes="unseen")
         card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
         with gr.Tabs() as tab_bar:
             tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]

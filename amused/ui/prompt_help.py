@@ -17,7 +17,7 @@ from amused.recipe.words import PARTS, words
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.describe import note
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, UI_ONLY, Updates, Values
 from amused.ui.latest import sync
 from amused.ui.settings import Settings, draw_seeds
 from amused.ui.status import count_images
@@ -80,7 +80,7 @@ def connect_prompt_help(prompt_help: PromptHelp, settings: Settings) -> None:
     sync(changing, show_hint, {*changing}, [prompt_help.hint])
     prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
     chosen: list[Any] = [dropdown.input for dropdown in prompt_help.parts.values()]
-    gr.on(chosen, write_prompt, {*prompt_help.parts.values()}, [prompt], **UI_ONLY)
+    gr.on(chosen, write_prompt, {*prompt_help.parts.values()}, [prompt], **LATEST)
 
 
 def describe_prompt(settings: Settings, values: Values) -> str:

@@ -23,7 +23,7 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, label, restore_settings
 from amused.ui.describe import TITLES, describe_origin
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to
+from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
@@ -179,7 +179,7 @@ class PageFiller:
         def fill(values: Values) -> Updates:
             return self.fill(lambda: read(values), values) or NO_CHANGE
 
-        scroll_to(self.card.place, gr.on(events, fill, {*sources, *self.adapters}, self.outputs, **UI_ONLY))
+        scroll_to(self.card.place, gr.on(events, fill, {*sources, *self.adapters}, self.outputs, **LATEST))
 
 
 def connect_restore(

@@ -61,7 +61,7 @@ class TabState:
     Attributes:
         images: of the latest run that has finished one, and of those that it was added to.
         shown: the finished ones in the gallery: those of the run before until a new one has something to show.
-        opened: index in the gallery of the image that is open.
+        opened: index in the gallery of the image that is open; if none is, -1 or None.
         note: how the run ended that made the last of them; empty while it goes on.
         groups: where in `images` those of a run begin that was added to others, and what they are.
         num_runs: runs that are queued or going on.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.browser import (
+    answers_held,
     expect_done,
     open_page,
     open_tab,
@@ -25,6 +26,8 @@ from helpers.browser import (
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+
+from amused.ui import prompts
 
 
 @pytest.fixture
@@ -146,9 +149,28 @@ def test_words_and_surprises_write_the_prompt(page: Page) -> None:
     part(page, "text_to_image", "surprise").click()
     expect(box).to_have_value(re.compile("^a pixel art character with"))
     page.get_by_role("button", name="Words this model knows").first.click()
-    part(page, "text_to_image", "glasses").get_by_role("combobox").click()
-    page.get_by_role("option", name="red", exact=True).click()
+    choose_word(page, "glasses", "red")
     expect(box).to_have_value("a pixel art character with red glasses")
+
+
+def test_what_is_chosen_while_the_server_is_slow_counts(page: Page) -> None:
+    box = part(page, "text_to_image", "prompt").get_by_role("textbox")
+    page.get_by_role("button", name="Words this model knows").first.click()
+    with answers_held(page):
+        choose_word(page, "glasses", "red")
+        choose_word(page, "glasses", "blue")
+        choose_word(page, "background", "pink")
+    expect(box).to_have_value("a pixel art character with blue glasses on a pink background")
+    examples = part(page, "text_to_image", "examples").get_by_role("button")
+    with answers_held(page):
+        examples.first.click()
+        examples.last.click()
+    expect(box).to_have_value(prompts.examples("text_to_image", "nouns", {})[-1].prompt)
+
+
+def choose_word(page: Page, trait: str, word: str) -> None:
+    part(page, "text_to_image", trait).get_by_role("combobox").click()
+    page.get_by_role("option", name=word, exact=True).click()
 
 
 def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:

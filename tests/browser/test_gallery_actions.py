@@ -10,7 +10,6 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from fake import Turnstile, sampled
 from helpers.browser import (
+    answers_held,
     expect_begun,
     expect_done,
     kept,
@@ -81,19 +81,6 @@ def select(page: Page, task: str, index: int) -> str:
 def press(page: Page, *keys: str) -> None:
     for key in keys:
         page.keyboard.press(key, delay=150)
-
-
-@contextmanager
-def answers_held(page: Page) -> Iterator[None]:
-    """Within, the server gets no event, of which one at least must be sent."""
-    held: list[Route] = []
-    is_over = False
-    page.route("**/run/predict", lambda route: route.continue_() if is_over else held.append(route))
-    with page.expect_request("**/run/predict"):
-        yield
-    is_over = True
-    for route in held:
-        route.continue_()
 
 
 def vary(page: Page, task: str, share: float, count: int) -> None:

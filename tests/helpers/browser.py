@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -30,7 +31,7 @@ WITHOUT_ANIMATIONS = """addEventListener("DOMContentLoaded", () => {
 # Without a GPU, each frame of the editor's canvas takes a tenth of a second of a core, and it asks for sixty a second.
 TEN_FRAMES_A_SECOND = """window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
 window.cancelAnimationFrame = clearTimeout;"""
-PATIENCE = 30_000  # milliseconds: a busy machine with two cores
+PATIENCE = 60_000  # milliseconds: a busy machine with two cores
 PATIENCE_PER_IMAGE = 5_000
 
 
@@ -116,6 +117,19 @@ def pixels(page: Page, task: str) -> dict[str, np.ndarray]:
 
 def kept(page: Page) -> Locator:
     return page.locator("#tray-gallery .thumbnail-item")
+
+
+@contextmanager
+def answers_held(page: Page) -> Iterator[None]:
+    """Within, the server gets no event, of which one at least must be sent."""
+    held: list[Route] = []
+    is_over = False
+    page.route("**/run/predict", lambda route: route.continue_() if is_over else held.append(route))
+    with page.expect_request("**/run/predict"):
+        yield
+    is_over = True
+    for route in held:
+        route.continue_()
 
 
 def paint_the_middle(page: Page, editor: Locator) -> None:
