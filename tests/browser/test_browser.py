@@ -171,6 +171,7 @@ def test_what_is_chosen_while_the_server_is_slow_counts(page: Page) -> None:
 def choose_word(page: Page, trait: str, word: str) -> None:
     part(page, "text_to_image", trait).get_by_role("combobox").click()
     page.get_by_role("option", name=word, exact=True).click()
+    expect(page.get_by_role("option")).to_have_count(0)
 
 
 def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:

@@ -111,10 +111,10 @@ def test_no_test_imports_another() -> None:
 
 
 def test_the_ci_runs_the_readme_s_test_command(tmp_path: Path) -> None:
-    """With stand-ins for python3, chromium and the programs in .venv that write down how they are called."""
+    """With stand-ins for python3, Chromium and the programs in .venv that write down how they are called."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     shutil.copy(ROOT / "README.md", tmp_path)
-    for program in ("bin/python3", "bin/chromium", ".venv/bin/pip", ".venv/bin/python"):
+    for program in ("bin/python3", "bin/chromium-headless-shell", ".venv/bin/pip", ".venv/bin/python"):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >> called\n')
         (tmp_path / program).chmod(0o755)
