@@ -37,8 +37,7 @@ def merge(updates: Sequence[Updates]) -> Updates:
 # For UI-only events: they bypass the generation queue.
 UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-# For those that show what inputs say now: one that comes while another is under way is answered too. By default Gradio
-# drops it.
+# For UI-only events that follow their inputs: a second one is answered after the first. Gradio drops it by default.
 LATEST: dict[str, Any] = {**UI_ONLY, "trigger_mode": "always_last"}
 
 # For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.

@@ -48,7 +48,7 @@ class Visit:
 
 def without_missing_files(kept: KeptImages) -> KeptImages:
     images = tuple(image for image in kept.images if Path(image.path).exists())
-    return kept if images == kept.images else KeptImages(images, stars=kept.stars)
+    return kept if images == kept.images else KeptImages(images, stars=kept.stars).select(len(images) - 1)
 
 
 class Visits:
@@ -72,11 +72,8 @@ class Visits:
                 return found
             visit = Visit(states)
             if found is not None:
-                visit.history.sweeps, visit.tray.kept, visit.shared = (
-                    found.history.sweeps,
-                    found.tray.kept,
-                    found.shared,
-                )
+                visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
+                visit.tray.kept = found.tray.kept
             self._visits[visit.id] = visit
             while len(self._visits) > self._limit:
                 self._visits.popitem(last=False)

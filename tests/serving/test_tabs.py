@@ -38,6 +38,7 @@ from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
+from amused.ui.visits import Visits
 
 TEAL = Image.new("RGB", (256, 256), "teal")
 
@@ -146,6 +147,17 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(kept_after, range(1, count)))
         assert kept_after(0) == count > 4
+
+
+def test_a_visit_whose_kept_files_are_partly_gone_shows_the_others(tmp_path: Path) -> None:
+    visit = Visits().open("", False, {})
+    images = [kept(number, tmp_path / f"{number}.png") for number in range(3)]
+    for image in images:
+        visit.tray.change(lambda tray, image=image: tray.rate(image, image.seed + 1))
+    Path(images[2].path).unlink()
+    visit.forget_missing_files()
+    assert visit.tray.kept.selected_image() == images[1]
+    assert visit.tray.kept.caption(images[1]) == "★★ seed 1"
 
 
 def test_kept_images_are_sorted_by_their_stars(tmp_path: Path) -> None:
