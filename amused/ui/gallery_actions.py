@@ -154,8 +154,9 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
         for task in (IMAGE_TO_IMAGE, INPAINT):
             connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
 
-    def reopen(state: Tray) -> Updates:
-        kept = state.kept
+    def reopen(values: Values) -> Updates:
+        state: Tray = values[tray.state]
+        kept = state.kept.select(values[tray.index])
         image = kept.selected_image()
         task = image.recipe.first.task
         updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
@@ -163,7 +164,7 @@ def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView)
 
     galleries = {tab.task: tab.result.gallery for tab in tabs}
     outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]
-    tray.reopen.click(reopen, tray.state, outputs, **UI_ONLY)
+    tray.reopen.click(reopen, tray.shown, outputs, js=tray.selected_js, **UI_ONLY)
 
 
 def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
@@ -224,24 +225,21 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
         state: TabState = values[result.state]
         return image_at(state.shown, values[result.index]) or required(values[view.selected])
 
-    def show_changed(values: Values, change: Callable[[KeptImages], KeptImages]) -> Updates:
-        state: Tray = values[tray.state]
-        return tray.show(state.change(change))
-
     def keep(values: Values) -> Updates:
         image = opened(values)
-        return {**show_changed(values, lambda kept: kept.keep(image)), view.note: note("Added to Kept images")}
+        shown = tray.show_changed(values[tray.state], lambda kept: kept.keep(image))
+        return {**shown, view.note: note("Added to Kept images")}
 
     def rate(values: Values) -> Updates:
         image = opened(values)
-        return show_changed(values, lambda kept: kept.rate(image, values[view.stars]))
+        return tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars])) or NO_CHANGE
 
     def keep_tile(values: Values) -> Updates:
         state: TabState = values[result.state]
         image = image_at(state.shown, values[result.index])
         if image is None:
             raise UserError(UNFINISHED)
-        return show_changed(values, lambda kept: kept.keep(image))
+        return tray.show_changed(values[tray.state], lambda kept: kept.keep(image)) or NO_CHANGE
 
     opened_js = selected_js(result.gallery)
     for event, handler, index_js, inputs, outputs in (

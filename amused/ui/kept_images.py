@@ -6,7 +6,6 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import gradio as gr
@@ -19,7 +18,7 @@ from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
-from amused.ui.events import UI_ONLY, Updates, Values, on_select
+from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, selected_js, send_instead
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import image_at
 from amused.ui.tab import Tab
@@ -84,6 +83,13 @@ class KeptImages:
             raise UserError(f"Give 1 to {MAX_STARS} stars.")
         kept = self.keep(image)
         return replace(kept, stars={**kept.stars, image.path: stars})
+
+    def join(self, others: KeptImages) -> KeptImages:
+        """With the images and stars of `others` too, as far as there is room."""
+        joined = self
+        for image in others.images:
+            joined = joined.keep(image) if len(joined.images) < MAX_KEPT else joined
+        return replace(joined, stars={**joined.stars, **others.stars})
 
     def best_first(self) -> KeptImages:
         """Sorted by stars; those with as many stay in order."""
@@ -174,6 +180,9 @@ class KeptImagesView:
                     elem_id="tray-tagged",
                 )
         self.file = gr.DownloadButton("File", elem_id="tray-file")
+        # For events about the selected image: the one that the visitor sees, of which the server may not know yet.
+        self.shown: set[Block] = {self.state, self.index}
+        self.selected_js = send_instead(self.shown, self.index, selected_js(self.gallery))
 
     @property
     def outputs(self) -> list[Block]:
@@ -182,6 +191,12 @@ class KeptImagesView:
             self.place, self.gallery, self.note, self.reopen, self.compare, self.side_by_side, self.sort, self.discard,
             self.undo, self.slider, self.downloads,
         ]  # fmt: skip
+
+    def show_changed(self, tray: Tray, change: Callable[[KeptImages], KeptImages]) -> Updates:
+        """Change the tray and show it; nothing if another event has changed it since, whose answer shows both."""
+        kept = tray.change(change)
+        updates = self.show(kept)
+        return updates if tray.kept is kept else {}
 
     def show(self, kept: KeptImages) -> Updates:
         tiles = [(image.path, kept.caption(image)) for image in kept.images]
@@ -229,18 +244,22 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
     def compare(tray: Tray) -> Updates:
         return view.show_selection(tray.change(lambda kept: replace(kept, comparing=not kept.comparing)))
 
-    def show_changed(change: Callable[[KeptImages], KeptImages], tray: Tray) -> Updates:
-        return view.show(tray.change(change))
+    def sort(tray: Tray) -> Updates:
+        return view.show_changed(tray, KeptImages.best_first) or NO_CHANGE
+
+    def discard(values: Values) -> Updates:
+        index = values[view.index]
+        return view.show_changed(values[view.state], lambda kept: kept.select(index).discard()) or NO_CHANGE
+
+    def undo(tray: Tray) -> Updates:
+        return view.show_changed(tray, KeptImages.undo) or NO_CHANGE
 
     on_select(view.gallery, view.index, select, {view.state}, view.outputs)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
-    for button, change in (
-        (view.sort, KeptImages.best_first),
-        (view.discard, KeptImages.discard),
-        (view.undo, KeptImages.undo),
-    ):
-        button.click(partial(show_changed, change), view.state, view.outputs, trigger_mode="multiple", **UI_ONLY)
+    view.sort.click(sort, view.state, view.outputs, **UI_ONLY)
+    view.discard.click(discard, view.shown, view.outputs, js=view.selected_js, **UI_ONLY)
+    view.undo.click(undo, view.state, view.outputs, **UI_ONLY)
 
     switches = [tab.result.write_metadata for tab in tabs]
     view.write_metadata.change(lambda on: dict.fromkeys(switches, on), view.write_metadata, switches, **UI_ONLY)
@@ -251,9 +270,11 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
 def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[KeptImages, bool], str]) -> None:
     def prepare(values: Values) -> Updates:
         tray: Tray = values[view.state]
-        return {view.file: write(tray.kept, values[view.write_metadata])}
+        return {view.file: write(tray.kept.select(values[view.index]), values[view.write_metadata])}
 
-    start_download(button.click(prepare, {view.state, view.write_metadata}, [view.file], **UI_ONLY))
+    inputs = {*view.shown, view.write_metadata}
+    script = send_instead(inputs, view.index, selected_js(view.gallery))
+    start_download(button.click(prepare, inputs, [view.file], js=script, **UI_ONLY))
 
 
 def start_download(prepared: Any) -> None:

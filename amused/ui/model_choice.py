@@ -55,7 +55,7 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
     for tab in tabs:
         settings = tab.settings
         shown = [tab.controls.adapter_row, settings.adapter]
-        gr.on([page.load, settings.model.change], partial(offer, tab), settings.model, shown, **UI_ONLY)
+        gr.on([page.load, settings.model.change], partial(offer, tab), settings.model, shown, **LATEST)
         # The other tabs take over the model.
         settings.model.input(partial(drop, settings), {settings.model, *adapters}, adapters, **LATEST)
 

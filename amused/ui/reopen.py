@@ -50,7 +50,7 @@ class Reopening:
 
     @property
     def inputs(self) -> set[Block]:
-        return {self.view.id, *(tab.result.state for tab in self.tabs)}
+        return {self.view.id, self.tray.state, *(tab.result.state for tab in self.tabs)}
 
     @property
     def outputs(self) -> list[Block]:
@@ -66,7 +66,7 @@ class Reopening:
         """Show a visit again; a new one has what the page has already."""
         known, is_taken = read_id(values[self.view.id])
         own = {tab.task: values[tab.result.state] for tab in self.tabs}
-        visit = self.visits.open(known, is_taken, own)
+        visit = self.visits.open(known, is_taken, own, values[self.tray.state])
         visit.forget_missing_files()
         updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
         if visit.states is not own:

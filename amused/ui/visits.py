@@ -59,8 +59,8 @@ class Visits:
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, id: str, is_taken: bool, states: Mapping[str, TabState]) -> Visit:
-        """The visit of that id, or a new one with these states.
+    def open(self, id: str, is_taken: bool, states: Mapping[str, TabState], tray: Tray) -> Visit:
+        """The visit of that id, or a new one with these states. What the page has kept by then, in `tray`, is added.
 
         Args:
             is_taken: another tab of the browser has it open; the new one begins with its history and what it kept.
@@ -69,11 +69,13 @@ class Visits:
             found = self._visits.get(id)
             if found is not None and not is_taken:
                 self._visits.move_to_end(id)
+                found.tray.change(lambda kept: kept.join(tray.kept))
                 return found
-            visit = Visit(states)
+            visit = Visit(states, tray=tray)
             if found is not None:
                 visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
-                visit.tray.kept = found.tray.kept
+                former = found.tray.kept
+                visit.tray.change(former.join)
             self._visits[visit.id] = visit
             while len(self._visits) > self._limit:
                 self._visits.popitem(last=False)

@@ -32,7 +32,7 @@ from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.grid import GridSection, build_sheet
-from amused.ui.kept_images import KeptImages, write_sheet
+from amused.ui.kept_images import KeptImages, Tray, write_sheet
 from amused.ui.prompt_help import describe_prompt, word_choices
 from amused.ui.results import TabState
 from amused.ui.tabs import image as image_tab
@@ -150,7 +150,7 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_a_visit_whose_kept_files_are_partly_gone_shows_the_others(tmp_path: Path) -> None:
-    visit = Visits().open("", False, {})
+    visit = Visits().open("", False, {}, Tray())
     images = [kept(number, tmp_path / f"{number}.png") for number in range(3)]
     for image in images:
         visit.tray.change(lambda tray, image=image: tray.rate(image, image.seed + 1))
@@ -158,6 +158,21 @@ def test_a_visit_whose_kept_files_are_partly_gone_shows_the_others(tmp_path: Pat
     visit.forget_missing_files()
     assert visit.tray.kept.selected_image() == images[1]
     assert visit.tray.kept.caption(images[1]) == "★★ seed 1"
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_what_is_kept_before_the_visit_is_found_stays_kept(is_taken: bool, tmp_path: Path) -> None:
+    visits, first, second = Visits(), Tray(), Tray()
+    images = [kept(number, tmp_path / f"{number}.png") for number in range(3)]
+    first.change(lambda tray: tray.keep(images[0]))
+    visit = visits.open("", False, {}, first)
+    first.change(lambda tray: tray.rate(images[1], 2))
+    second.change(lambda tray: tray.rate(images[2], 5))
+    again = visits.open(visit.id, is_taken, {}, second)
+    assert again.tray.kept.images == tuple(images)
+    assert again.tray.kept.stars == {images[1].path: 2, images[2].path: 5}
+    assert (again is visit) is not is_taken
+    assert visit.tray.kept.images == (tuple(images[:2]) if is_taken else tuple(images))
 
 
 def test_kept_images_are_sorted_by_their_stars(tmp_path: Path) -> None:
