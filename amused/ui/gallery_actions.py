@@ -193,8 +193,11 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
         state: TabState = values[result.state]
         state.opened = values[result.index]
         image = image_at(state.shown, state.opened)
-        # None: it was closed, or is the preview of the next image.
-        return {view.place: gr.Column(visible=False)} if image is None else view.show(image, values[tray.state].kept)
+        if image is None:  # it was closed, or is the preview of the next image
+            return {view.place: gr.Column(visible=False)}
+        if image is values[view.selected]:  # as after a run that has opened it: a form may be open already
+            return {view.place: gr.Column(visible=True), view.image: gr.Image(value=None, visible=False)}
+        return view.show(image, values[tray.state].kept)
 
     def show_finished(values: Values) -> Updates:
         """The image that is open may have been a preview until now."""
@@ -212,8 +215,9 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
             view.note: note(f"The next runs start from seed {seed}"),
         }
 
-    on_select(result.gallery, result.index, select, {result.state, tray.state}, view.outputs, closing=True)
-    result.ended.change(show_finished, {result.state, tray.state, view.selected}, view.outputs, **UI_ONLY)
+    inputs: set[Block] = {result.state, tray.state, view.selected}
+    on_select(result.gallery, result.index, select, inputs, view.outputs, closing=True)
+    result.ended.change(show_finished, inputs, view.outputs, **UI_ONLY)
     outputs = [settings.seeds, settings.random_seeds, view.note]
     view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
 
