@@ -141,7 +141,8 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
             data = [index if place in numbers else None for place in keep["inputs"]]
             body = {"fn_index": keep["id"], "data": data, "session_hash": "visitor"}
             answer = httpx.post(f"{address}gradio_api/run/predict", json=body).json()
-            return len(answer["data"][keep["outputs"].index(parts["tray-gallery"])]["value"])
+            # Nothing where another one has been kept meanwhile: its answer shows both.
+            return len(answer["data"][keep["outputs"].index(parts["tray-gallery"])].get("value", ()))
 
         assert kept_after(0) == 1
         with ThreadPoolExecutor() as pool:
