@@ -103,7 +103,7 @@ class DetailsView:
                 self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
                 compare_button(f"{task}-compare-open", tab.result.gallery)
                 self.copy_link = CopyLink(task)
-                self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 150, f"{task}-to-image")
+                self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 170, f"{task}-to-image")
                 self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
                 # Whoever opens the link of an inpainted image needs its mask, which may have been drawn by hand.
                 self.mask = gr.DownloadButton(

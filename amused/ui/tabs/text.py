@@ -50,7 +50,7 @@ def build(runtime: Runtime) -> TextTab:
             below = gr.Column()
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             ready = ready_images(runtime.default)
-            hint = "Open an image, or press Generate" if ready else "Images appear here, one by one"
+            hint = "Examples. Press Generate to make your own" if ready else "Images appear here, one by one"
             result = ResultView(TEXT_TO_IMAGE, hint, controls, ready)
             sheet = grid.build_sheet(TEXT_TO_IMAGE)
     tab = TextTab(runtime, controls, result, shape)
