@@ -358,6 +358,30 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     expect(facts).to_be_hidden()
 
 
+def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_after_it(page: Page) -> None:
+    make(page, TEXT, "8", 1)
+    select(page, TEXT, 0)
+    gallery = page.evaluate(
+        "id => window.gradio_config.components.find((one) => one.props.elem_id === id).id", f"{TEXT}-gallery"
+    )
+    held: list[Route] = []
+
+    def is_selection(request: Request) -> bool:
+        return request.url.endswith("/run/predict") and request.post_data_json["trigger_id"] == gallery
+
+    page.route("**/run/predict", lambda route: held.append(route) if is_selection(route.request) else route.continue_())
+    with page.expect_request(is_selection):
+        part(page, TEXT, "gallery").locator(".preview .thumbnail-item").click()
+    part(page, TEXT, "touch").click()
+    form = part(page, TEXT, "touching")
+    expect(form).to_be_visible()
+    with page.expect_response(lambda response: is_selection(response.request)):
+        held[0].continue_()
+    part(page, TEXT, "keep").click()  # answered after it
+    expect(kept(page)).to_have_count(1)
+    expect(form).to_be_visible()
+
+
 def test_two_or_four_images_are_compared_side_by_side_by_keys(page: Page) -> None:
     make(page, TEXT, "8", 5)
     select(page, TEXT, 1)
