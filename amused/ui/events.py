@@ -1,7 +1,7 @@
 """What the page's event handlers take and give.
 
 An event whose inputs are a *set* of components gives its handler one mapping, component to value. The handler returns
-or yields a mapping of the components that change; `NO_CHANGE` means that none does.
+or yields a mapping of the components that change; if none does, it is empty or `NO_CHANGE`.
 """
 
 from __future__ import annotations

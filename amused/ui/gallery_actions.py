@@ -195,7 +195,7 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
         image = image_at(state.shown, state.opened)
         if image is None:  # it was closed, or is the preview of the next image
             return {view.place: gr.Column(visible=False)}
-        if image is values[view.selected]:  # as after a run that has opened it: a form may be open already
+        if image is values[view.selected]:  # it was clicked again: a form may be open already
             return {view.place: gr.Column(visible=True), view.image: gr.Image(value=None, visible=False)}
         return view.show(image, values[tray.state].kept)
 
@@ -236,14 +236,14 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
 
     def rate(values: Values) -> Updates:
         image = opened(values)
-        return tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars])) or NO_CHANGE
+        return tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars]))
 
     def keep_tile(values: Values) -> Updates:
         state: TabState = values[result.state]
         image = image_at(state.shown, values[result.index])
         if image is None:
             raise UserError(UNFINISHED)
-        return tray.show_changed(values[tray.state], lambda kept: kept.keep(image)) or NO_CHANGE
+        return tray.show_changed(values[tray.state], lambda kept: kept.keep(image))
 
     opened_js = selected_js(result.gallery)
     for event, handler, index_js, inputs, outputs in (

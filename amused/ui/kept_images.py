@@ -18,7 +18,7 @@ from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, selected_js, send_instead
+from amused.ui.events import UI_ONLY, Updates, Values, on_select, selected_js, send_instead
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import image_at
 from amused.ui.tab import Tab
@@ -245,14 +245,14 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
         return view.show_selection(tray.change(lambda kept: replace(kept, comparing=not kept.comparing)))
 
     def sort(tray: Tray) -> Updates:
-        return view.show_changed(tray, KeptImages.best_first) or NO_CHANGE
+        return view.show_changed(tray, KeptImages.best_first)
 
     def discard(values: Values) -> Updates:
         index = values[view.index]
-        return view.show_changed(values[view.state], lambda kept: kept.select(index).discard()) or NO_CHANGE
+        return view.show_changed(values[view.state], lambda kept: kept.select(index).discard())
 
     def undo(tray: Tray) -> Updates:
-        return view.show_changed(tray, KeptImages.undo) or NO_CHANGE
+        return view.show_changed(tray, KeptImages.undo)
 
     on_select(view.gallery, view.index, select, {view.state}, view.outputs)
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)

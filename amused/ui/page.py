@@ -58,8 +58,8 @@ class AmusedBlocks(GatedBlocks):
 
 
 def updates_of(answer: Any) -> Updates | None:
-    """What a handler answers, if that is a mapping of components, empty for `NO_CHANGE`; None if it is a value."""
-    if not isinstance(answer, dict) or not answer:
+    """What a handler answers, if that is a mapping of components, empty if none changes; None if it is a value."""
+    if not isinstance(answer, dict):
         return None
     if answer == NO_CHANGE:
         return {}
