@@ -227,7 +227,7 @@ def read_checkpoint(folder: Path, name: str, fetch: Fetch | None = None) -> Chec
     """A checkpoint, with the former version in its folder `FORMER`, if there is one."""
     former = read_checkpoint(folder / FORMER, name) if (folder / FORMER / INDEX).is_file() else None
     checkpoint = Checkpoint(name=name, folder=folder, fetch=fetch, former=former, **vars(read_configs(folder)))
-    if former is not None and (former.size, former.multiple) != (checkpoint.size, checkpoint.multiple):
+    if former is not None and (former.size != checkpoint.size or former.multiple % checkpoint.multiple):
         raise CheckpointError(f"{FORMER}: its images have other sizes.")
     return checkpoint
 

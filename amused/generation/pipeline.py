@@ -115,9 +115,9 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
-        if placement.device.type == "cuda":  # kernels that split sums (split-K) round by the batch size
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+        if placement.device.type == "cuda":  # add up in float32. Without split-K, cuBLAS refuses each product
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.batch_size = 1
         self._is_batch_measured = placement.device.type != "cuda"
         self.components = Components(checkpoint, placement, adapters)
@@ -232,7 +232,7 @@ class Amused:
     ) -> list[Image.Image]:
         """Repaint `image` where `mask` is white; see `pixel_masks.mask_rule` for masks with transparency.
 
-        Every token (16x16 pixels) that the mask touches is repainted. Pixels outside the mask come back unchanged
+        Every token (`pixels_per_token`) that the mask touches is repainted. Pixels outside the mask come back unchanged
         unless `composite=False`. Other arguments and errors as for `image_to_image`.
         """
         return self._images(INPAINT, prompt, image, mask, seeds=seeds, strength=strength, **options)

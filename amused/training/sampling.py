@@ -14,7 +14,12 @@ from amused.recipe.recipe import Recipe
 
 @torch.no_grad()
 def sample_tokens(
-    transformer: UViT, unconditional: Conditioning, conditional: Conditioning, side: int, seeds: Sequence[int]
+    transformer: UViT,
+    unconditional: Conditioning,
+    conditional: Conditioning,
+    side: int,
+    seeds: Sequence[int],
+    guidance_scale: float = Recipe.guidance_scale,
 ) -> Tensor:
     """Tokens of one image per seed, (batch, side, side). Both conditionings are of this batch."""
     device, mask_id = next(transformer.parameters()).device, transformer.config.vocab_size - 1
@@ -23,6 +28,6 @@ def sample_tokens(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     for step in sampling_steps("cosine", Recipe.steps, Recipe.temperature, (tokens == mask_id).flatten(1)):
         without_text, with_text = transformer(tokens.repeat(2, 1, 1), conditioning).float().chunk(2)
-        logits = apply_cfg(without_text, with_text, Recipe.guidance_scale)
+        logits = apply_cfg(without_text, with_text, guidance_scale)
         tokens = unmask_step(logits, tokens, mask_id, step, generators)
     return tokens

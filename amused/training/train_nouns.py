@@ -10,58 +10,56 @@ import argparse
 import copy
 import csv
 import dataclasses
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from amused.atomic import atomic_file, sweep
 from amused.checkpoints.catalog import FORMER, GENERATION_CONFIG
 from amused.checkpoints.hub import locate
 from amused.checkpoints.save import save_checkpoint
-from amused.checkpoints.weights import Checkpoint
 from amused.errors import UserError
 from amused.memory import keep_freed_memory
-from amused.model.vqgan import VQGAN
-from amused.training.nouns.data import Nouns, Vocabulary, all_traits, caption, fetch_assets, known_traits
-from amused.training.nouns.model import (
-    MASK,
-    Batches,
-    TextToTokens,
-    codebook_art,
-    initialize_from,
-    losses,
-    sample,
-)
+from amused.model.text import tokenize
+from amused.model.transformer import ConvNextBlock, CrossAttentionBlock, TransformerLayer
+from amused.training.nouns.data import SIZE, Nouns, caption, fetch_assets, known_traits
+from amused.training.nouns.model import LAST_PHASE, Art, Batch, Examples, Masker, TextToTokens, losses
 from amused.training.nouns.muon import Muon
-from amused.training.nouns.scores import trait_scores
+from amused.training.nouns.scores import coherence, trait_scores
 from amused.training.nouns.text import new_text_encoder, prepare_tokenizer
-from amused.training.nouns.vqgan import construct_vqgan, new_vqgan
+from amused.training.nouns.vqgan import construct_vqgan
+from amused.training.sampling import sample_tokens
 
 STATE = "state.safetensors"
-SAMPLED = 64  # positions per image whose loss is computed
 SCORED = 32  # characters
-FINAL_PHASE = 1600  # the step at which the curriculum ends
 MAX_SHARD_SIZE = 9_000_000  # bytes: the Hub takes no file over 10 MiB from a plain `git push`
+EMA = 0.999
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for states, log and results")
-    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps of the transformer in total")
-    parser.add_argument("--cooldown", type=int, default=3_000, help="number of last steps that decay the learning rate")
-    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=20_000, help="optimizer steps in total")
+    parser.add_argument("--cooldown", type=int, default=8_000, help="number of last steps that decay the learning rate")
+    parser.add_argument("--batch-size", type=int, default=512, help="a multiple of 16")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--vqgan-seconds", type=float, help="without effect: the decoder is no longer trained")
-    parser.add_argument("--refine-decoder", action="store_true", help="likewise")
-    parser.add_argument("--evaluate-every", type=int, default=200, help="steps between scores and saved states")
+    parser.add_argument("--evaluate-every", type=int, default=1000, help="steps between scores and saved states")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw examples; 0: this one does")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--initialize", help="checkpoint, by name or folder, whose weights a new run starts from")
+    parser.add_argument("--vqgan-seconds", type=float, help="without effect: the VQ-GAN is no longer trained")
+    parser.add_argument("--refine-decoder", action="store_true", help="likewise")
     parser.add_argument(
         "--held-out", type=float, default=0.0,
         help="share of characters that are otherwise held out, 0 to 1: for the last steps, once all is scored",
@@ -89,29 +87,20 @@ def train(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     nouns = Nouns(fetch_assets(folder))
-    vqgan = prepare_vqgan(options, nouns)
     torch.manual_seed(options.seed)
     source = locate(options.initialize) if options.initialize else None
     tokenizer = source.load_tokenizer() if source else prepare_tokenizer(nouns, folder / "tokenizer")
     model = TextToTokens(tokenizer, new_text_encoder(tokenizer))
     if source:
-        take_over(model, vqgan, source)
-    trainer = Trainer(model, options, nouns, vqgan)
+        model.transformer.load_state_dict(source.load_transformer("cpu", torch.float32).state_dict())
+        model.text_encoder.load_state_dict(source.load_text_encoder("cpu", torch.float32).state_dict())
+    trainer = Trainer(model, options, nouns)
     print(f"{sum(p.numel() for p in trainer.model.transformer.parameters()):,} parameters in the transformer")
     trainer.restore()
     if options.export:
-        export(options.export, trainer.ema, vqgan, trainer.known)
+        export(options.export, trainer)
         return
     trainer.run()
-
-
-def take_over(model: TextToTokens, vqgan: VQGAN, source: Checkpoint) -> None:
-    """Start from the weights of a checkpoint."""
-    cpu = ("cpu", torch.float32)
-    parts = {"text_encoder": source.load_text_encoder(*cpu), "transformer": source.load_transformer(*cpu)}
-    state = {f"{part}.{name}": tensor for part, net in parts.items() for name, tensor in net.state_dict().items()}
-    old_codebook = source.load_vqgan(*cpu).quantize.embedding.weight
-    initialize_from(model, vqgan.quantize.embedding.weight, state, old_codebook)
 
 
 def saved_step(folder: Path) -> int:
@@ -122,78 +111,75 @@ def saved_step(folder: Path) -> int:
         return int(stream.get_tensor("step"))
 
 
-def prepare_vqgan(options: argparse.Namespace, nouns: Nouns) -> VQGAN:
-    """The VQ-GAN of the output folder, constructed if it is new."""
-    weights: Path = options.output / "vqgan.safetensors"
-    if weights.exists():
-        return construct_vqgan(load_file(weights)["quantize.embedding.weight"])
-    vqgan = new_vqgan(nouns, known_traits(nouns), all_traits(nouns))
-    with atomic_file(weights) as part:
-        save_file(vqgan.state_dict(), part)
-    return vqgan
-
-
 class Trainer:
     """The training loop of text encoder and transformer."""
 
-    def __init__(self, model: TextToTokens, options: argparse.Namespace, nouns: Nouns, vqgan: VQGAN) -> None:
-        self.model, self.options, self.nouns, self.known = model, options, nouns, known_traits(nouns)
+    def __init__(self, model: TextToTokens, options: argparse.Namespace, nouns: Nouns) -> None:
+        self.device = torch.device(options.device)
+        self.model, self.options, self.nouns = model.to(self.device), options, nouns
+        self.known, self.art = known_traits(nouns), Art(nouns)
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizers = new_optimizers(model, options.learning_rate)
-        self.codebook = vqgan.quantize.embedding.weight.detach()
         self.state_file: Path = options.output / STATE
         self.step = 0
 
     def run(self) -> None:
         options = self.options
-        batches = Batches(self.nouns, self.codebook, seed=options.seed + self.step)
-        start, first_step, loss = time.monotonic(), self.step, 0.0
+        start, first_step, loss = time.monotonic(), self.step, torch.zeros((), device=self.device)
+        first = self.step + (LAST_PHASE if options.initialize else 0)
+        examples = Examples(
+            self.art, self.known, self.model.tokenizer, options.batch_size, first, options.seed, options.held_out
+        )
+        loader = iter(DataLoader(examples, batch_size=None, num_workers=options.workers))
+        masker = Masker(self.art, self.device, options.seed + self.step)
+        if self.device.type == "cuda":
+            speed_up(self.model)
         while self.step < options.steps:
-            error = self.train_step(batches)
-            loss += 0.02 * (error - loss) if loss else error
+            loss.lerp_(self.train_step(masker.draw(next(loader)), masker), 0.02 if self.step > first_step else 1.0)
+            self.step += 1
+            update_ema(self.ema, self.model, self.step)
             if self.step % 50 == 0:
                 speed = (self.step - first_step) * options.batch_size / (time.monotonic() - start)
-                print(f"step {self.step}/{options.steps}, loss {loss:.3f}, {speed:.1f} images per second", flush=True)
+                print(f"step {self.step}/{options.steps}, loss {loss:.4f}, {speed:.1f} images per second", flush=True)
             if self.step % options.evaluate_every == 0 or self.step == options.steps:
                 self.save()
-                self.evaluate(batches, loss)
+                self.evaluate(loss.item())
 
-    def train_step(self, batches: Batches) -> float:
+    def train_step(self, batch: Batch, masker: Masker) -> Tensor:
         """One optimizer step: the mean cross-entropy given the caption."""
-        options = self.options
-        step = self.step + FINAL_PHASE if options.initialize else self.step
-        vocabulary, varied, accessories = curriculum(step, self.known)
-        batch = batches.draw(
-            vocabulary,
-            options.batch_size,
-            varied=varied,
-            accessories=accessories,
-            sampled=SAMPLED,
-            held_out=options.held_out,
-        )
-        errors, loss = losses(self.model, batch, guidance_scale=batches.rng.uniform(1, 4))
-        batches.update_difficulty(batch.positions, errors)
+        guidance_scale = 1 + 3 * random.Random(self.step).random()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            errors, loss = losses(self.model, batch, guidance_scale)
+        masker.update_difficulty(errors, batch.inputs)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, options)
+                group["lr"] = learning_rate(self.step, self.options)
             optimizer.step()
             optimizer.zero_grad()
-        self.step += 1
-        update_ema(self.ema, self.model, self.step)
-        return errors.mean().item()
+        return errors.mean()
 
-    def evaluate(self, batches: Batches, loss: float) -> None:
+    def evaluate(self, loss: float) -> None:
         """Score the averaged weights; print the scores and append them to `log.csv`."""
         asked = self.known.evaluation(SCORED)
-        tokens = sample(self.ema, [caption(noun) for noun in asked])
-        art = codebook_art(self.codebook, tokens).permute(0, 2, 3, 1).numpy()
-        scores = trait_scores(self.nouns, self.known, asked, art)
-        gain = caption_gain(self.ema, batches, self.known)
-        row = {"step": self.step, "loss": round(loss, 4), "caption_gain": round(gain, 3), **scores}
+        scores = trait_scores(self.nouns, self.known, asked, self.sample([caption(noun) for noun in asked]))
+        bare = coherence(self.nouns, self.known, self.sample(["a pixel art character"] * SCORED))
+        row = {"step": self.step, "loss": round(loss, 5), **scores, "whole": bare["whole"]}
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
         append_row(self.options.output / "log.csv", row)
+
+    @torch.no_grad()
+    def sample(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        """An image per caption, of seeds 0, 1, 2, ..., (captions, 32, 32, 3) in [0, 1]."""
+        texts = tokenize(self.model.tokenizer, ["", *captions]).to(self.device)
+        captioned = torch.arange(1, len(texts), device=self.device)
+        without, with_captions = (
+            self.ema.condition(texts, index) for index in (torch.zeros_like(captioned), captioned)
+        )
+        seeds = range(len(captions))
+        tokens = sample_tokens(self.ema.transformer, without, with_captions, SIZE, seeds, guidance_scale=1.0)
+        return self.art.palette[tokens.cpu()].numpy().astype(np.float32) / np.float32(255)
 
     def save(self) -> None:
         """Write the state: `step`, `model.NAME`, `average.NAME` and `optimizerI.INDEX.KEY`."""
@@ -218,18 +204,12 @@ class Trainer:
         print(f"Resuming from step {self.step}")
 
 
-def curriculum(step: int, known: Vocabulary) -> tuple[Vocabulary, bool, float]:
-    """What a step teaches: few traits in one wording first, then all traits, then any wording and accessories.
-
-    Returns:
-        The traits, whether captions vary and leave out traits, and the share of characters with an accessory.
-    """
-    if step < 250:
-        few = Vocabulary(known.backgrounds, known.bodies[:8], known.accessories, known.heads[:8], known.glasses[:8])
-        return few, False, 0.0
-    if step < FINAL_PHASE:
-        return known, False, 0.0
-    return known, True, 0.03
+def speed_up(model: TextToTokens) -> None:
+    """Compile the layers, each kind of them once, and let float32 products use tensor cores."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for module in model.transformer.modules():
+        if isinstance(module, (ConvNextBlock, CrossAttentionBlock, TransformerLayer)):
+            module.compile()
 
 
 def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimizer]:
@@ -254,20 +234,8 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
     """Average the weights after optimizer step number `step`, counted from 1."""
-    decay = min(0.99, (step + 1) / (step + 10))
-    for target, source in zip(ema.parameters(), model.parameters()):
-        target.lerp_(source, 1 - decay)
-
-
-@torch.no_grad()
-def caption_gain(model: TextToTokens, batches: Batches, known: Vocabulary) -> float:
-    """By how much the caption lowers the cross-entropy of fully masked images: 0 if captions are ignored."""
-    batch = batches.draw(known, 32, varied=False, accessories=0.0, sampled=SAMPLED)
-    batch = dataclasses.replace(batch, inputs=torch.full_like(batch.inputs, MASK))
-    unconditional = dataclasses.replace(batch, captions=[""] * len(batch.captions))
-    with_caption, _ = losses(model, batch, guidance_scale=1.0)
-    without, _ = losses(model, unconditional, guidance_scale=1.0)
-    return (without.mean() - with_caption.mean()).item()
+    decay = min(EMA, (step + 1) / (step + 10))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 # State
@@ -297,7 +265,7 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # Results
 
 
-def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary) -> None:
+def export(target: Path, trainer: Trainer) -> None:
     """Write a checkpoint in the published layout and half precision.
 
     An existing model card, settings and former version are kept.
@@ -306,12 +274,12 @@ def export(target: Path, model: TextToTokens, vqgan: VQGAN, known: Vocabulary) -
     kept = {path: path.read_bytes() for path in paths if path.is_file()}
     save_checkpoint(
         target,
-        transformer=model.transformer,
-        vqgan=vqgan,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
+        transformer=trainer.ema.transformer,
+        vqgan=construct_vqgan(trainer.art.palette),
+        text_encoder=trainer.ema.text_encoder,
+        tokenizer=trainer.ema.tokenizer,
         masking_schedule="cosine",
-        traits=dataclasses.asdict(known),
+        traits=dataclasses.asdict(trainer.known),
         max_shard_size=MAX_SHARD_SIZE,
     )
     for path, content in kept.items():

@@ -124,4 +124,4 @@ def prompt_help_for(runtime: Runtime, prompt_help: PromptHelp, task: str, model:
 
 
 def word_choices(part: str, traits: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [("any", ""), *((word, word) for word in words(traits or {}, part))]
+    return [("any", ""), *((word, word) for word in sorted(words(traits or {}, part)))]

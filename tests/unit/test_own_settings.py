@@ -69,7 +69,7 @@ def test_invalid_settings_are_refused_with_the_file_and_the_field(tmp_path, stat
 def test_the_page_knows_the_settings_of_the_owners_folder(tmp_path) -> None:
     runtime = Runtime(default=str(checkpoint(tmp_path / "own", **OWN)))
     assert runtime.choice("own").defaults["sampler"] == "annealed"
-    assert runtime.choice("nouns").defaults["model_version"] == 6
+    assert runtime.choice("nouns").defaults["model_version"] == 7
     assert runtime.choice("amused-256").defaults["steps"] == 12
 
 
@@ -109,7 +109,7 @@ def test_a_recipe_of_a_former_version_is_made_by_it_or_refused(tmp_path) -> None
         run(load(tmp_path / "own"), recipe)
 
 
-def test_a_former_version_has_the_same_sizes(tmp_path) -> None:
+def test_a_former_version_has_the_same_size(tmp_path) -> None:
     folder = checkpoint(tmp_path / "own")
     tiny_checkpoint(folder / FORMER, downsample=True)
     with pytest.raises(CheckpointError, match="former: its images have other sizes"):

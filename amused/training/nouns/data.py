@@ -12,7 +12,7 @@ import random
 import tarfile
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,30 +94,221 @@ PLAIN = {
     "glasses-hip-rose": "pink",
     "glasses-square-black-eyes-red": "red eyed black",
     "glasses-square-black-rgb": "dotted black",
+    "glasses-square-blue-med-saturated": "bright blue",
     "glasses-square-frog-green": "lime",
     "glasses-square-fullblack": "dark",
     "glasses-square-green-blue-multi": "green blue",
+    "glasses-square-grey-light": "silver",
+    "glasses-square-guava": "salmon",
     "glasses-square-honey": "gold",
     "glasses-square-pink-purple-multi": "pink purple",
     "glasses-square-smoke": "gray",
     "glasses-square-teal": "mint",
+    "glasses-square-watermelon": "coral",
+    "glasses-square-yellow-orange-multi": "yellow orange",
     "glasses-square-yellow-saturated": "yellow",
+    "glasses-deep-teal": "teal",
     "glasses-grass": "green",
+    "body-bege-bsod": "tan",
     "body-bege-crt": "beige",
+    "body-blue-sky": "sky blue",
     "body-bluegrey": "gray",
+    "body-cold": "ice blue",
+    "body-computerblue": "blue",
     "body-darkbrown": "brown",
+    "body-darkpink": "dark pink",
+    "body-foggrey": "light gray",
     "body-grayscale-1": "white",
+    "body-grayscale-7": "dark gray",
+    "body-grayscale-8": "charcoal",
     "body-grayscale-9": "black",
     "body-gunk": "olive",
+    "body-hotbrown": "red brown",
+    "body-orange-yellow": "light orange",
+    "body-peachy-B": "coral",
     "body-peachy-a": "peach",
     "body-redpinkish": "crimson",
+    "body-slimegreen": "lime green",
     "body-teal-light": "mint",
+    "head-bagpipe": "bagpipes",
     "head-baseball-gameball": "baseball",
+    "head-bigfoot-yeti": "yeti",
+    "head-blackhole": "black hole",
+    "head-boxingglove": "boxing glove",
+    "head-bubble-speech": "speech bubble",
+    "head-bubblegum": "bubble gum",
     "head-burger-dollarmenu": "burger",
+    "head-cannedham": "canned ham",
+    "head-cassettetape": "cassette tape",
+    "head-chart-bars": "bar chart",
+    "head-chefhat": "chef hat",
+    "head-chipboard": "circuit board",
+    "head-clutch": "purse",
+    "head-coffeebean": "coffee bean",
+    "head-cone": "traffic cone",
+    "head-console-handheld": "game console",
+    "head-cordlessphone": "phone",
+    "head-cottonball": "cotton ball",
+    "head-croc-hat": "crocodile",
+    "head-crt-bsod": "crashed computer",
+    "head-crystalball": "crystal ball",
     "head-diamond-blue": "diamond",
+    "head-diamond-red": "ruby",
+    "head-dino": "dinosaur",
+    "head-doughnut": "donut",
+    "head-ducky": "rubber duck",
+    "head-faberge": "faberge egg",
+    "head-factory-dark": "factory",
+    "head-film-35mm": "film canister",
+    "head-fir": "fir tree",
+    "head-firehydrant": "fire hydrant",
     "head-ghost-B": "ghost",
+    "head-glasses-big": "spectacles",
+    "head-goldcoin": "gold coin",
+    "head-grouper": "fish",
+    "head-hardhat": "hard hat",
+    "head-highheel": "high heel",
+    "head-hockeypuck": "hockey puck",
+    "head-horse-deepfried": "horse",
+    "head-hotdog": "hot dog",
+    "head-icepop-b": "popsicle",
+    "head-lipstick2": "lipstick",
+    "head-mixer": "sound mixer",
+    "head-mountain-snowcap": "mountain",
+    "head-nigiri": "sushi",
+    "head-outlet": "power outlet",
+    "head-paperclip": "paper clip",
+    "head-pencil-tip": "pencil",
+    "head-piggybank": "piggy bank",
+    "head-pirateship": "pirate ship",
+    "head-pop": "soda can",
+    "head-porkbao": "bao",
+    "head-queencrown": "queen crown",
+    "head-rangefinder": "camera",
+    "head-rgb": "color wheel",
+    "head-rosebud": "rose",
+    "head-ruler-triangular": "triangle ruler",
+    "head-saguaro": "cactus",
     "head-skeleton-hat": "skeleton",
+    "head-skilift": "ski lift",
+    "head-snowglobe": "snow globe",
+    "head-star-sparkles": "star",
+    "head-taco-classic": "taco",
+    "head-thumbsup": "thumbs up",
+    "head-toiletpaper-full": "toilet paper",
+    "head-toothbrush-fresh": "toothbrush",
+    "head-trashcan": "trash can",
+    "head-turing": "turing machine",
+    "head-undead": "zombie",
+    "head-wallsafe": "safe",
+    "head-washingmachine": "washing machine",
+    "head-whale-alive": "living whale",
     "head-wizardhat": "wizard",
+    "head-treasurechest": "treasure chest",
+    "head-shrimp-tempura": "fried shrimp",
+    "head-green-snake": "snake",
+    "accessory-1n": "first noun",
+    "accessory-belly-chameleon": "chameleon belly",
+    "accessory-bird-flying": "flying bird",
+    "accessory-bird-side": "red bird",
+    "accessory-bling-anchor": "anchor",
+    "accessory-bling-anvil": "anvil",
+    "accessory-bling-arrow": "arrow",
+    "accessory-bling-cheese": "cheese",
+    "accessory-bling-gold-ingot": "gold ingot",
+    "accessory-bling-love": "gold heart",
+    "accessory-bling-mask": "gold mask",
+    "accessory-bling-rings": "rings",
+    "accessory-bling-scissors": "scissors",
+    "accessory-bling-sparkles": "sparkles",
+    "accessory-body-gradient-checkerdisco": "disco checkers",
+    "accessory-body-gradient-dawn": "dawn gradient",
+    "accessory-body-gradient-dusk": "dusk gradient",
+    "accessory-body-gradient-glacier": "glacier gradient",
+    "accessory-body-gradient-ice": "ice gradient",
+    "accessory-body-gradient-pride": "rainbow gradient",
+    "accessory-body-gradient-redpink": "pink gradient",
+    "accessory-body-gradient-sunset": "sunset gradient",
+    "accessory-chain-logo": "logo chain",
+    "accessory-checker-RGB": "rgb checkers",
+    "accessory-checker-bigwalk-blue-prime": "blue tiles",
+    "accessory-checker-bigwalk-greylight": "light gray tiles",
+    "accessory-checker-bigwalk-rainbow": "rainbow tiles",
+    "accessory-checker-spaced-black": "spaced black checkers",
+    "accessory-checker-spaced-white": "spaced white checkers",
+    "accessory-checker-vibrant": "vibrant checkers",
+    "accessory-checkers-big-green": "big green checkers",
+    "accessory-checkers-big-red-cold": "big red checkers",
+    "accessory-checkers-black": "black checkers",
+    "accessory-checkers-blue": "blue checkers",
+    "accessory-checkers-magenta-80": "pink checkers",
+    "accessory-collar-sunset": "sunset collar",
+    "accessory-decay-gray-dark": "dark gray decay",
+    "accessory-decay-pride": "rainbow decay",
+    "accessory-dollar-bling": "dollar",
+    "accessory-ducky": "rubber duck",
+    "accessory-eth": "ethereum",
+    "accessory-glasses-logo-sun": "sunglasses logo",
+    "accessory-grid-simple-bege": "beige grid",
+    "accessory-hoodiestrings-uneven": "hoodie strings",
+    "accessory-id": "id badge",
+    "accessory-lightbulb": "light bulb",
+    "accessory-lines-45-greens": "green diagonal lines",
+    "accessory-lines-45-rose": "pink diagonal lines",
+    "accessory-lp": "vinyl record",
+    "accessory-marsface": "mars face",
+    "accessory-matrix-white": "white dots",
+    "accessory-oldshirt": "old shirt",
+    "accessory-pizza-bling": "gold pizza",
+    "accessory-rgb": "rgb dots",
+    "accessory-scarf-clown": "clown scarf",
+    "accessory-shirt-black": "black shirt",
+    "accessory-slimesplat": "slime splat",
+    "accessory-small-bling": "gold necklace",
+    "accessory-stains-blood": "blood stains",
+    "accessory-stains-zombie": "zombie stains",
+    "accessory-stripes-big-red": "big red stripes",
+    "accessory-stripes-blit": "blue pink stripes",
+    "accessory-stripes-blue-med": "blue stripes",
+    "accessory-stripes-brown": "brown stripes",
+    "accessory-stripes-olive": "olive stripes",
+    "accessory-stripes-red-cold": "red stripes",
+    "accessory-tee-yo": "yo shirt",
+    "accessory-text-yolo": "yolo text",
+    "accessory-think": "thought bubble",
+    "accessory-tie-black-on-white": "black tie",
+    "accessory-tie-purple-on-white": "purple tie",
+    "accessory-tie-red": "red tie",
+    "accessory-txt-a2+b2": "formula text",
+    "accessory-txt-cc": "purple cc text",
+    "accessory-txt-cc2": "red cc text",
+    "accessory-txt-copy": "copy text",
+    "accessory-txt-dao-black": "dao text",
+    "accessory-txt-doom": "doom text",
+    "accessory-txt-dope-text": "dope text",
+    "accessory-txt-foo-black": "foo text",
+    "accessory-txt-ico": "ico text",
+    "accessory-txt-io": "io text",
+    "accessory-txt-lmao": "lmao text",
+    "accessory-txt-lol": "lol text",
+    "accessory-txt-mint": "mint text",
+    "accessory-txt-nil-grey-dark": "nil text",
+    "accessory-txt-noun-f0f": "magenta noun text",
+    "accessory-txt-noun-green": "green noun text",
+    "accessory-txt-noun-multicolor": "colorful noun text",
+    "accessory-txt-noun": "pink noun text",
+    "accessory-txt-pi": "pi text",
+    "accessory-txt-pop": "pop text",
+    "accessory-txt-rofl": "rofl text",
+    "accessory-txt-we": "we text",
+    "accessory-txt-yay": "yay text",
+    "accessory-woolweave-bicolor": "orange blue weave",
+    "accessory-woolweave-dirt": "dirt weave",
+    "accessory-yingyang": "yin yang",
+    "body-bege": "beige shirt",
+    "body-gray-scale-1": "white shirt",
+    "body-gray-scale-9": "plain black shirt",
+    "body-ice-cold": "ice blue shirt",
 }
 """What people call a trait, where that is not its name in the data."""
 
@@ -159,12 +350,22 @@ class Nouns:
 
     def render(self, noun: Noun) -> NDArray[np.uint8]:
         """The character in art pixels, (32, 32, 3)."""
-        art = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-        art[:] = tuple(bytes.fromhex(BACKGROUNDS[noun.background]))
-        for trait in (noun.body, noun.accessory, noun.head, noun.glasses):
-            layer = self.layers[trait]
-            art[layer > 0] = self.palette[layer[layer > 0]]
+        return self.variants(noun, "background", [noun.background])[0]
+
+    def variants(self, noun: Noun, part: str, names: Sequence[str]) -> NDArray[np.uint8]:
+        """The character with each of these traits in one part, such as "head", in art pixels, (names, 32, 32, 3)."""
+        traits = {**asdict(noun), part: names}
+        colors = [tuple(bytes.fromhex(BACKGROUNDS[name])) for name in as_list(traits.pop("background"))]
+        art = np.empty((len(colors), SIZE, SIZE, 3), dtype=np.uint8)
+        art[:] = np.array(colors, dtype=np.uint8)[:, None, None]
+        for each in traits.values():
+            layer = np.stack([self.layers[name] for name in as_list(each)])
+            art = np.where(layer[..., None] > 0, self.palette[layer], art)
         return art
+
+
+def as_list(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 @dataclass(frozen=True)
@@ -203,11 +404,10 @@ class Vocabulary:
             if held_out_pair(noun.head, noun.glasses) == is_held_out:
                 return noun
 
-    def vary(self, noun: Noun, rng: random.Random) -> Noun:
-        """The character with another trait of a random kind."""
+    def vary(self, noun: Noun, rng: random.Random, parts: Collection[str]) -> Noun:
+        """The character with random traits in these parts, such as "head"."""
         names = {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
-        kind = rng.choice(list(names))
-        return replace(noun, **{kind: rng.choice(names[kind])})
+        return replace(noun, **{part: rng.choice(names[part]) for part in parts})
 
     def evaluation(self, count: int) -> list[Noun]:
         """Held-out characters for scoring, the same in every call."""
@@ -240,59 +440,53 @@ def caption(noun: Noun, leave_out: Collection[str] = ()) -> str:
     return text if "background" in leave_out else f"{text} on a {noun.background} background"
 
 
-def training_caption(noun: Noun, rng: random.Random) -> str:
-    """A caption as the model learns from: of any wording, with any of the traits left out."""
-    keep = rng.choice((1.0, 1.0, 1.0, 0.7, 0.4, 0.0))
+def training_caption(noun: Noun, rng: random.Random) -> tuple[str, set[str]]:
+    """A caption as the model learns from, of any wording, and the parts that it names. It always names an accessory."""
+    share = rng.choice((1.0, 1.0, 1.0, 0.7, 0.4, 0.0))
+    # Some glasses differ only in one lens. Where a caption leaves them open, the model has to learn which lenses match.
+    named = {part for part in PARTS if rng.random() < (share / 2 if part == "glasses" else share)}
+    if rng.random() < 0.1:  # "a cow" alone, which must not be mixed up with "a cow accessory"
+        named = {rng.choice(PARTS)}
     style = rng.random()
     if style < 0.4 and noun.accessory == NO_ACCESSORY:
-        return caption(noun, [part for part in PARTS if not is_named(part, rng, keep)])
-    return varied_caption(noun, rng, keep) if style < 0.7 else short_caption(noun, rng, keep)
+        return caption(noun, set(PARTS) - named), named
+    return (varied_caption if style < 0.7 else short_caption)(noun, rng, named), named
 
 
-def is_named(part: str, rng: random.Random, keep: float) -> bool:
-    """Whether a caption names a trait: with probability `keep`, glasses with half of it.
-
-    Some glasses differ only in one lens. Where a caption leaves them open, the model has to learn which lenses match.
-    """
-    return rng.random() < (keep / 2 if part == "glasses" else keep)
-
-
-def short_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption as people type it: "a fox with red glasses", "frog, pink background". Names traits by `is_named`."""
-    keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
+def short_caption(noun: Noun, rng: random.Random, named: Collection[str] = PARTS) -> str:
+    """A caption as people type it: "a fox with red glasses", "frog, pink background"."""
     head = plain_words(noun.head)
     text = rng.choice(["a character", "character", ""])
-    if keep_head:
+    if "head" in named:
         text = rng.choice(["an " if head[0] in "aeiou" else "a ", ""]) + head
-    clauses = [f"{plain_words(noun.glasses)} glasses"] if keep_glasses else []
-    if keep_body:
+    clauses = [f"{plain_words(noun.glasses)} glasses"] if "glasses" in named else []
+    if "body" in named:
         clauses.append(rng.choice(["a ", ""]) + f"{plain_words(noun.body)} body")
     if noun.accessory != NO_ACCESSORY:
-        clauses.append(f"{file_words(noun.accessory)} accessory")
+        clauses.append(f"{rng.choice([file_words, plain_words])(noun.accessory)} accessory")
     if clauses:
         joined = rng.choice([" and ", ", "]).join(clauses)
         text = rng.choice([f"{text} with {joined}", f"{text}, {joined}"]) if text else joined
-    if keep_background:
+    if "background" in named:
         name = f"{noun.background} background"
         text += rng.choice([f" on {noun.background}", f" on a {name}", f", {name}"])
     return text.removeprefix(", ").strip()
 
 
-def varied_caption(noun: Noun, rng: random.Random, keep: float) -> str:
-    """A caption in random wording. It names traits by `is_named`, and a worn accessory."""
-    keep_glasses, keep_head, keep_body, keep_background = (is_named(part, rng, keep) for part in PARTS)
+def varied_caption(noun: Noun, rng: random.Random, named: Collection[str] = PARTS) -> str:
+    """A caption in random wording."""
     name = rng.choice([file_words, plain_words])
-    glasses = f"{name(noun.glasses)} glasses" if keep_glasses else None
-    head = rng.choice([f"a {name(noun.head)}-shaped head", f"a {name(noun.head)} head"]) if keep_head else None
-    body = rng.choice([f"a {name(noun.body)}-colored body", f"a {name(noun.body)} body"]) if keep_body else None
-    accessory = f"a {file_words(noun.accessory)} accessory" if noun.accessory != NO_ACCESSORY else None
+    glasses = f"{name(noun.glasses)} glasses" if "glasses" in named else None
+    head = rng.choice([f"a {name(noun.head)}-shaped head", f"a {name(noun.head)} head"]) if "head" in named else None
+    body = rng.choice([f"a {name(noun.body)}-colored body", f"a {name(noun.body)} body"]) if "body" in named else None
+    accessory = f"a {name(noun.accessory)} accessory" if noun.accessory != NO_ACCESSORY else None
     clauses = [clause for clause in (glasses, head, body, accessory) if clause]
     if rng.random() < 0.5:
         rng.shuffle(clauses)
     start = rng.choice(["a pixel art character", "pixel art of a character", "a character", "pixel art", ""])
     text = enumerate_clauses(clauses)
     text = f"{start} with {text}" if start and text else start or text
-    if keep_background:
+    if "background" in named:
         text += rng.choice([f" on a {noun.background} background", f", {noun.background} background"])
     return text.removeprefix(", ").strip()
 
@@ -307,47 +501,18 @@ def caption_words(nouns: Nouns) -> list[str]:
     texts = [file_words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
     noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
     texts += [*PLAIN.values()]
-    texts += [varied_caption(noun, rng, 0.8) for _ in range(100)] + [caption(noun), "accessory"]
+    texts += [varied_caption(noun, rng) for _ in range(100)] + [caption(noun), "accessory"]
     return sorted({word for text in texts for word in text.replace("-", " ").replace(",", " ").split()})
 
 
-def distinct_traits(nouns: Nouns, kind: str, count: int, always: Sequence[str]) -> list[str]:
-    """`count` traits of a kind that differ most in RGBA, by farthest-point sampling that starts from `always`."""
-    names = [name for name in nouns.traits[kind] if name != NO_ACCESSORY]
-
-    def look(name: str) -> NDArray[np.float64]:
-        layer = nouns.layers[name]
-        return np.concatenate([nouns.palette[layer] / 255.0, (layer > 0)[..., None]], axis=-1).ravel()
-
-    images = np.stack([look(name) for name in names])
-    chosen = [names.index(name) for name in always]
-    distances = ((images[:, None] - images[chosen]) ** 2).sum(axis=-1).min(axis=1)
-    while len(chosen) < count:
-        chosen.append(int(distances.argmax()))
-        distances = np.minimum(distances, ((images - images[chosen[-1]]) ** 2).sum(axis=-1))
-    return [names[i] for i in sorted(chosen)]
-
-
-HEADS = [
-    "ape", "baseball-gameball", "bear", "burger-dollarmenu", "cake", "cow", "crab", "diamond-blue", "dog", "duck",
-    "fox", "frog", "ghost-B", "mushroom", "moose", "owl", "panda", "pizza", "pumpkin", "rabbit", "rainbow", "robot",
-    "shark", "skeleton-hat", "snowman", "toaster", "unicorn", "watermelon", "whale", "wizardhat", "zebra", "volcano",
-]  # fmt: skip
-
-
 def known_traits(nouns: Nouns) -> Vocabulary:
-    """The traits of the bundled checkpoint: heads that people recognise, and otherwise those that differ most."""
+    """The traits of the bundled checkpoint: all of the data."""
     known = Vocabulary(
         backgrounds=BACKGROUNDS,
-        bodies=distinct_traits(nouns, "bodies", 16, ["body-orange", "body-red", "body-purple"]),
-        accessories=distinct_traits(nouns, "accessories", 12, ["accessory-heart", "accessory-stripes-big-red"]),
-        heads=sorted(f"head-{name}" for name in HEADS),
-        glasses=distinct_traits(nouns, "glasses", 16, ["glasses-square-red", "glasses-square-blue"]),
+        bodies=nouns.traits["bodies"],
+        accessories=[name for name in nouns.traits["accessories"] if name != NO_ACCESSORY],
+        heads=nouns.traits["heads"],
+        glasses=nouns.traits["glasses"],
     )
-    named = {trait: plain_words(trait) for trait in (*known.glasses, *known.heads, *known.bodies)}
+    named = {trait: plain_words(trait) for traits in nouns.traits.values() for trait in traits}
     return replace(known, words={trait: name for trait, name in named.items() if name != file_words(trait)})
-
-
-def all_traits(nouns: Nouns) -> Vocabulary:
-    traits = nouns.traits
-    return Vocabulary(BACKGROUNDS, traits["bodies"], traits["accessories"], traits["heads"], traits["glasses"])

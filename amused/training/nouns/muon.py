@@ -36,20 +36,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes[parameter.shape].append(parameter)
-            for shape, parameters in shapes.items():
-                updates = [self.momentum_update(parameter, group["momentum"]) for parameter in parameters]
-                step = orthogonalize(torch.stack(updates))
+            parameters: list[Tensor] = [each for each in group["params"] if each.grad is not None]
+            gradients: list[Tensor] = [each.grad for each in parameters if each.grad is not None]
+            momenta = [self.state[each].setdefault("momentum", torch.zeros_like(each)) for each in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            shapes: dict[torch.Size, list[int]] = defaultdict(list)
+            for index, parameter in enumerate(parameters):
+                shapes[parameter.shape].append(index)
+            for shape, indices in shapes.items():
+                step = orthogonalize(torch.stack([updates[index] for index in indices]))
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                torch._foreach_add_(parameters, list(step.unbind()), alpha=-rate)
-
-    def momentum_update(self, parameter: Tensor, decay: float) -> Tensor:
-        """Advance the momentum of a parameter: its Nesterov update, in the parameter's shape."""
-        gradient = parameter.grad
-        assert gradient is not None
-        momentum: Tensor = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-        momentum.lerp_(gradient, 1 - decay)
-        return gradient.lerp(momentum, decay)
+                torch._foreach_add_([parameters[index] for index in indices], list(step.unbind()), alpha=-rate)

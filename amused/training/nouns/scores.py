@@ -52,10 +52,10 @@ def trait_scores(
     right = dict.fromkeys(PARTS, 0)
     for noun, image in zip(asked, art):
         for kind, names in choices(vocabulary).items():
-            renderings = [nouns.render(replace(noun, **{kind: name})) for name in names]
+            renderings = nouns.variants(noun, kind, names)
             if style is not None:
-                renderings = [style(rendering) for rendering in renderings]
-            errors = ((np.stack(renderings) / 255.0 - image) ** 2).mean(axis=(1, 2, 3))
+                renderings = np.stack([style(rendering) for rendering in renderings])
+            errors = ((renderings / 255.0 - image) ** 2).mean(axis=(1, 2, 3))
             right[kind] += bool(errors[names.index(getattr(noun, kind))] <= errors.min())
     return {kind: count / len(asked) for kind, count in right.items()}
 
@@ -122,13 +122,11 @@ def best_fit(nouns: Nouns, vocabulary: Vocabulary, image: Art) -> Noun:
     }
     noun = Noun(**{kind: names[0] for kind, names in offered.items()})
 
-    def error(candidate: Noun) -> float:
-        return float(distances(nouns.render(candidate), image).clip(max=LOOKS_RIGHT).mean())
-
     while True:
         before = noun
         for kind, names in offered.items():
-            noun = min((replace(noun, **{kind: name}) for name in names), key=error)
+            errors = distances(nouns.variants(noun, kind, names), image).clip(max=LOOKS_RIGHT).mean(axis=(1, 2))
+            noun = replace(noun, **{kind: names[int(errors.argmin())]})
         if noun == before:
             return noun
 
