@@ -379,3 +379,12 @@ def test_the_loop_does_not_wait_for_a_gpu(folder, task) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert isinstance(next(events), amused.Picture)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16", "float32"))
+def test_a_gpu_makes_images_in_each_precision(folder, dtype) -> None:
+    """cuBLAS refuses settings only once it multiplies."""
+    model = amused.load(folder, device="cuda", dtype=dtype)
+    alone = model.text_to_image("a red cat", seeds=[SEEDS[0]])
+    assert alone[0].tobytes() == model.text_to_image("a red cat", seeds=SEEDS)[0].tobytes()
