@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 PARTS = ("glasses", "head", "body", "background")
-LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds"}
+ACCESSORY = "accessory"  # what a character may wear as well
+LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds", ACCESSORY: "accessories"}
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:
@@ -24,7 +25,7 @@ def file_words(name: str) -> str:
 
 def known_words(traits: dict[str, Any] | None) -> dict[str, list[str]]:
     """The words a model knows, by the part of the image; none for a model that draws anything."""
-    return {} if traits is None else {part: words(traits, part) for part in PARTS}
+    return {} if traits is None else {part: known for part in LISTS if (known := words(traits, part))}
 
 
 def single_words(traits: dict[str, Any]) -> set[str]:

@@ -16,11 +16,11 @@ from typing import Any
 from PIL import Image
 
 from amused.checkpoints.adapters import list_adapters, log_once, with_digests
-from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names, read_defaults
+from amused.checkpoints.catalog import BUNDLED, PUBLISHED, TRAITS, bundled_names, read_defaults, read_sizes
 from amused.errors import UserError
 from amused.generation.images import digest
 from amused.limits import QUEUE_LENGTH, RUNS_AT_ONCE
-from amused.recipe.recipe import OF_A_MODEL, SIDE_MULTIPLE, Recipe
+from amused.recipe.recipe import OF_A_MODEL, Recipe
 from amused.serving import jobs
 from amused.serving.jobs import Event, Job, ReadRequest
 from amused.serving.metrics import Metrics
@@ -42,6 +42,7 @@ class Choice:
     Attributes:
         download: what choosing it downloads, for people; None if nothing.
         size: side in pixels of the images it was trained on; `multiple` must divide the sides of others.
+        pixels_per_token: side of a token's square in the image.
         source: what to load if not the name: a folder, whose path stays on this machine.
         defaults: its own settings, by field of a recipe; those of the published models where nothing is known.
     """
@@ -52,6 +53,7 @@ class Choice:
     traits: dict[str, Any] | None = None
     size: int = 256
     multiple: int = 32
+    pixels_per_token: int = 16
     source: str = ""
     defaults: Mapping[str, Any] = field(default_factory=lambda: {name: getattr(Recipe, name) for name in OF_A_MODEL})
 
@@ -63,7 +65,8 @@ def choices() -> list[Choice]:
         file = BUNDLED / name / TRAITS
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
         defaults = read_defaults(BUNDLED / name)
-        found.append(Choice(name, "pixel-art characters, included", traits=traits, defaults=defaults))
+        sizes = read_sizes(BUNDLED / name)
+        found.append(Choice(name, "pixel-art characters, included", traits=traits, defaults=defaults, **sizes))
     for name, published in PUBLISHED.items():
         about = f"any subject, {published.download} download"
         found.append(Choice(name, about, published.download, size=published.size, multiple=published.multiple))
@@ -186,7 +189,7 @@ class Runtime:
 
     def pixels_per_token(self, name: str) -> int:
         """Side of a token's square in the image. Loads nothing."""
-        return self._pixels_per_token.get(name, SIDE_MULTIPLE)
+        return self._pixels_per_token.get(name, self.choice(name).pixels_per_token)
 
     def seconds_per_step(self, name: str) -> float | None:
         """Seconds per step of a batch at native size in earlier runs of a model, decoding included, or None."""

@@ -13,7 +13,7 @@ import gradio as gr
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
 from amused.recipe.sweep import Sweep
-from amused.recipe.words import PARTS, words
+from amused.recipe.words import LISTS, words
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.describe import note
@@ -22,7 +22,9 @@ from amused.ui.latest import sync
 from amused.ui.settings import Settings, draw_seeds
 from amused.ui.status import count_images
 
-WILDCARDS = "In the prompt, `{head}`, `{glasses}`, `{body}` and `{background}` draw a word for each image."
+WILDCARDS = (
+    "`{head}`, `{glasses}`, `{body}`, `{background}` and `{accessory}` in the prompt draw a word for each image."
+)
 
 
 class PromptHelp:
@@ -54,7 +56,7 @@ class PromptHelp:
                         min_width=130,
                         elem_id=f"{task}-{part}",
                     )
-                    for part in PARTS
+                    for part in LISTS
                 }
             gr.Markdown(WILDCARDS)
 

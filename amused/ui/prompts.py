@@ -51,7 +51,9 @@ PUBLISHED = (
 )
 
 
-def sentence(glasses: str | None, head: str | None, body: str | None, background: str | None) -> str:
+def sentence(
+    glasses: str | None, head: str | None, body: str | None, background: str | None, accessory: str | None = None
+) -> str:
     """A prompt in the form that the bundled model was trained on; any part can be left out."""
     traits = []
     if glasses:
@@ -60,6 +62,8 @@ def sentence(glasses: str | None, head: str | None, body: str | None, background
         traits.append(f"a {head}-shaped head")
     if body:
         traits.append(f"a {body}-colored body")
+    if accessory:
+        traits.append(f"a {accessory} accessory")
     text = "a pixel art character"
     if traits:
         text += " with " + (traits[0] if len(traits) == 1 else ", ".join(traits[:-1]) + " and " + traits[-1])

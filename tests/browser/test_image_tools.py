@@ -113,13 +113,13 @@ def test_the_cells_to_be_repainted_follow_the_drawing(page: Page, image_files: P
     cells = part(page, INPAINT, "cells")
     expect(cells).to_be_hidden()
     paint_the_middle(page, part(page, INPAINT, "drawing"))
-    expect(cells).to_contain_text(re.compile(r"Will be repainted: \d+ of 256 cells"))
+    expect(cells).to_contain_text(re.compile(r"Will be repainted: \d+ of 1024 cells"))
     first = number_of_cells(page)
-    assert 2 <= first <= 24
+    assert 8 <= first <= 96
     part(page, INPAINT, "inverted").get_by_role("checkbox").check()
     expect(cells).not_to_contain_text(f"repainted: {first} of")
     # Cells that the stroke covers in part belong to both.
-    assert 256 - first <= number_of_cells(page) < 256
+    assert 1024 - first <= number_of_cells(page) < 1024
     part(page, INPAINT, "drawing").get_by_role("button", name="Undo").click()
     expect(cells).to_be_hidden()
 
@@ -129,7 +129,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> No
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", image_files / "mask.png")
     cells = part(page, INPAINT, "cells")
-    expect(cells).to_contain_text("Will be repainted: 4 of 256 cells")
+    expect(cells).to_contain_text("Will be repainted: 16 of 1024 cells")
     expect(page.get_by_text("background.png").first).to_be_hidden()  # what is sent stays behind the page
     before = np.asarray(Image.open(image_files / "square.png")).astype(int)
     set_seeds(page, INPAINT, "3", 1)
@@ -137,7 +137,7 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> No
     inside[96:128, 96:128] = True
     for inverted in (False, True):
         part(page, INPAINT, "inverted").get_by_role("checkbox").set_checked(inverted)
-        expect(cells).to_contain_text(f"Will be repainted: {252 if inverted else 4} of 256 cells")
+        expect(cells).to_contain_text(f"Will be repainted: {1008 if inverted else 16} of 1024 cells")
         sent: list[str] = []
         page.on("request", lambda request, sent=sent: sent.append(request.url) if IMAGE_SENT.search(request.url) else 0)
         run(page, INPAINT)
@@ -160,7 +160,7 @@ def test_a_box_for_those_who_cannot_draw(page: Page, image_files: Path) -> None:
     choose(page, INPAINT, "drawing", image_files / "square.png")  # takes longer than the sliders, which have just come
     for name, value in (("left", 50), ("top", 25), ("across", 25), ("down", 50)):
         set_slider(page, INPAINT, name, value)
-    expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 32 of 256 cells")
+    expect(part(page, INPAINT, "cells")).to_contain_text("Will be repainted: 128 of 1024 cells")
 
 
 def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(page: Page, image_files: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(pa
     paint_the_middle(page, part(page, INPAINT, "drawing"))
     part(page, INPAINT, "only-masked").get_by_role("checkbox").check()
     cells = part(page, INPAINT, "cells")
-    expect(cells).to_contain_text("of 256 cells")
+    expect(cells).to_contain_text("of 1024 cells")
     set_slider(page, INPAINT, "feather", 8)
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
@@ -188,7 +188,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     open_inpainting(page, image_files / "square.png")
     paint_the_middle(page, part(page, INPAINT, "drawing"))
     set_slider(page, INPAINT, "feather", 8)
-    expect(part(page, INPAINT, "cells")).to_contain_text("of 256 cells")
+    expect(part(page, INPAINT, "cells")).to_contain_text("of 1024 cells")
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
     expect_done(page, INPAINT, 1)
@@ -310,7 +310,7 @@ def click_at(page: Page, across: float, down: float) -> None:
 def expect_cells(page: Page, count: int) -> None:
     cells = part(page, INPAINT, "cells")
     if count:
-        expect(cells).to_contain_text(f"Will be repainted: {count} of 256 cells")
+        expect(cells).to_contain_text(f"Will be repainted: {count} of 1024 cells")
     else:
         expect(cells).to_be_hidden()
 
@@ -326,10 +326,10 @@ def test_keys_undo_redo_and_size_the_brush_and_a_cleared_mask_comes_back(page: P
     open_inpainting(page, image_files / "square.png")
     size = part(page, INPAINT, "drawing").get_by_role("slider", name="Brush size")
     before = int(size.input_value())
-    for _ in range(10):
+    for _ in range(12):
         page.keyboard.press("[")
-    assert int(size.input_value()) == before - 10
-    click_at(page, 0.53, 0.53)  # within a cell
+    assert int(size.input_value()) == before - 12
+    click_at(page, 0.516, 0.516)  # within a cell
     expect_cells(page, 1)
     page.keyboard.press("Control+z")
     expect_cells(page, 0)
@@ -340,11 +340,11 @@ def test_keys_undo_redo_and_size_the_brush_and_a_cleared_mask_comes_back(page: P
     assert not mask_of(page).any()
     act(page, "Undo")
     expect_cells(page, 1)
-    for _ in range(10):
+    for _ in range(12):
         page.keyboard.press("]")
     assert int(size.input_value()) == before
-    click_at(page, 0.53, 0.53)
-    expect_cells(page, 9)
+    click_at(page, 0.516, 0.516)
+    expect_cells(page, 25)
     part(page, INPAINT, "prompt").get_by_role("textbox").press("]")  # typed
     assert int(size.input_value()) == before
 
@@ -355,28 +355,28 @@ def test_cells_are_shown_and_clicked(page: Page, image_files: Path) -> None:
     expect(lines).to_be_hidden()
     act(page, "Cells")
     expect(lines).to_be_visible()
-    click_at(page, 0.53, 0.28)
+    click_at(page, 0.516, 0.266)
     expect_cells(page, 1)
     assert [tuple(sides) for sides in (np.argwhere(mask_of(page)).min(0), np.argwhere(mask_of(page)).max(0))] == [
         (64, 128),
-        (79, 143),
+        (71, 135),
     ]
     click_at(page, 0.9, 0.9)
     expect_cells(page, 2)
-    click_at(page, 0.53, 0.28)
+    click_at(page, 0.516, 0.266)
     expect_cells(page, 1)
     act(page, "Brush")
     expect(lines).to_be_hidden()
     act(page, "Erase")
     click_at(page, 0.9, 0.9)
     click_at(page, 0.92, 0.92)
-    assert mask_of(page).sum() < 16 * 16 * 255 / 2
+    assert mask_of(page).sum() < 8 * 8 * 255 / 2
 
 
 def test_zoom_moves_no_stroke(page: Page, image_files: Path) -> None:
     open_inpainting(page, image_files / "square.png")
     act(page, "Cells")
-    click_at(page, 0.53, 0.53)
+    click_at(page, 0.516, 0.516)
     expect_cells(page, 1)
     before = mask_of(page)
     for _ in range(2):
@@ -449,7 +449,7 @@ def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 44
     assert tools.bounding_box()["height"] < 100  # two rows
     paint_the_middle(phone, part(phone, INPAINT, "drawing"))
-    expect(part(phone, INPAINT, "cells")).to_contain_text("of 256 cells")
+    expect(part(phone, INPAINT, "cells")).to_contain_text("of 1024 cells")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -697,7 +697,7 @@ def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
         if task == IMAGE_TO_IMAGE:
             expect(part(page, task, "seen")).to_contain_text("256 x 256")
         if task == INPAINT:
-            expect(part(page, task, "cells")).to_contain_text("of 256 cells")
+            expect(part(page, task, "cells")).to_contain_text("of 1024 cells")
         run(page, task)
         expect_done(page, task, 1)
         assert list(pixels(page, task)) == [f"seed {example.seeds}"]

@@ -250,6 +250,11 @@ def test_words_are_offered_and_written_in_plain_english() -> None:
     for prompt in ("a burger", "dollarmenu", "mint", "saturated"):  # the names of the data are known too
         assert prompts.hint(traits, prompt) == ""
     assert prompts.hint(traits, "a lighthouse").startswith("This model draws pixel-art characters")
+    names = [word for _, word in word_choices("accessory", traits)]
+    assert names[1:] == sorted(names[1:]) and "heart" in names
+    assert prompts.sentence("red", None, None, "blue", accessory="heart") == (
+        "a pixel art character with red glasses and a heart accessory on a blue background"
+    )
 
 
 @pytest.mark.parametrize("build", [text_tab.build, image_tab.build, inpaint_tab.build])

@@ -14,6 +14,7 @@ from helpers.tiny import tiny_checkpoint
 
 import amused
 from amused.checkpoints.catalog import FORMER, GENERATION_CONFIG
+from amused.checkpoints.hub import locate
 from amused.errors import CheckpointError, UserError
 from amused.recipe.recipe import OF_A_MODEL
 from amused.serving.runtime import Runtime
@@ -71,6 +72,12 @@ def test_the_page_knows_the_settings_of_the_owners_folder(tmp_path) -> None:
     assert runtime.choice("own").defaults["sampler"] == "annealed"
     assert runtime.choice("nouns").defaults["model_version"] == 7
     assert runtime.choice("amused-256").defaults["steps"] == 12
+
+
+def test_the_page_knows_the_sizes_of_the_bundled_model_before_it_is_loaded() -> None:
+    choice, checkpoint = Runtime(default="nouns").choice("nouns"), locate("nouns")
+    assert (choice.size, choice.multiple) == (checkpoint.size, checkpoint.multiple)
+    assert choice.pixels_per_token == checkpoint.vqgan.scale_factor
 
 
 def test_a_recipe_of_a_former_version_is_made_by_it_or_refused(tmp_path) -> None:
