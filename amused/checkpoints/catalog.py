@@ -45,12 +45,12 @@ def bundled_names() -> list[str]:
     return sorted(path.name for path in BUNDLED.iterdir() if (path / INDEX).is_file())
 
 
-def read_sizes(folder: Path) -> dict[str, int]:
+def read_sizes(folder: Path) -> tuple[int, int, int]:
     """`size`, `multiple` and `pixels_per_token` of a bundled model, as of `CheckpointConfig`, without its networks."""
     vqgan, transformer = (read_json(folder, f"{part}/config.json") for part in ("vqvae", "transformer"))
     token = 1 << (len(vqgan["block_out_channels"]) - 1)
     multiple = 2 * token if transformer["downsample"] else token
-    return {"size": token * transformer["sample_size"], "multiple": multiple, "pixels_per_token": token}
+    return token * transformer["sample_size"], multiple, token
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:

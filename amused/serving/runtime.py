@@ -58,6 +58,9 @@ class Choice:
     defaults: Mapping[str, Any] = field(default_factory=lambda: {name: getattr(Recipe, name) for name in OF_A_MODEL})
 
 
+INCLUDED = "pixel-art characters, included"
+
+
 def choices() -> list[Choice]:
     """The models available by name: the bundled ones, then the published ones."""
     found = []
@@ -65,8 +68,8 @@ def choices() -> list[Choice]:
         file = BUNDLED / name / TRAITS
         traits = json.loads(file.read_text("utf-8")) if file.is_file() else None
         defaults = read_defaults(BUNDLED / name)
-        sizes = read_sizes(BUNDLED / name)
-        found.append(Choice(name, "pixel-art characters, included", traits=traits, defaults=defaults, **sizes))
+        size, multiple, token = read_sizes(BUNDLED / name)
+        found.append(Choice(name, INCLUDED, None, traits, size, multiple, token, defaults=defaults))
     for name, published in PUBLISHED.items():
         about = f"any subject, {published.download} download"
         found.append(Choice(name, about, published.download, size=published.size, multiple=published.multiple))
