@@ -115,7 +115,9 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
-        if placement.device.type == "cuda":  # add up in float32. Without split-K, cuBLAS refuses each product
+        if (
+            placement.device.type == "cuda"
+        ):  # sum in float32; with (False, False), no split-K, cuBLAS refuses to multiply
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.batch_size = 1
@@ -232,8 +234,8 @@ class Amused:
     ) -> list[Image.Image]:
         """Repaint `image` where `mask` is white; see `pixel_masks.mask_rule` for masks with transparency.
 
-        Every token (`pixels_per_token`) that the mask touches is repainted. Pixels outside the mask come back unchanged
-        unless `composite=False`. Other arguments and errors as for `image_to_image`.
+        Every token that the mask touches, a square of `pixels_per_token`, is repainted. Pixels outside the mask come
+        back unchanged unless `composite=False`. Other arguments and errors as for `image_to_image`.
         """
         return self._images(INPAINT, prompt, image, mask, seeds=seeds, strength=strength, **options)
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 PARTS = ("glasses", "head", "body", "background")
-ACCESSORY = "accessory"  # what a character may wear as well
-LISTS = {"glasses": "glasses", "head": "heads", "body": "bodies", "background": "backgrounds", ACCESSORY: "accessories"}
+LISTS = {
+    "glasses": "glasses",
+    "head": "heads",
+    "body": "bodies",
+    "background": "backgrounds",
+    "accessory": "accessories",
+}
+"""The lists of `traits.json`, by what the words in them name: a part, or an accessory, which few characters wear."""
 
 
 def words(traits: dict[str, Any], part: str) -> list[str]:

@@ -126,9 +126,15 @@ class Trainer:
     def run(self) -> None:
         options = self.options
         start, first_step, loss = time.monotonic(), self.step, torch.zeros((), device=self.device)
-        first = self.step + (LAST_PHASE if options.initialize else 0)
+        phase = LAST_PHASE if options.initialize else 0
         examples = Examples(
-            self.art, self.known, self.model.tokenizer, options.batch_size, first, options.seed, options.held_out
+            self.art,
+            self.known,
+            self.model.tokenizer,
+            size=options.batch_size,
+            step=self.step + phase,
+            seed=options.seed,
+            held_out=options.held_out,
         )
         loader = iter(DataLoader(examples, batch_size=None, num_workers=options.workers))
         masker = Masker(self.art, self.device, options.seed + self.step)

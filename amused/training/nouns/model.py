@@ -132,7 +132,7 @@ class Art:
 
 @dataclass
 class Examples(IterableDataset[dict[str, Tensor]]):
-    """Batches of random characters, from `step` on, the same for any seed and number of workers.
+    """Batches of random characters, from `step` on, the same for any number of workers.
 
     Each has `traits`, (batch, 1 + OTHERS, traits): a character and those it may be mixed up with, as indices of
     `Art.layers`; and `ids`, (batch + 1, text length), of its captions and the empty one.
@@ -266,15 +266,17 @@ def losses(model: TextToTokens, batch: Batch, guidance_scale: float) -> tuple[Te
     conditional, unconditional = logits.tensor_split([count])
     guided = apply_cfg(unconditional, conditional[paired], guidance_scale)
     errors = cross_entropy(conditional, batch.tokens)
-    total = batch.weights.sum()
+    with_caption = weighted_mean(errors, batch.weights)
     without, with_guidance = (
-        (cross_entropy(each, batch.tokens[paired]) * batch.weights[paired]).sum() / batch.weights[paired].sum()
+        weighted_mean(cross_entropy(each, batch.tokens[paired]), batch.weights[paired])
         for each in (unconditional, guided)
     )
     # Divide by the scale, since the gradient of the guided term grows with it.
-    return errors.detach(), (
-        errors * batch.weights
-    ).sum() / total + 0.2 * without + 0.3 * with_guidance / guidance_scale
+    return errors.detach(), with_caption + 0.2 * without + 0.3 * with_guidance / guidance_scale
+
+
+def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    return (errors * weights).sum() / weights.sum()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
