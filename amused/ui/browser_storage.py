@@ -16,10 +16,10 @@ from amused.recipe.links import from_query, to_query
 from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
-from amused.ui.results import TabState
+from amused.ui.results import ResultState, ResultView
 from amused.ui.settings import Settings, to_recipe
 from amused.ui.tab import Tab
 
@@ -114,7 +114,9 @@ def build_browser_storage(picker: gr.Dropdown) -> BrowserStorage:
     )
 
 
-def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: KeptImagesView) -> None:
+def connect_browser_storage(
+    storage: BrowserStorage, result: ResultView, tabs: Sequence[Tab], tray: KeptImagesView
+) -> None:
     """Remember settings as they change, recipes as runs end, and what is kept."""
     fields = [(tab.task, name) for tab in tabs for name in tab.settings.components()]
     settings = [component for tab in tabs for component in tab.settings.components().values()]
@@ -126,14 +128,13 @@ def connect_browser_storage(storage: BrowserStorage, tabs: Sequence[Tab], tray: 
         js=REMEMBER_JS % json.dumps(fields),
         **UI_ONLY,
     )
-    for tab in tabs:
 
-        def add_recent(values: Values, view: Any = tab.result) -> Updates:
-            state: TabState = values[view.state]
-            return storage.add_recent(state.images, values) or NO_CHANGE
+    def add_recent(values: Values) -> Updates:
+        state: ResultState = values[result.state]
+        return storage.add_recent(state.images, values)
 
-        outputs = [storage.recent, storage.picker]
-        tab.result.ended.change(add_recent, {tab.result.state, storage.shared}, outputs, **UI_ONLY)
+    outputs = [storage.recent, storage.picker]
+    result.ended.change(add_recent, {result.state, storage.shared}, outputs, **UI_ONLY)
 
     def add_kept(values: Values) -> Updates:
         return storage.add_kept(values[tray.state].kept, values)

@@ -1,7 +1,7 @@
 """Actions on a generated image: inspect, vary, touch up, improve, keep, send to another tab, share.
 
-A gallery shows the selected image large; its facts and actions are below. A kept image that is opened again may not be
-in any gallery: it is shown with its actions.
+The gallery shows the selected image large; its facts and actions are below. A kept image that is opened again may not
+be in the gallery: it is shown with its actions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
 from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
+from amused.serving.runtime import Runtime
 from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, build_editor, show_grid
@@ -27,8 +28,9 @@ from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scr
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, Tray, start_download
 from amused.ui.latest import sync
-from amused.ui.results import MORE, ResultView, RunAction, TabState, build_progress, connect, image_at
+from amused.ui.results import MORE, ResultState, ResultView, RunAction, build_progress, connect, image_at
 from amused.ui.setting_examples import low_high
+from amused.ui.settings import Settings
 from amused.ui.sharing import CopyLink
 from amused.ui.tab import Tab
 
@@ -38,8 +40,8 @@ IMPROVE_ROUNDS = 2  # as long as four steps
 
 
 class VaryForm:
-    def __init__(self, task: str) -> None:
-        with gr.Column(visible=False, elem_id=f"{task}-varying") as self.place:
+    def __init__(self) -> None:
+        with gr.Column(visible=False, elem_id="result-varying") as self.place:
             with gr.Row():
                 self.mask_ratio = gr.Slider(
                     0.05,
@@ -50,35 +52,34 @@ class VaryForm:
                     info="Share of the image's tokens to resample",
                     elem_classes=low_high("mask_ratio"),
                     min_width=160,
-                    elem_id=f"{task}-share",
+                    elem_id="result-share",
                 )
-                self.count = count_slider(f"{task}-variants")
-            self.run = gr.Button("Generate variations", elem_id=f"{task}-vary")
-            self.progress = build_progress(f"{task}-vary-progress")
+                self.count = count_slider("result-variants")
+            self.run = gr.Button("Generate variations", elem_id="result-vary")
+            self.progress = build_progress("result-vary-progress")
 
 
 class TouchUpForm:
-    def __init__(self, task: str) -> None:
-        with gr.Column(visible=False, elem_id=f"{task}-touching") as self.place:
-            self.drawing = build_editor("Paint over what should be repainted", f"{task}-strokes")
+    def __init__(self) -> None:
+        with gr.Column(visible=False, elem_id="result-touching") as self.place:
+            self.drawing = build_editor("Paint over what should be repainted", "result-strokes")
             with gr.Row():
-                self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id=f"{task}-wish")
-                self.count = count_slider(f"{task}-attempts")
-            self.run = gr.Button("Repaint this area", elem_id=f"{task}-retouch")
-            self.progress = build_progress(f"{task}-retouch-progress")
+                self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id="result-wish")
+                self.count = count_slider("result-attempts")
+            self.run = gr.Button("Repaint this area", elem_id="result-retouch")
+            self.progress = build_progress("result-retouch-progress")
 
 
 class DetailsView:
-    """The selected image of a tab, and its actions.
+    """The selected image and its actions.
 
     `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html.
     """
 
-    def __init__(self, tab: Tab) -> None:
-        task = tab.task
+    def __init__(self, result: ResultView) -> None:
         self.buttons: dict[str, gr.Button] = {}
-        self.keep_tile = gr.Button("Keep", visible="hidden", elem_id=f"{task}-keep-tile")
-        with tab.result.details as self.place:
+        self.keep_tile = gr.Button("Keep", visible="hidden", elem_id="result-keep-tile")
+        with result.details as self.place:
             self.selected = gr.State(None)
             self.image = gr.Image(
                 label="Kept image",
@@ -87,34 +88,34 @@ class DetailsView:
                 visible=False,
                 height=420,
                 buttons=["download", "fullscreen"],
-                elem_id=f"{task}-picked-image",
+                elem_id="result-picked-image",
             )
             with gr.Row(elem_classes="button-row"):
-                self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id=f"{task}-keep")
-                self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id=f"{task}-more")
-                self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id=f"{task}-touch")
+                self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id="result-keep")
+                self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id="result-more")
+                self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id="result-touch")
             self.stars = gr.Radio(
-                [*range(1, MAX_STARS + 1)], label="Stars", elem_id=f"{task}-stars", elem_classes="stars"
+                [*range(1, MAX_STARS + 1)], label="Stars", elem_id="result-stars", elem_classes="stars"
             )
-            self.vary = VaryForm(task)
-            self.touch_up = TouchUpForm(task)
+            self.vary = VaryForm()
+            self.touch_up = TouchUpForm()
             with gr.Row(elem_classes="button-row"):
-                self.buttons["improve"] = small_button("Improve", 80, f"{task}-improve")
-                self.buttons["use seed"] = small_button("Use this seed", 110, f"{task}-copy-seed")
-                compare_button(f"{task}-compare-open", tab.result.gallery)
-                self.copy_link = CopyLink(task)
-                self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 170, f"{task}-to-image")
-                self.buttons[INPAINT] = small_button("Send to Inpaint", 110, f"{task}-to-inpaint")
+                self.buttons["improve"] = small_button("Improve", 80, "result-improve")
+                self.buttons["use seed"] = small_button("Use this seed", 110, "result-copy-seed")
+                compare_button("result-compare-open", result.gallery)
+                self.copy_link = CopyLink()
+                self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 170, "result-to-image")
+                self.buttons[INPAINT] = small_button("Send to Inpaint", 110, "result-to-inpaint")
                 # Whoever opens the link of an inpainted image needs its mask, which may have been drawn by hand.
                 self.mask = gr.DownloadButton(
-                    "Mask", size="sm", min_width=70, visible=False, elem_id=f"{task}-mask-file"
+                    "Mask", size="sm", min_width=70, visible=False, elem_id="result-mask-file"
                 )
                 self.enlarged = {
-                    factor: small_button(f"Download ×{factor}", 110, f"{task}-download-{factor}") for factor in FACTORS
+                    factor: small_button(f"Download ×{factor}", 110, f"result-download-{factor}") for factor in FACTORS
                 }
-            self.progress = build_progress(f"{task}-improve-progress")
-            self.note = gr.HTML(padding=False, elem_id=f"{task}-note")
-            self.facts = gr.HTML(padding=False, elem_id=f"{task}-facts")
+            self.progress = build_progress("result-improve-progress")
+            self.note = gr.HTML(padding=False, elem_id="result-note")
+            self.facts = gr.HTML(padding=False, elem_id="result-facts")
 
     @property
     def outputs(self) -> list[Block]:
@@ -139,32 +140,31 @@ class DetailsView:
         }
 
 
-def connect_actions(tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView) -> None:
-    """Build the details in every tab, and connect them with the other tabs and the tray."""
-    views = {tab.task: DetailsView(tab) for tab in tabs}
+def connect_actions(
+    runtime: Runtime, result: ResultView, tabs: Sequence[Tab], tab_bar: gr.Tabs, tray: KeptImagesView
+) -> None:
+    """Build the details, and connect them with the tabs and the tray."""
+    view = DetailsView(result)
+    connect_details(result, view, tray)
+    connect_use_seed(view, [tab.settings for tab in tabs])
+    connect_keep(result, view, tray)
+    connect_vary(runtime, result, view)
+    connect_more(runtime, result)
+    connect_touch_up(runtime, result, view)
+    connect_improve(runtime, result, view)
+    connect_enlarged(runtime, view, tray)
     for tab in tabs:
-        view = views[tab.task]
-        connect_details(tab, view, tray)
-        connect_keep(tab.result, view, tray)
-        connect_vary(tab, view)
-        connect_more(tab)
-        connect_touch_up(tab, view)
-        connect_improve(tab, view)
-        connect_enlarged(tab, view, tray)
-        for task in (IMAGE_TO_IMAGE, INPAINT):
-            connect_send(view, view.buttons[task], tab_bar, next(other for other in tabs if other.task == task))
+        if tab.task in view.buttons:
+            connect_send(view, view.buttons[tab.task], tab_bar, tab)
 
     def reopen(values: Values) -> Updates:
         state: Tray = values[tray.state]
         kept = state.kept.select(values[tray.index])
-        image = kept.selected_image()
-        task = image.recipe.first.task
-        updates: Updates = {tab_bar: gr.Tabs(selected=task), galleries[task]: gr.Gallery(selected_index=None)}
-        return updates | views[task].show(image, kept, in_gallery=False)
+        shown = view.show(kept.selected_image(), kept, in_gallery=False)
+        return {result.gallery: gr.Gallery(selected_index=None), **shown}
 
-    galleries = {tab.task: tab.result.gallery for tab in tabs}
-    outputs = [tab_bar, *galleries.values(), *(part for view in views.values() for part in view.outputs)]
-    tray.reopen.click(reopen, tray.shown, outputs, js=tray.selected_js, **UI_ONLY)
+    reopened = tray.reopen.click(reopen, tray.shown, [result.gallery, *view.outputs], js=tray.selected_js, **UI_ONLY)
+    scroll_to(view.place, reopened)
 
 
 def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
@@ -185,12 +185,11 @@ def count_slider(elem_id: str) -> gr.Slider:
 # Events
 
 
-def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
-    """Open and close an image, use its seed."""
-    result, settings = tab.result, tab.settings
+def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
+    """Open and close an image."""
 
     def select(values: Values) -> Updates:
-        state: TabState = values[result.state]
+        state: ResultState = values[result.state]
         state.opened = values[result.index]
         image = image_at(state.shown, state.opened)
         if image is None:  # it was closed, or is the preview of the next image
@@ -201,32 +200,36 @@ def connect_details(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
 
     def show_finished(values: Values) -> Updates:
         """The image that is open may have been a preview until now."""
-        state: TabState = values[result.state]
+        state: ResultState = values[result.state]
         image = image_at(state.shown, state.opened)
         if image is None or image is values[view.selected]:
             return NO_CHANGE
         return view.show(image, values[tray.state].kept)
 
-    def use_seed(selected: GeneratedImage | None) -> Updates:
-        seed = required(selected).seed
-        return {
-            settings.seeds: gr.Textbox(value=str(seed), interactive=True),
-            settings.random_seeds: False,
-            view.note: note(f"The next runs start from seed {seed}"),
-        }
-
     inputs: set[Block] = {result.state, tray.state, view.selected}
     on_select(result.gallery, result.index, select, inputs, view.outputs, closing=True)
     result.ended.change(show_finished, inputs, view.outputs, **UI_ONLY)
-    outputs = [settings.seeds, settings.random_seeds, view.note]
-    view.buttons["use seed"].click(use_seed, view.selected, outputs, **UI_ONLY)
+
+
+def connect_use_seed(view: DetailsView, all_settings: Sequence[Settings]) -> None:
+    """The seed of the image becomes that of all tabs."""
+
+    def use_seed(selected: GeneratedImage | None) -> Updates:
+        seed = required(selected).seed
+        updates: Updates = {view.note: note(f"The next runs start from seed {seed}")}
+        for settings in all_settings:
+            updates |= {settings.seeds: gr.Textbox(value=str(seed), interactive=True), settings.random_seeds: False}
+        return updates
+
+    outputs = [part for settings in all_settings for part in (settings.seeds, settings.random_seeds)]
+    view.buttons["use seed"].click(use_seed, view.selected, [view.note, *outputs], **UI_ONLY)
 
 
 def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
     """Keep the open image or a tile, or give the open image stars, which keeps it too."""
 
     def opened(values: Values) -> GeneratedImage:
-        state: TabState = values[result.state]
+        state: ResultState = values[result.state]
         return image_at(state.shown, values[result.index]) or required(values[view.selected])
 
     def keep(values: Values) -> Updates:
@@ -239,7 +242,7 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
         return tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars]))
 
     def keep_tile(values: Values) -> Updates:
-        state: TabState = values[result.state]
+        state: ResultState = values[result.state]
         image = image_at(state.shown, values[result.index])
         if image is None:
             raise UserError(UNFINISHED)
@@ -268,7 +271,7 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
     )
 
 
-def connect_vary(tab: Tab, view: DetailsView) -> None:
+def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     form = view.vary
 
     def unfold() -> Updates:
@@ -283,10 +286,10 @@ def connect_vary(tab: Tab, view: DetailsView) -> None:
     unfolded = view.buttons["more"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
     action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
-    connect(tab.runtime, tab, [form.run.click], action)
+    connect(runtime, result, [form.run.click], action)
 
 
-def connect_touch_up(tab: Tab, view: DetailsView) -> None:
+def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     form = view.touch_up
 
     def unfold(selected: GeneratedImage | None) -> Updates:
@@ -299,7 +302,7 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
 
     def read(values: Values) -> Request:
         image = required(values[view.selected])
-        _, cells = painted_cells(tab.runtime, values[form.drawing].mask(image.size), image)
+        _, cells = painted_cells(runtime, values[form.drawing].mask(image.size), image)
         changes = {"prompt": values[form.prompt], "cells": token_indices(cells)}
         return derive_request(image, TOUCH_UP, values[form.count], **changes)
 
@@ -309,7 +312,7 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
         if image is None or drawing.background is None:
             return NO_CHANGE
         mask = drawing.painted(image.size) or Image.new("L", image.size)
-        return {form.drawing: show_grid(image.size, *painted_cells(tab.runtime, mask, image))}
+        return {form.drawing: show_grid(image.size, *painted_cells(runtime, mask, image))}
 
     def name(values: Values) -> str:
         return f"{count_of(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
@@ -318,11 +321,11 @@ def connect_touch_up(tab: Tab, view: DetailsView) -> None:
     scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
     inputs: set[Block] = {view.selected, form.drawing, form.prompt, form.count}
     action = deriving(view, read, inputs, name, form.progress)
-    connect(tab.runtime, tab, [form.run.click], action)
+    connect(runtime, result, [form.run.click], action)
     sync([form.drawing], show_cells, {view.selected, form.drawing}, [form.drawing])
 
 
-def connect_improve(tab: Tab, view: DetailsView) -> None:
+def connect_improve(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     def read(values: Values) -> Request:
         changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
         return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
@@ -331,29 +334,27 @@ def connect_improve(tab: Tab, view: DetailsView) -> None:
         return f"Improvement of {seed_of(values[view.selected])}"
 
     action = deriving(view, read, {view.selected}, name, view.progress)
-    connect(tab.runtime, tab, [view.buttons["improve"].click], action)
+    connect(runtime, result, [view.buttons["improve"].click], action)
 
 
-def connect_enlarged(tab: Tab, view: DetailsView, tray: KeptImagesView) -> None:
+def connect_enlarged(runtime: Runtime, view: DetailsView, tray: KeptImagesView) -> None:
     for factor, button in view.enlarged.items():
 
         def prepare(values: Values, factor: int = factor) -> Updates:
             image = required(values[view.selected])
-            choice = tab.runtime.choice(image.recipe.model)
+            choice = runtime.choice(image.recipe.model)
             return {tray.file: write_enlarged(image, factor, choice, values[tray.write_metadata])}
 
         start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **UI_ONLY))
 
 
-def connect_more(tab: Tab) -> None:
-    result = tab.result
-
+def connect_more(runtime: Runtime, result: ResultView) -> None:
     def read(values: Values) -> Request:
-        state: TabState = values[result.state]
+        state: ResultState = values[result.state]
         return continue_request(state.images)
 
     action = RunAction(read, {result.state}, name=lambda values: f"{MORE} more", append=True)
-    connect(tab.runtime, tab, [result.more.click], action)
+    connect(runtime, result, [result.more.click], action)
 
 
 def deriving(

@@ -19,7 +19,7 @@ from amused.serving import file_cache
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.latest import sync
-from amused.ui.results import PartlyMade, RunAction, TabState, build_progress, connect
+from amused.ui.results import PartlyMade, ResultState, RunAction, build_progress, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.tab import Tab
 
@@ -67,10 +67,10 @@ class Axis:
 
 
 class GridSection:
-    """The section of a tab, closed; its results go to `sheet`."""
+    """The section of a tab, closed."""
 
-    def __init__(self, tab: Tab, sheet: gr.Image) -> None:
-        self.tab, self.sheet, task = tab, sheet, tab.task
+    def __init__(self, tab: Tab) -> None:
+        self.tab, self.sheet, task = tab, tab.result.sheet, tab.task
         names = [name for name in AXES if name != "strength" or task in STRENGTHS]
         with gr.Accordion("Grid", open=False, elem_id=f"{task}-grid"):
             gr.Markdown("One image per pair of values, on a labelled sheet.")
@@ -89,9 +89,9 @@ class GridSection:
             name=self.name,
             progress=progress,
             finish=self.show_sheet,
-            outputs=(sheet,),
+            outputs=(self.sheet,),
         )
-        connect(tab.runtime, tab, [make.click], self.action)
+        connect(tab.runtime, tab.result, [make.click], self.action)
 
     @property
     def axes(self) -> list[Component]:
@@ -157,22 +157,10 @@ class GridSection:
         return {self.sheet: gr.Image(value=file_cache.save(png_bytes(sheet), "amused-grid.png"), visible=True)}
 
 
-def made_before(state: TabState) -> dict[Recipe, GeneratedImage]:
+def made_before(state: ResultState) -> dict[Recipe, GeneratedImage]:
     """The images of the visit by recipe, as long as their files are there."""
     images = (image for sweep in state.history.sweeps for image in sweep.images)
     return {image.recipe: image for image in images if Path(image.path).exists()}
-
-
-def build_sheet(task: str) -> gr.Image:
-    return gr.Image(
-        label="Grid",
-        show_label=False,  # it would cover the sheet's own heading
-        visible=False,
-        interactive=False,
-        format="png",
-        buttons=["download", "fullscreen"],
-        elem_id=f"{task}-sheet",
-    )
 
 
 def describe_axes(grid: Grid) -> list[str]:

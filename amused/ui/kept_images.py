@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,8 +20,7 @@ from amused.serving import file_cache
 from amused.ui.describe import note
 from amused.ui.events import UI_ONLY, Updates, Values, on_select, selected_js, send_instead
 from amused.ui.files import GeneratedImage, open_image
-from amused.ui.results import image_at
-from amused.ui.tab import Tab
+from amused.ui.results import ResultView, image_at
 
 NOTHING_KEPT = "No images kept yet: select one and press Keep."
 MAX_KEPT = 100
@@ -236,7 +235,7 @@ def describe_selection(kept: KeptImages) -> str:
     return f"{text} (compare with seed {pair[0].seed})" if pair else text
 
 
-def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
+def connect_kept_images(view: KeptImagesView, result: ResultView) -> None:
     def select(values: Values) -> Updates:
         tray: Tray = values[view.state]
         return view.show_selection(tray.change(lambda kept: kept.select(values[view.index])))
@@ -261,8 +260,7 @@ def connect_kept_images(view: KeptImagesView, tabs: Sequence[Tab]) -> None:
     view.discard.click(discard, view.shown, view.outputs, js=view.selected_js, **UI_ONLY)
     view.undo.click(undo, view.state, view.outputs, **UI_ONLY)
 
-    switches = [tab.result.write_metadata for tab in tabs]
-    view.write_metadata.change(lambda on: dict.fromkeys(switches, on), view.write_metadata, switches, **UI_ONLY)
+    view.write_metadata.change(lambda on: on, view.write_metadata, result.write_metadata, **UI_ONLY)
     for button, write in ((view.single, write_single), (view.bundle, write_bundle), (view.sheet, write_sheet)):
         connect_download(view, button, write)
 

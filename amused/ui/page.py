@@ -18,11 +18,12 @@ from amused.memory import paused_collection
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
-from amused.ui import api, gallery_actions, kept_images, restore, setting_examples
+from amused.ui import api, gallery_actions, kept_images, restore, results, setting_examples
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates
 from amused.ui.history import HistoryView
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
+from amused.ui.ready import ready_images
 from amused.ui.reopen import Reopening, VisitView
 from amused.ui.tab import Tab
 from amused.ui.tabs import image as image_tab
@@ -35,6 +36,7 @@ from amused.ui.visits import Visits
 HERE = Path(__file__).parent
 OTHER_THREADS = 40  # for all events that are not runs
 
+TASKS = (TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT)
 HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
@@ -75,17 +77,21 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     with paused_collection(), AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
         gr.HTML('<div id="announcement" aria-live="polite"></div>', elem_classes="unseen")
-        card = restore.Card((TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINT))
-        with gr.Tabs() as tab_bar:
-            tabs: list[Tab] = [text_tab.build(runtime), image_tab.build(runtime), inpaint_tab.build(runtime)]
+        card = restore.Card(TASKS)
+        with gr.Row(elem_classes="bench"):
+            controls = gr.Column(scale=5, min_width=320, elem_classes="controls")
+            result = build_result(runtime)
+        with controls, gr.Tabs() as tab_bar:
+            tabs: list[Tab] = [build(runtime, result) for build in (text_tab.build, image_tab.build, inpaint_tab.build)]
+        results.connect_result(runtime, result)
         connect_models(runtime, tabs)
         connect_adapters(runtime, tabs, page)
         tray_view = kept_images.KeptImagesView()
-        kept_images.connect_kept_images(tray_view, tabs)
-        gallery_actions.connect_actions(tabs, tab_bar, tray_view)
+        kept_images.connect_kept_images(tray_view, result)
+        gallery_actions.connect_actions(runtime, result, tabs, tab_bar, tray_view)
         history_view = HistoryView()
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
-        reopening = Reopening(Visits(), VisitView(), tabs, tab_bar, tray_view, history_view)
+        reopening = Reopening(Visits(), VisitView(), result, tabs, tab_bar, tray_view, history_view)
         restore.connect_restore(page, filler, restore.RestoreSection(), tray_view, reopening)
         api.build(runtime)
         note = gr.Markdown(elem_classes="status-note")
@@ -93,6 +99,13 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     return page
+
+
+def build_result(runtime: Runtime) -> results.ResultView:
+    """Arrives at the ready images of the model that the page starts with."""
+    ready = ready_images(runtime.default)
+    hint = "Examples. Press Generate to make your own" if ready else "Images appear here, one by one"
+    return results.ResultView(TASKS, hint, ready)
 
 
 def files_in_use(page: weakref.ref[gr.Blocks]) -> set[str] | None:

@@ -17,11 +17,11 @@ from amused.recipe.recipe import Recipe
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.history import HistoryView, Sweep
 from amused.ui.kept_images import KeptImagesView
-from amused.ui.results import join_runs, show_again
+from amused.ui.results import ResultState, ResultView, join_runs, show_again
 from amused.ui.tab import Tab
 from amused.ui.visits import Visit, Visits
 
-STILL_RUNNING = "A run is going on in this tab: let it end, or stop it first."
+STILL_RUNNING = "A run is going on: let it end, or stop it first."
 
 FIND_JS = "() => window.amusedFindVisit()"
 HOLD_JS = "(id) => window.amusedHoldVisit(id)"
@@ -43,6 +43,7 @@ class VisitView:
 class Reopening:
     visits: Visits
     view: VisitView
+    result: ResultView
     tabs: Sequence[Tab]
     tab_bar: gr.Tabs
     tray: KeptImagesView
@@ -50,13 +51,12 @@ class Reopening:
 
     @property
     def inputs(self) -> set[Block]:
-        return {self.view.id, self.tray.state, *(tab.result.state for tab in self.tabs)}
+        return {self.view.id, self.tray.state, self.result.state}
 
     @property
     def outputs(self) -> list[Block]:
-        shown = [part for tab in self.tabs for part in (tab.result.state, *tab.result.outputs)]
-        own = [self.view.id, self.view.joining, self.view.visit, self.tray.state]
-        return [*shown, *own, self.tab_bar, *self.tray.outputs, *self.history.outputs]
+        own = [self.view.id, self.view.joining, self.view.visit, self.tray.state, self.result.state, self.tab_bar]
+        return [*own, *self.result.outputs, *self.tray.outputs, *self.history.outputs]
 
     def find(self, page: gr.Blocks) -> Any:
         """The event after which `open` can be called."""
@@ -65,14 +65,13 @@ class Reopening:
     def open(self, values: Values) -> Updates:
         """Show a visit again; a new one has what the page has already."""
         known, is_taken = read_id(values[self.view.id])
-        own = {tab.task: values[tab.result.state] for tab in self.tabs}
+        own: ResultState = values[self.result.state]
         visit = self.visits.open(known, is_taken, own, values[self.tray.state])
         visit.forget_missing_files()
         updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
-        if visit.states is not own:
-            for tab in self.tabs:
-                updates |= show_again(tab.result, visit.states[tab.task], own[tab.task])
-        if any(state.awaits_end for state in visit.states.values()):
+        if visit.state is not own:
+            updates |= show_again(self.result, visit.state, own)
+        if visit.state.awaits_end:
             updates[self.view.joining] = time.time()
         if visit.task is not None:
             updates[self.tab_bar] = gr.Tabs(selected=visit.task)
@@ -84,18 +83,17 @@ class Reopening:
 
     def connect(self, opened: Any) -> None:
         """`opened` is the event that has called `open`."""
-        views = [tab.result for tab in self.tabs]
+        result = self.result
         opened.then(None, self.view.id, None, js=HOLD_JS, **UI_ONLY)
         self.view.joining.change(
-            partial(join_runs, views),
-            {view.state for view in views},
-            list(dict.fromkeys(part for view in views for part in view.outputs)),
+            partial(join_runs, result),
+            {result.state},
+            result.outputs,
             show_progress="hidden",
             api_visibility="private",
             concurrency_limit=None,
         )
-        for tab in self.tabs:
-            tab.result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
+        result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
         self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UI_ONLY)
 
     def show_history(self, visit: Visit | None) -> Updates:
@@ -111,14 +109,14 @@ class Reopening:
         return {} if visit is None else self.history.show(visit.history)
 
     def restore(self, sweep: Sweep, visit: Visit) -> Updates:
-        """The images of a sweep, in its tab."""
-        tab, state = next(tab for tab in self.tabs if tab.task == sweep.task), visit.states[sweep.task]
+        """The images of a sweep, and its tab."""
+        state = visit.state
         if state.num_runs:
             raise UserError(STILL_RUNNING)
         state.images = state.shown = sweep.images
         state.groups, state.note = (), sweep.title
         visit.task = sweep.task
-        return {**show_again(tab.result, state), self.tab_bar: gr.Tabs(selected=sweep.task)}
+        return {**show_again(self.result, state), self.tab_bar: gr.Tabs(selected=sweep.task)}
 
 
 def recipe_of(sweep: Sweep) -> Recipe:

@@ -226,7 +226,7 @@ def connect_restore(
     filler.connect([storage.picker.input], {storage.picker}, lambda values: from_query(values[storage.picker] or ""))
     for tab in tabs:
         connect_replay(tab, filler.card)
-    connect_browser_storage(storage, tabs, tray)
+    connect_browser_storage(storage, reopening.result, tabs, tray)
 
 
 def connect_file(filler: PageFiller, file: gr.File | gr.UploadButton, model: gr.Dropdown) -> None:
@@ -254,4 +254,4 @@ def connect_replay(tab: Tab, card: Card) -> None:
     inputs = {card.shared, *tab.sources}
     action = RunAction(read=read, inputs=inputs, name=name, remark=compare)
     opened = [card.opened.change] if tab.task == TEXT_TO_IMAGE else []
-    connect(tab.runtime, tab, [card.replay[tab.task].click, *opened], action)
+    connect(tab.runtime, tab.result, [card.replay[tab.task].click, *opened], action)

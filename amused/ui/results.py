@@ -1,4 +1,4 @@
-"""The result side of a tab: a status, a gallery that fills, and the loop that shows a run's events in them.
+"""The results, which all tabs share: a status, a gallery that fills, and the loop that shows a run's events in them.
 
 Knows no task: a `RunAction` says how a run reads its request.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.blocks import Block
@@ -27,27 +27,24 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
 from amused.ui.history import History
 from amused.ui.live_runs import LiveRun, Watcher, watch
-from amused.ui.queue_list import drop, show_waiting
+from amused.ui.queue_list import DROP_JS, drop, show_waiting
+from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary, status_line
-
-if TYPE_CHECKING:
-    from amused.ui.tab import Controls, Tab
 
 REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
 
 MORE = 4  # images that continue a sweep
 
-# Runs in the browser when the button is pressed, before the server answers: the status, Stop, and the progress.
 WAITING = json.dumps(busy_line("Waiting for the model"))
-WAITING_JS = f"() => [{WAITING}, {{__type__: 'update', visible: true}}, {WAITING}]"
 MAX_TILES = 100_000
 ARRIVED_JS = "(number) => window.amusedArrived('%s', number %% %d)"
+ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 # State
 
 
 class Requested(NamedTuple):
-    """A run that was asked for and has not begun. It `has_waited` if another run of its tab was before it."""
+    """A run that was asked for and has not begun. It `has_waited` if another run of its page was before it."""
 
     has_waited: bool
     num_stops: int
@@ -55,8 +52,8 @@ class Requested(NamedTuple):
 
 
 @dataclass(eq=False)
-class TabState:
-    """What the events of one tab in one browser share. It is the session of the tab's runs.
+class ResultState:
+    """What the events of a page share about its runs. It is their session.
 
     Attributes:
         images: of the latest run that has finished one, and of those that it was added to.
@@ -116,55 +113,90 @@ class PartlyMade(Request):
 # Components
 
 
+class RunControls:
+    """Where a tab shows the runs of the page: at its Generate button. Built before the tabs, each renders its own.
+
+    `waiting` lists the runs that wait, each of which can be dropped.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop", render=False)
+        self.progress = build_progress(f"{task}-progress", render=False)
+        self.waiting = gr.HTML(padding=False, js_on_load=DROP_JS, elem_id=f"{task}-waiting", render=False)
+
+
 class ResultView:
-    """The components that runs of a tab fill.
+    """The components that runs fill.
 
     `ready` are the images to arrive at.
 
     Attributes:
+        controls: by task.
+        place: the column of the results, which a tab may add to.
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
         index: of an image in the gallery, see `events.send_instead`.
         details: below it, the facts and the actions of the open image, built by `gallery_actions`.
-        state: a TabState.
+        sheet: of a grid.
+        state: a ResultState.
         write_metadata: whether files carry their recipe.
-        queue: the runs of the tab that wait.
-        progress: the status again, at the button that started the run.
         arrived: changes when the first image of a run is there; its index, see `ShownRun.bring_into_view`.
-        outputs: all that runs of the tab update.
+        outputs: all that runs update.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
             with `queue=False` triggers nothing (Gradio 6.31).
     """
 
-    def __init__(self, task: str, hint: str, controls: Controls, ready: tuple[GeneratedImage, ...] = ()) -> None:
-        self.stop, self.progress, self.queue, self.hint = controls.stop, controls.progress, controls.queue, hint
-        self.gallery = gr.Gallery(
-            [image.tile for image in ready],
-            label="Images",
-            show_label=False,
-            format="png",
-            columns=columns_for(len(ready)),
-            object_fit="contain",
-            interactive=False,
-            buttons=["download", "download_all", "fullscreen"],
-            elem_id=f"{task}-gallery",
-            elem_classes="images",
-        )
-        self.index = gr.Number(-1, precision=0, visible="hidden")
-        self.groups = gr.HTML(visible="hidden", elem_id=f"{task}-groups")
-        self.status = gr.HTML(status_line(hint), padding=False, elem_id=f"{task}-status", elem_classes="status-box")
-        self.details = gr.Column(visible=False, elem_id=f"{task}-picked", elem_classes="details")
-        self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id=f"{task}-next")
-        self.arrived = gr.Number(-1, visible="hidden")
-        self.arrived.change(None, self.arrived, None, js=ARRIVED_JS % (self.gallery.elem_id, MAX_TILES), **UI_ONLY)
-        self.ended = gr.Number(0, visible="hidden", elem_id=f"{task}-ended")
-        self.state, self.write_metadata = gr.State(TabState(ready, ready)), gr.State(True)
-        own = (self.status, self.progress, self.gallery, self.groups, self.more, self.stop, self.details, self.arrived)
-        self.outputs: list[Block] = [*own, self.ended, self.queue.list]
+    def __init__(self, tasks: Sequence[str], hint: str, ready: tuple[GeneratedImage, ...] = ()) -> None:
+        self.controls = {task: RunControls(task) for task in tasks}
+        self.hint = hint
+        with gr.Column(scale=6, min_width=320, elem_classes="result") as self.place:
+            self.gallery = gr.Gallery(
+                [image.tile for image in ready],
+                label="Images",
+                show_label=False,
+                format="png",
+                columns=columns_for(len(ready)),
+                object_fit="contain",
+                interactive=False,
+                buttons=["download", "download_all", "fullscreen"],
+                elem_id="result-gallery",
+                elem_classes="images",
+            )
+            self.groups = gr.HTML(visible="hidden", elem_id="result-groups")
+            self.status = gr.HTML(status_line(hint), padding=False, elem_id="result-status", elem_classes="status-box")
+            self.details = gr.Column(visible=False, elem_id="result-picked", elem_classes="details")
+            self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-next")
+            self.index = gr.Number(-1, precision=0, visible="hidden")
+            self.arrived = gr.Number(-1, visible="hidden")
+            self.ended = gr.Number(0, visible="hidden", elem_id="result-ended")
+            self.sheet = gr.Image(
+                label="Grid",
+                show_label=False,  # it would cover the sheet's own heading
+                visible=False,
+                interactive=False,
+                format="png",
+                buttons=["download", "fullscreen"],
+                elem_id="result-sheet",
+            )
+        self.state, self.write_metadata = gr.State(ResultState(ready, ready)), gr.State(True)
+        self.progress = [controls.progress for controls in self.controls.values()]
+        self.stops = [controls.stop for controls in self.controls.values()]
+        self.waiting = [controls.waiting for controls in self.controls.values()]
+        self.shown_by_runs: list[Block] = [
+            self.status, self.gallery, self.groups, self.details, self.more, self.arrived, self.ended, *self.progress,
+            *self.stops, *self.waiting,
+        ]  # fmt: skip
+        self.outputs = self.shown_by_runs
+
+    def offer_stop(self, is_offered: bool) -> Updates:
+        return dict.fromkeys(self.stops, gr.Button(visible=is_offered))
+
+    def show_waiting(self, state: ResultState) -> Updates:
+        return dict.fromkeys(self.waiting, show_waiting(state.live))
 
 
-def build_progress(elem_id: str) -> gr.HTML:
-    return gr.HTML(padding=False, elem_id=elem_id, elem_classes="progress")
+def build_progress(elem_id: str, **options: Any) -> gr.HTML:
+    return gr.HTML(padding=False, elem_id=elem_id, elem_classes="progress", **options)
 
 
 # Events
@@ -172,15 +204,15 @@ def build_progress(elem_id: str) -> gr.HTML:
 
 @dataclass(frozen=True)
 class RunAction:
-    """What a button runs in its tab.
+    """What a button runs.
 
     Attributes:
         read: the request, from the values of `inputs`; raises UserError to refuse.
         name: what it makes, for people.
-        progress: where the status is shown again; at Generate if nothing else is said.
+        progress: where the status is shown again; at Generate, in all tabs, if nothing else is said.
         append: add to the images in the gallery instead of replacing them.
         opens: open the first image in the gallery at the end.
-        shows_seeds: put random seeds into their field, to be used again.
+        settings: whose field gets the random seeds that were drawn, to be used again.
         remark: a sentence about the images of a complete run, before its note.
         finish: updates of `outputs` from the request and its finished images, also after Stop.
     """
@@ -191,92 +223,104 @@ class RunAction:
     progress: gr.HTML | None = None
     append: bool = False
     opens: bool = False
-    shows_seeds: bool = False
+    settings: Settings | None = None
     remark: Callable[[Values, Sequence[GeneratedImage]], str] = lambda values, images: ""
     finish: Callable[[Any, Sequence[GeneratedImage]], Updates] = lambda request, images: {}
     outputs: tuple[Block, ...] = ()
 
 
-def connect(runtime: Runtime, tab: Tab, events: list[Any], action: RunAction) -> None:
-    """Start a run at any of these events. Runs of a tab queue behind each other."""
-    view = tab.result
-    progress = action.progress or view.progress
-    gr.on(events, None, None, [view.status, view.stop, progress], js=WAITING_JS, show_progress="hidden")
+def connect_result(runtime: Runtime, view: ResultView) -> None:
+    """Bring new images into view, announce how a run ends, stop runs, and drop those that wait."""
+
+    def stop(values: Values) -> Updates:
+        stop_runs(runtime, values[view.state])
+        return {view.status: busy_line("Stopping"), **view.offer_stop(False)}
+
+    def drop_run(state: ResultState, event: gr.EventData) -> Updates:
+        drop(state.live, getattr(event, "run", None))
+        return view.show_waiting(state)
+
+    view.arrived.change(None, view.arrived, None, js=ARRIVED_JS % (view.gallery.elem_id, MAX_TILES), **UI_ONLY)
+    view.status.change(None, view.status, None, js=ANNOUNCE_JS, **UI_ONLY)
+    gr.on([one.click for one in view.stops], stop, {view.state}, [view.status, *view.stops], **UI_ONLY)
+    dropped: list[Any] = [one.click for one in view.waiting]
+    gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UI_ONLY)
+
+
+def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAction) -> None:
+    """Start a run at any of these events. Runs of a page queue behind each other."""
+    progress = places_of(view, action)
+    waiting = [view.status, *progress, *view.stops]
+    gr.on(events, None, None, waiting, js=waiting_js(1 + len(progress), len(view.stops)), show_progress="hidden")
     gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
-    own: list[Block] = [tab.settings.seeds, progress, *action.outputs]
+    inputs = {view.state, view.write_metadata, *action.inputs}
+    own: list[Block] = [*progress, *action.outputs]
+    if action.settings is not None:
+        inputs.add(action.settings.random_seeds)
+        own.append(action.settings.seeds)
     view.outputs = list(dict.fromkeys([*view.outputs, *own]))
     running = gr.on(
         events,
-        partial(run_live, runtime, tab, action),
-        {view.state, view.write_metadata, tab.settings.random_seeds, *action.inputs},
-        list(
-            dict.fromkeys(
-                [view.status, view.gallery, view.groups, view.details, view.stop, view.arrived, view.queue.list, *own]
-            )
-        ),
+        partial(run_live, runtime, view, action),
+        inputs,
+        list(dict.fromkeys([*view.shown_by_runs, *own])),
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="multiple",
         **SAMPLING,
     )
-    # Runs also after an error. "multiple": else Gradio drops the end of a run that follows quickly, and its status
-    # stays at the last step.
-    outputs = [view.status, view.gallery, view.groups, view.more, view.stop, view.queue.list, view.ended, progress]
-    for ended in (running.then, running.failure):
-        ended(partial(show_end, view, progress), {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
+    # Also of a run that never began. "multiple": else Gradio drops the end of a run that follows quickly.
+    ended, outputs = partial(show_end, view, progress), list(dict.fromkeys([*view.shown_by_runs, *progress]))
+    running.failure(ended, {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
 
 
-def connect_stop(runtime: Runtime, view: ResultView) -> None:
-    def stop(values: Values) -> Updates:
-        stop_runs(runtime, values[view.state])
-        return {view.status: busy_line("Stopping"), view.stop: gr.Button(visible=False)}
-
-    view.stop.click(stop, {view.state}, [view.status, view.stop], **UI_ONLY)
+def places_of(view: ResultView, action: RunAction) -> list[gr.HTML]:
+    """Where the status is shown again."""
+    return view.progress if action.progress is None else [action.progress]
 
 
-def stop_runs(runtime: Runtime, state: TabState) -> None:
-    """Stop the tab's run, and cancel those queued behind it or still on their way."""
+def waiting_js(num_statuses: int, num_stops: int) -> str:
+    """Runs in the browser when the button is pressed, before the server answers: the statuses, and Stop."""
+    stop = "{__type__: 'update', visible: true}"
+    return f"() => [{', '.join([WAITING] * num_statuses + [stop] * num_stops)}]"
+
+
+def stop_runs(runtime: Runtime, state: ResultState) -> None:
+    """Stop the run of the page, and cancel those queued behind it or still on their way."""
     state.num_stops += 1
     state.num_dropped = max(0, state.num_runs + len(state.requested) - 1)
     runtime.stop(state)
 
 
-def connect_queue(view: ResultView) -> None:
-    def drop_run(state: TabState, event: gr.EventData) -> str:
-        drop(state.live, getattr(event, "run", None))
-        return show_waiting(state.live)
-
-    view.queue.list.click(drop_run, view.state, view.queue.list, trigger_mode="multiple", **UI_ONLY)
-
-
-def run_live(runtime: Runtime, tab: Tab, action: RunAction, values: Values) -> Iterator[Updates]:
+def run_live(runtime: Runtime, view: ResultView, action: RunAction, values: Values) -> Iterator[Updates]:
     """Start a run and show it while the page is there."""
-    state: TabState = values[tab.result.state]
-    run, watcher = LiveRun(action.name(values)), Watcher()
+    state: ResultState = values[view.state]
+    run, watcher, progress = LiveRun(action.name(values)), Watcher(), places_of(view, action)
     state.live = (*state.live, run)
 
     def updates() -> Generator[Updates]:
         try:
-            for update in stream_run(runtime, tab, action, values, run):
-                if (status := update.get(tab.result.status)) is not None:
+            for update in stream_run(runtime, view, action, values, run):
+                if (status := update.get(view.status)) is not None:
                     state.status = status
-                    update[action.progress or tab.result.progress] = status
+                    update |= dict.fromkeys(progress, status)
                 yield update
         finally:
             state.live = tuple(other for other in state.live if other is not run)
 
     run.start(updates(), watcher)
-    yield {tab.result.queue.list: show_waiting(state.live)}
+    yield view.show_waiting(state)
     yield from watch([run], watcher)
+    yield show_end(view, progress, values)
 
 
 def stream_run(
-    runtime: Runtime, tab: Tab, action: RunAction, values: Values, run: LiveRun | None = None
+    runtime: Runtime, view: ResultView, action: RunAction, values: Values, run: LiveRun | None = None
 ) -> Generator[Updates]:
     """Generate the images of one request, and show every step. An error keeps the finished images."""
-    state: TabState = values[tab.result.state]
+    state: ResultState = values[view.state]
     requested, run = state.begin(), run or LiveRun(action.name(values))
-    shown = ShownRun(tab, action, values, requested.has_waited, run)
+    shown = ShownRun(view, action, values, requested.has_waited, run)
     sentence = None
 
     def should_stop() -> bool:
@@ -292,18 +336,17 @@ def stream_run(
         if shown.images:
             state.history.add(run.name, shown.images)
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
-        if shown.num_tiles or not state.num_runs:  # otherwise the tab shows another run
+        if shown.num_tiles or not state.num_runs:  # otherwise the page shows another run
             state.note = sentence
         raise gr.Error(sentence, print_exception=False)
 
 
 class ShownRun:
-    """One run as its tab shows it; `show` turns an event into updates, and keeps the tab's images and note."""
+    """One run as it is shown; `show` turns an event into updates, and keeps the images and the note of the page."""
 
-    def __init__(self, tab: Tab, action: RunAction, values: Values, has_waited: bool, run: LiveRun) -> None:
-        self.tab, self.action, self.values, self.has_waited, self.run = tab, action, values, has_waited, run
-        self.view = tab.result
-        self.state: TabState = values[tab.result.state]
+    def __init__(self, view: ResultView, action: RunAction, values: Values, has_waited: bool, run: LiveRun) -> None:
+        self.view, self.action, self.values, self.has_waited, self.run = view, action, values, has_waited, run
+        self.state: ResultState = values[view.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
         self.has_tiles = False
@@ -354,14 +397,14 @@ class ShownRun:
         self.state.note = ""
         updates: Updates = {
             self.view.status: busy_line("Starting"),
-            self.view.stop: gr.Button(visible=True),
-            self.view.queue.list: show_waiting(self.state.live),
+            **self.view.offer_stop(True),
+            **self.view.show_waiting(self.state),
         }
         if not self.earlier:
             updates |= self.close()
-        settings = self.tab.settings
+        settings = self.action.settings
         # Typed seeds stay: the visitor may be typing the next ones.
-        if self.action.shows_seeds and self.values[settings.random_seeds]:
+        if settings is not None and self.values[settings.random_seeds]:
             updates[settings.seeds] = format_seeds(event.request.recipes[0].seeds)
         return updates
 
@@ -419,12 +462,12 @@ class ShownRun:
         return {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
 
 
-def show_end(view: ResultView, progress: gr.HTML, values: Values) -> Updates:
-    """What the tab shows after a run, unless the next one is already going on."""
-    state: TabState = values[view.state]
+def show_end(view: ResultView, progress: Sequence[gr.HTML], values: Values) -> Updates:
+    """What the page shows after a run, unless the next one is already going on."""
+    state: ResultState = values[view.state]
     ended: Updates = {view.ended: time.time()}
     if state.num_runs:
-        return ended if progress is view.progress else {**ended, progress: ""}
+        return ended if progress is view.progress else {**ended, **dict.fromkeys(progress, "")}
     state.shown = state.images
     return {
         **ended,
@@ -432,14 +475,14 @@ def show_end(view: ResultView, progress: gr.HTML, values: Values) -> Updates:
         view.gallery: show_gallery(state.images),
         view.groups: show_groups(state.groups),
         view.more: gr.Button(visible=bool(state.images)),
-        view.stop: gr.Button(visible=bool(state.requested)),
-        view.queue.list: "",
-        progress: "",
+        **view.offer_stop(bool(state.requested)),
+        **view.show_waiting(state),
+        **dict.fromkeys([*view.progress, *progress], ""),
     }
 
 
-def show_again(view: ResultView, state: TabState, former: TabState | None = None) -> Updates:
-    """All that a page that is opened again shows of a tab.
+def show_again(view: ResultView, state: ResultState, former: ResultState | None = None) -> Updates:
+    """All that a page that is opened again shows of its runs.
 
     Args:
         former: what it shows now. If that has the same images, the one that the visitor may have opened stays open.
@@ -449,11 +492,11 @@ def show_again(view: ResultView, state: TabState, former: TabState | None = None
     updates: Updates = {
         view.state: state,
         view.status: status,
-        view.progress: status if going else "",
         view.groups: show_groups(state.groups),
         view.more: gr.Button(visible=bool(state.images)),
-        view.stop: gr.Button(visible=going),
-        view.queue.list: show_waiting(state.live),
+        **dict.fromkeys(view.progress, status if going else ""),
+        **view.offer_stop(going),
+        **view.show_waiting(state),
     }
     if former is not None and former.shown == state.shown:
         state.opened = former.opened
@@ -466,23 +509,21 @@ def show_again(view: ResultView, state: TabState, former: TabState | None = None
     }
 
 
-def join_runs(views: Sequence[ResultView], values: Values) -> Iterator[Updates]:
+def join_runs(view: ResultView, values: Values) -> Iterator[Updates]:
     """Show the runs that went on while their page was away, until the last one has ended. It may have meanwhile."""
     yield NO_CHANGE  # a generator that yields nothing would empty all outputs
     watcher = Watcher()
-    states: dict[ResultView, TabState] = {view: values[view.state] for view in views}
-    runs = [run for state in states.values() for run in state.live]
-    for run in runs:
+    state: ResultState = values[view.state]
+    for run in (runs := state.live):
         run.add(watcher)
     failure = None
     try:
         yield from watch(runs, watcher)
     except Exception as error:
         failure = error
-    for view, state in states.items():
-        if state.awaits_end:
-            state.awaits_end = False
-            yield show_end(view, view.progress, values)
+    if state.awaits_end:
+        state.awaits_end = False
+        yield show_end(view, view.progress, values)
     if failure is not None:
         raise failure
 

@@ -43,11 +43,9 @@ class CopyLink:
     Where the browser forbids copying, `query` is shown with the whole link, to be copied by hand.
     """
 
-    def __init__(self, elem_id: str) -> None:
-        self.button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id=f"{elem_id}-copy-link")
-        self.query = gr.Textbox(
-            label="Link", visible=False, interactive=False, buttons=["copy"], elem_id=f"{elem_id}-link"
-        )
+    def __init__(self) -> None:
+        self.button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id="result-copy-link")
+        self.query = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id="result-link")
         self.button.click(None, self.query, [self.button, self.query], js=COPY_JS, **UI_ONLY)
 
     @property

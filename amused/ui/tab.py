@@ -1,4 +1,4 @@
-"""A tab: the controls of a task on one side, its results on the other."""
+"""A tab: the controls of a task."""
 
 from __future__ import annotations
 
@@ -15,33 +15,29 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
-from amused.ui.queue_list import QueueList
-from amused.ui.results import ResultView, RunAction, build_progress, connect, connect_queue, connect_stop
+from amused.ui.results import ResultView, RunAction, connect
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
 PLACEHOLDER = """Describe the image
 {fox|cow} tries both; each line is a prompt of its own"""
 MAX_NAME = 60  # characters
-ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What every tab has below its own inputs."""
+    """What every tab has below its own inputs. While a run goes on, `another` does what `generate` does."""
 
     settings: Settings
     prompt_help: PromptHelp
     generate: gr.Button
-    stop: gr.Button
-    progress: gr.HTML
-    queue: QueueList
+    another: gr.Button
     adapter_row: gr.Row
     basic: gr.Group
 
 
 @dataclass(frozen=True)
 class Tab(ABC):
-    """Each task has a subclass, whose fields are the tab's own inputs."""
+    """Each task has a subclass, whose fields are the tab's own inputs. `result` is that of all tabs."""
 
     runtime: Runtime
     controls: Controls
@@ -111,14 +107,16 @@ class Tab(ABC):
         return {}
 
 
-def build_controls(task: str, runtime: Runtime) -> Controls:
+def build_controls(task: str, runtime: Runtime, result: ResultView) -> Controls:
     """Prompt, buttons, prompt help, model and settings, from top to bottom."""
+    runs = result.controls[task]
     prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8, placeholder=PLACEHOLDER, elem_id=f"{task}-prompt")
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", scale=3, min_width=130, elem_id=f"{task}-run")
-        stop = gr.Button("Stop", visible=False, scale=1, min_width=80, elem_id=f"{task}-stop")
-        progress = build_progress(f"{task}-progress")
-    queue = QueueList(task)
+        render(runs.stop, runs.progress)
+    with gr.Column(elem_classes="queue", elem_id=f"{task}-queue"):
+        another = gr.Button("Queue another", size="sm", elem_id=f"{task}-queue-another")
+        render(runs.waiting)
     prompt_help = PromptHelp(task, runtime)
     prompt.value = prompt_help.examples.samples[0][0]
     model, adapter_row = build_model_settings(task, runtime)
@@ -130,14 +128,17 @@ def build_controls(task: str, runtime: Runtime) -> Controls:
     settings.random_seeds.change(
         lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
     )
-    return Controls(settings, prompt_help, generate, stop, progress, queue, adapter_row, basic_group)
+    return Controls(settings, prompt_help, generate, another, adapter_row, basic_group)
+
+
+def render(*blocks: Block) -> None:
+    """Put blocks here that were built before."""
+    for block in blocks:
+        block.render()  # type: ignore[no-untyped-call]
 
 
 def connect_tab(tab: Tab) -> None:
-    """Generate, its keyboard shortcut, Stop, and the announcement of how a run ends."""
-    generate = RunAction(read=tab.read, inputs=tab.inputs, name=tab.name, shows_seeds=True)
-    events = [tab.controls.generate.click, tab.controls.queue.another.click, tab.settings.prompt.submit]
-    connect(tab.runtime, tab, events, generate)
-    connect_stop(tab.runtime, tab.result)
-    connect_queue(tab.result)
-    tab.result.status.change(None, tab.result.status, None, js=ANNOUNCE_JS, **UI_ONLY)
+    """Generate, and its keyboard shortcut."""
+    generate = RunAction(read=tab.read, inputs=tab.inputs, name=tab.name, settings=tab.settings)
+    events = [tab.controls.generate.click, tab.controls.another.click, tab.settings.prompt.submit]
+    connect(tab.runtime, tab.result, events, generate)

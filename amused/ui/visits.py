@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +16,14 @@ from amused.limits import SESSIONS
 from amused.ui.browser_storage import SharedLists
 from amused.ui.history import History
 from amused.ui.kept_images import KeptImages, Tray
-from amused.ui.results import TabState
+from amused.ui.results import ResultState
 
 
 @dataclass(eq=False)
 class Visit:
-    """`states` are those of the tabs by task; `task` is that of the tab that is open."""
+    """`task` is that of the tab that is open."""
 
-    states: Mapping[str, TabState]
+    state: ResultState
     history: History = field(default_factory=History)
     tray: Tray = field(default_factory=Tray)
     task: str | None = None
@@ -32,16 +31,15 @@ class Visit:
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     def __post_init__(self) -> None:
-        for state in self.states.values():
-            state.history = self.history
+        self.state.history = self.history
 
     def forget_missing_files(self) -> None:
         """Files are kept for a limited time."""
-        for state in self.states.values():
-            images = tuple(image for image in state.images if Path(image.path).exists())
-            if images != state.images:
-                state.images, state.groups = images, ()
-            state.shown = tuple(image for image in state.shown if Path(image.path).exists())
+        state = self.state
+        images = tuple(image for image in state.images if Path(image.path).exists())
+        if images != state.images:
+            state.images, state.groups = images, ()
+        state.shown = tuple(image for image in state.shown if Path(image.path).exists())
         self.history.forget_missing_files()
         self.tray.change(without_missing_files)
 
@@ -59,8 +57,8 @@ class Visits:
         self._visits: OrderedDict[str, Visit] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, id: str, is_taken: bool, states: Mapping[str, TabState], tray: Tray) -> Visit:
-        """The visit of that id, or a new one with these states. What the page has kept by then, in `tray`, is added.
+    def open(self, id: str, is_taken: bool, state: ResultState, tray: Tray) -> Visit:
+        """The visit of that id, or a new one with this state. What the page has kept by then, in `tray`, is added.
 
         Args:
             is_taken: another tab of the browser has it open; the new one begins with its history and what it kept.
@@ -71,7 +69,7 @@ class Visits:
                 self._visits.move_to_end(id)
                 found.tray.change(lambda kept: kept.join(tray.kept))
                 return found
-            visit = Visit(states, tray=tray)
+            visit = Visit(state, tray=tray)
             if found is not None:
                 visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
                 former = found.tray.kept

@@ -19,7 +19,7 @@ from amused.ui import examples, grid
 from amused.ui.events import UI_ONLY, Updates, Values, on_select
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
-from amused.ui.results import ResultView, TabState, image_at
+from amused.ui.results import ResultState, ResultView, image_at
 from amused.ui.shapes import OWN_SHAPE, SHAPES, SQUARE, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
 
@@ -84,7 +84,7 @@ class ImageTab(Tab):
 
     def compare(self, values: Values, index: Any = 0) -> Updates:
         """The input as the model saw it, and a result; nothing if another image has been uploaded since."""
-        state: TabState = values[self.result.state]
+        state: ResultState = values[self.result.state]
         result = image_at(state.shown, index)
         try:
             image = read_image(values[self.image])
@@ -96,28 +96,22 @@ class ImageTab(Tab):
         return {self.comparison: gr.Accordion(visible=False), self.slider: None}
 
 
-def build(runtime: Runtime) -> ImageTab:
-    with gr.Tab("Image to image", id=IMAGE_TO_IMAGE), gr.Row(elem_classes="bench"):
-        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
-            inputs = build_inputs()
-            controls = build_controls(IMAGE_TO_IMAGE, runtime)
-            below = gr.Column(elem_classes="more")
-        with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(IMAGE_TO_IMAGE, "Upload an image and describe what it should become", controls)
-            sheet = grid.build_sheet(IMAGE_TO_IMAGE)
-            with gr.Accordion("Before and after", open=False, visible=False) as comparison:
-                slider = gr.ImageSlider(
-                    show_label=False,
-                    interactive=False,
-                    format="png",
-                    buttons=["fullscreen"],
-                    elem_id=f"{IMAGE_TO_IMAGE}-compare",
-                )
-    tab = ImageTab(runtime, controls, result, **inputs, comparison=comparison, slider=slider)
-    with below:
+def build(runtime: Runtime, result: ResultView) -> ImageTab:
+    with result.place, gr.Accordion("Before and after", open=False, visible=False) as comparison:
+        slider = gr.ImageSlider(
+            show_label=False,
+            interactive=False,
+            format="png",
+            buttons=["fullscreen"],
+            elem_id=f"{IMAGE_TO_IMAGE}-compare",
+        )
+    with gr.Tab("Image to image", id=IMAGE_TO_IMAGE):
+        inputs = build_inputs()
+        controls = build_controls(IMAGE_TO_IMAGE, runtime, result)
+        tab = ImageTab(runtime, controls, result, **inputs, comparison=comparison, slider=slider)
         connect_tab(tab)
         examples.connect(tab)
-        grid.GridSection(tab, sheet)
+        grid.GridSection(tab)
         changing = [*tab.sources, tab.settings.model]
         sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
     connect_comparison(tab)

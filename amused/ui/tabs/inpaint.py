@@ -120,15 +120,11 @@ class InpaintTab(Tab):
         }
 
 
-def build(runtime: Runtime) -> InpaintTab:
-    with gr.Tab("Inpaint", id=INPAINT), gr.Row(elem_classes="bench"):
-        with gr.Column(scale=5, min_width=320, elem_classes="controls") as column:
-            inputs = build_inputs()
-            controls = build_controls(INPAINT, runtime)
-        with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            result = ResultView(INPAINT, "Upload an image and paint over what should change", controls)
+def build(runtime: Runtime, result: ResultView) -> InpaintTab:
+    with gr.Tab("Inpaint", id=INPAINT):
+        inputs = build_inputs()
+        controls = build_controls(INPAINT, runtime, result)
         tab = InpaintTab(runtime, controls, result, **inputs)
-    with column:
         shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]
         sync(shaping, tab.show_cells, {*shaping}, [tab.drawing, tab.cells])
         connect_tab(tab)

@@ -12,7 +12,6 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
 from amused.ui.events import Updates, Values
-from amused.ui.ready import ready_images
 from amused.ui.results import ResultView
 from amused.ui.shapes import SHAPES, SQUARE, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
@@ -41,21 +40,13 @@ class TextTab(Tab):
         return {self.shape: shape_of(recipe.width, recipe.height, *self.runtime.native_size(recipe.model)) or SQUARE}
 
 
-def build(runtime: Runtime) -> TextTab:
-    with gr.Tab("Text to image", id=TEXT_TO_IMAGE), gr.Row(elem_classes="bench"):
-        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
-            controls = build_controls(TEXT_TO_IMAGE, runtime)
-            with controls.basic:
-                shape = gr.Dropdown(list(SHAPES), value=SQUARE, label="Shape", elem_id=f"{TEXT_TO_IMAGE}-shape")
-            below = gr.Column()
-        with gr.Column(scale=6, min_width=320, elem_classes="result"):
-            ready = ready_images(runtime.default)
-            hint = "Examples. Press Generate to make your own" if ready else "Images appear here, one by one"
-            result = ResultView(TEXT_TO_IMAGE, hint, controls, ready)
-            sheet = grid.build_sheet(TEXT_TO_IMAGE)
-    tab = TextTab(runtime, controls, result, shape)
-    with below:
+def build(runtime: Runtime, result: ResultView) -> TextTab:
+    with gr.Tab("Text to image", id=TEXT_TO_IMAGE):
+        controls = build_controls(TEXT_TO_IMAGE, runtime, result)
+        with controls.basic:
+            shape = gr.Dropdown(list(SHAPES), value=SQUARE, label="Shape", elem_id=f"{TEXT_TO_IMAGE}-shape")
+        tab = TextTab(runtime, controls, result, shape)
         connect_tab(tab)
-        grid.GridSection(tab, sheet)
+        grid.GridSection(tab)
         examples.connect(tab)
     return tab
