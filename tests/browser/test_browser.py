@@ -19,6 +19,7 @@ from helpers.browser import (
     paint_the_middle,
     part,
     pixels,
+    result,
     run,
     set_count,
     set_seeds,
@@ -50,8 +51,8 @@ def assert_is_an_image(image: np.ndarray) -> None:
 def test_one_click_gives_a_first_visitor_images(page: Page) -> None:
     set_count(page, "text_to_image", 1)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 1)
-    for image in pixels(page, "text_to_image").values():
+    expect_done(page, 1)
+    for image in pixels(page).values():
         assert_is_an_image(image)
 
 
@@ -59,8 +60,8 @@ def test_text_to_image_gives_an_image_for_each_seed(page: Page) -> None:
     part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character on a cool background")
     set_seeds(page, "text_to_image", "8", 3)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 3)
-    first = pixels(page, "text_to_image")
+    expect_done(page, 3)
+    first = pixels(page)
     assert list(first) == ["seed 8", "seed 9", "seed 10"]
     for image in first.values():
         assert_is_an_image(image)
@@ -68,16 +69,16 @@ def test_text_to_image_gives_an_image_for_each_seed(page: Page) -> None:
 
     set_seeds(page, "text_to_image", "9", 1)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 1)
-    again = pixels(page, "text_to_image")
+    expect_done(page, 1)
+    again = pixels(page)
     assert (again["seed 9"] == first["seed 9"]).all()
 
 
 def test_a_list_of_seeds_is_run_as_it_is_written(page: Page) -> None:
     set_seeds(page, "text_to_image", "4, 20-21", 1)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 3)
-    assert list(pixels(page, "text_to_image")) == ["seed 4", "seed 20", "seed 21"]
+    expect_done(page, 3)
+    assert list(pixels(page)) == ["seed 4", "seed 20", "seed 21"]
 
 
 def test_a_prompt_with_alternatives_gives_images_of_each(page: Page) -> None:
@@ -87,29 +88,29 @@ def test_a_prompt_with_alternatives_gives_images_of_each(page: Page) -> None:
     hint = part(page, "text_to_image", "hint")
     expect(hint).to_contain_text("2 prompts × 2 seeds = 4 images")
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 4)
-    swept = pixels(page, "text_to_image")
+    expect_done(page, 4)
+    swept = pixels(page)
     assert list(swept) == ["fox · seed 8", "fox · seed 9", "cow · seed 8", "cow · seed 9"]
     # Each of them is the image that its plain prompt gives.
     prompt.fill("a pixel art character with a cow-shaped head")
     expect(hint).to_be_hidden()
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 2)
-    alone = pixels(page, "text_to_image")
+    expect_done(page, 2)
+    alone = pixels(page)
     assert all((alone[f"seed {seed}"] == swept[f"cow · seed {seed}"]).all() for seed in (8, 9))
 
 
 def test_random_seeds_can_be_run_again(page: Page) -> None:
     set_count(page, "text_to_image", 1)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 1)
-    drawn = pixels(page, "text_to_image")
+    expect_done(page, 1)
+    drawn = pixels(page)
     part(page, "text_to_image", "random").get_by_role("checkbox").uncheck()
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_be_editable()
     run(page, "text_to_image")
     expect(part(page, "text_to_image", "stop")).to_be_visible()
-    expect_done(page, "text_to_image", 1)
-    again = pixels(page, "text_to_image")
+    expect_done(page, 1)
+    again = pixels(page)
     assert list(again) == list(drawn)
     assert all((again[caption] == drawn[caption]).all() for caption in drawn)
 
@@ -117,26 +118,26 @@ def test_random_seeds_can_be_run_again(page: Page) -> None:
 def test_progress_is_told_and_stop_keeps_what_is_finished(page: Page) -> None:
     set_seeds(page, "text_to_image", "100", 64)
     run(page, "text_to_image")
-    status = part(page, "text_to_image", "status")
+    status = result(page, "status")
     expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of 12, about \d+ (s|min) left"))
     part(page, "text_to_image", "stop").click()
     expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
     expect(part(page, "text_to_image", "stop")).to_be_hidden()
     kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
     assert 2 <= kept < 64
-    expect(tiles(page, "text_to_image")).to_have_count(kept)
-    assert list(pixels(page, "text_to_image")) == [f"seed {100 + index}" for index in range(kept)]
+    expect(tiles(page)).to_have_count(kept)
+    assert list(pixels(page)) == [f"seed {100 + index}" for index in range(kept)]
 
     set_seeds(page, "text_to_image", "100", 1)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 1)
+    expect_done(page, 1)
 
 
 def test_control_enter_runs_the_tab_that_is_shown(page: Page) -> None:
     set_count(page, "text_to_image", 1)
     part(page, "text_to_image", "prompt").get_by_role("textbox").fill("a pixel art character")
     page.keyboard.press("Control+Enter")
-    expect_done(page, "text_to_image", 1)
+    expect_done(page, 1)
 
 
 def test_words_and_surprises_write_the_prompt(page: Page) -> None:
@@ -177,13 +178,13 @@ def choose_word(page: Page, trait: str, word: str) -> None:
 def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
     set_seeds(page, "text_to_image", "3", 2)
     run(page, "text_to_image")
-    expect_done(page, "text_to_image", 2)
+    expect_done(page, 2)
     set_seeds(page, "text_to_image", "eight", 2)
     run(page, "text_to_image")
     expect(page.get_by_test_id("toast-body")).to_contain_text("Give seeds as whole numbers")
-    expect(part(page, "text_to_image", "status")).to_contain_text("Give seeds as whole numbers")
+    expect(result(page, "status")).to_contain_text("Give seeds as whole numbers")
     expect(part(page, "text_to_image", "stop")).to_be_hidden()
-    assert list(pixels(page, "text_to_image")) == ["seed 3", "seed 4"]
+    assert list(pixels(page)) == ["seed 3", "seed 4"]
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("eight")
 
 
@@ -193,13 +194,13 @@ def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
 def test_image_to_image_redraws_an_image(page: Page, image_file: Path) -> None:
     open_tab(page, "Image to image")
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("Upload an image first")
+    expect(result(page, "status")).to_contain_text("Upload an image first")
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(image_file)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     set_seeds(page, "image_to_image", "5", 2)
     run(page, "image_to_image")
-    expect_done(page, "image_to_image", 2)
-    made = pixels(page, "image_to_image")
+    expect_done(page, 2)
+    made = pixels(page)
     assert list(made) == ["seed 5", "seed 6"]
     for image in made.values():
         assert_is_an_image(image)
@@ -213,7 +214,7 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence(page: Page, tmp_path: 
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(file)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_attached()
     run(page, "image_to_image")
-    expect(part(page, "image_to_image", "status")).to_contain_text("This is not an image that can be read")
+    expect(result(page, "status")).to_contain_text("This is not an image that can be read")
 
 
 # Inpaint
@@ -227,13 +228,13 @@ def test_inpainting_changes_only_what_is_painted(page: Page, image_file: Path) -
     expect(editor.locator("canvas")).to_be_visible()
     set_seeds(page, "inpaint", "1", 2)
     run(page, "inpaint")
-    expect(part(page, "inpaint", "status")).to_contain_text("Paint over the part to change, or upload a mask")
+    expect(result(page, "status")).to_contain_text("Paint over the part to change, or upload a mask")
 
     paint_the_middle(page, editor)
     run(page, "inpaint")
-    expect_done(page, "inpaint", 2)
+    expect_done(page, 2)
     before = np.asarray(Image.open(image_file)).astype(int)
-    for image in pixels(page, "inpaint").values():
+    for image in pixels(page).values():
         assert image.shape == before.shape
         changed = (image != before).any(-1)
         assert changed[120:136, 120:136].mean() > 0.9
@@ -263,7 +264,7 @@ def test_a_phone_shows_the_result_first_and_never_scrolls_sideways(phone: Page) 
         ("Inpaint", "inpaint"),
     ):
         open_tab(phone, name)
-        gallery = part(phone, task, "gallery").bounding_box()
+        gallery = result(phone, "gallery").bounding_box()
         prompt = part(phone, task, "prompt").bounding_box()
         assert gallery["y"] < prompt["y"]
         assert phone.evaluate("document.documentElement.scrollWidth") <= 390

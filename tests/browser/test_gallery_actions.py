@@ -28,6 +28,7 @@ from helpers.browser import (
     paint_the_middle,
     part,
     pixels,
+    result,
     run,
     set_seeds,
     tiles,
@@ -66,15 +67,15 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 def make(page: Page, task: str, seeds: str, count: int) -> None:
     set_seeds(page, task, seeds, count)
     run(page, task)
-    expect_done(page, task, count)
+    expect_done(page, count)
 
 
 def select(page: Page, task: str, index: int) -> str:
     """Click an image; gives its caption."""
-    tile = tiles(page, task).nth(index)
+    tile = tiles(page).nth(index)
     caption = tile.inner_text().strip()
-    open_image(page, task, index)
-    expect(part(page, task, "facts")).to_contain_text(caption.replace("seed", "Seed"))
+    open_image(page, index)
+    expect(result(page, "facts")).to_contain_text(caption.replace("seed", "Seed"))
     return caption
 
 
@@ -84,27 +85,27 @@ def press(page: Page, *keys: str) -> None:
 
 
 def vary(page: Page, task: str, share: float, count: int) -> None:
-    part(page, task, "more").click()
-    part(page, task, "share").get_by_role("spinbutton").fill(str(share))
-    part(page, task, "variants").get_by_role("spinbutton").fill(str(count))
-    part(page, task, "vary").click()
+    result(page, "more").click()
+    result(page, "share").get_by_role("spinbutton").fill(str(share))
+    result(page, "variants").get_by_role("spinbutton").fill(str(count))
+    result(page, "vary").click()
 
 
 def touch_up(page: Page, task: str, count: int, prompt: str | None = None, by_key: bool = False) -> None:
-    part(page, task, "touch").click()
-    expect(part(page, task, "wish").get_by_role("textbox")).not_to_have_value("")
-    paint_the_middle(page, part(page, task, "strokes"))
+    result(page, "touch").click()
+    expect(result(page, "wish").get_by_role("textbox")).not_to_have_value("")
+    paint_the_middle(page, result(page, "strokes"))
     if prompt is not None:
-        part(page, task, "wish").get_by_role("textbox").fill(prompt)
-    part(page, task, "attempts").get_by_role("spinbutton").fill(str(count))
+        result(page, "wish").get_by_role("textbox").fill(prompt)
+    result(page, "attempts").get_by_role("spinbutton").fill(str(count))
     if by_key:
-        part(page, task, "wish").get_by_role("textbox").press("Control+Enter")
+        result(page, "wish").get_by_role("textbox").press("Control+Enter")
     else:
-        part(page, task, "retouch").click()
+        result(page, "retouch").click()
 
 
 def keep(page: Page, task: str, count: int) -> None:
-    part(page, task, "keep").click()
+    result(page, "keep").click()
     expect(kept(page)).to_have_count(count)
 
 
@@ -115,7 +116,7 @@ def downloaded(page: Page, button: str) -> tuple[str, bytes]:
 
 
 def files(page: Page, task: str) -> list[Image.Image]:
-    sources = [tile.locator("img").get_attribute("src") for tile in tiles(page, task).all()]
+    sources = [tile.locator("img").get_attribute("src") for tile in tiles(page).all()]
     return [Image.open(io.BytesIO(page.request.get(source).body())) for source in sources]
 
 
@@ -135,33 +136,33 @@ def fresh(runtime: Runtime) -> Runtime:
 def test_improve_appends_an_image_that_the_corrector_made_of_the_selected_one(page: Page) -> None:
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
-    part(page, TEXT, "improve").click()
-    expect(tiles(page, TEXT)).to_have_count(2)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    result(page, "improve").click()
+    expect(tiles(page)).to_have_count(2)
+    expect(result(page, "status")).to_contain_text("1 image in")
     select(page, TEXT, 1)
-    expect(part(page, TEXT, "facts")).to_contain_text("Improvement")
-    expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
+    expect(result(page, "facts")).to_contain_text("Improvement")
+    expect(result(page, "facts")).to_contain_text("From seed 8, Text to image")
 
 
 def test_select_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
-    expect(part(page, TEXT, "facts")).to_contain_text("Guidance")
+    expect(result(page, "facts")).to_contain_text("Guidance")
     keep(page, TEXT, 1)
 
     vary(page, TEXT, 0.3, 2)
-    expect(tiles(page, TEXT)).to_have_count(4)
-    expect(part(page, TEXT, "status")).to_contain_text("2 images in")
+    expect(tiles(page)).to_have_count(4)
+    expect(result(page, "status")).to_contain_text("2 images in")
     select(page, TEXT, 3)
-    expect(part(page, TEXT, "facts")).to_contain_text("From seed 8, Text to image")
+    expect(result(page, "facts")).to_contain_text("From seed 8, Text to image")
     first, _, varied, _ = (np.asarray(file) for file in files(page, TEXT))
     assert (varied != first).any()
 
     touch_up(page, TEXT, 1)
-    expect(tiles(page, TEXT)).to_have_count(5)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(5)
+    expect(result(page, "status")).to_contain_text("1 image in")
     select(page, TEXT, 4)
-    expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
+    expect(result(page, "facts")).to_contain_text("cells of the token grid")
     keep(page, TEXT, 2)
 
     page.locator("#tray-compare").click()
@@ -186,12 +187,12 @@ def test_every_image_is_made_again_by_what_it_says_of_itself(page: Page, runtime
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
     vary(page, TEXT, 0.5, 1)
-    expect(tiles(page, TEXT)).to_have_count(2)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(2)
+    expect(result(page, "status")).to_contain_text("1 image in")
     select(page, TEXT, 1)
     touch_up(page, TEXT, 1, prompt="a pixel art character with square red glasses")
-    expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(3)
+    expect(result(page, "status")).to_contain_text("1 image in")
     images = files(page, TEXT)
     assert [from_png(image).recipe.task for image in images] == ["text_to_image", "vary", "touch_up"]
     again = fresh(runtime)
@@ -205,7 +206,7 @@ def test_every_image_is_made_again_by_what_it_says_of_itself(page: Page, runtime
 
 def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None:
     make(page, TEXT, "8", 4)
-    facts, gallery = part(page, TEXT, "facts"), part(page, TEXT, "gallery")
+    facts, gallery = result(page, "facts"), result(page, "gallery")
     before = gallery.bounding_box()
     select(page, TEXT, 1)
     assert page.evaluate("scrollY") == 0 and gallery.bounding_box()["y"] == before["y"]
@@ -215,34 +216,34 @@ def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None
     page.keyboard.press("k")
     expect(kept(page)).to_have_count(1)
     page.keyboard.press("v")
-    expect(part(page, TEXT, "varying")).to_be_visible()
+    expect(result(page, "varying")).to_be_visible()
     page.keyboard.press("e")
-    expect(part(page, TEXT, "touching")).to_be_visible()
-    expect(part(page, TEXT, "varying")).to_be_hidden()
+    expect(result(page, "touching")).to_be_visible()
+    expect(result(page, "varying")).to_be_hidden()
     page.keyboard.press("i")
     expect(facts.get_by_text("Guidance")).to_be_visible()
     prompt = part(page, TEXT, "prompt").get_by_role("textbox")
     prompt.press("End")
     prompt.press("k")  # a letter, not a command
     expect(prompt).to_have_value(re.compile("k$"))
-    expect(part(page, TEXT, "note")).not_to_contain_text("Kept images (2)")
+    expect(result(page, "note")).not_to_contain_text("Kept images (2)")
     gallery.locator(".preview").get_by_label("Close").click()
     expect(facts).to_be_hidden()
-    expect(tiles(page, TEXT).first).to_be_visible()
+    expect(tiles(page).first).to_be_visible()
 
 
 def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
     make(page, TEXT, "8", 3)
     keep_first = page.get_by_role("button", name="Keep seed 8")
     expect(keep_first).to_have_count(0)
-    tiles(page, TEXT).nth(0).hover()
+    tiles(page).nth(0).hover()
     keep_first.click()
     expect(kept(page)).to_have_count(1)
     tools = page.locator(".gallery-item:has(.tile-tools)")
     expect(tools).to_have_class(re.compile("is-kept"))
     expect(keep_first).to_be_hidden()
 
-    tiles(page, TEXT).nth(1).focus()  # from here by keyboard alone
+    tiles(page).nth(1).focus()  # from here by keyboard alone
     for name in ("Keep seed 9", "Download seed 9"):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.ariaLabel") == name
@@ -255,8 +256,8 @@ def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
     expect(kept(page)).to_have_count(2)
     expect(page.locator(".is-kept")).to_have_count(2)
     for index, is_kept in enumerate((True, True, False)):
-        assert tiles(page, TEXT).nth(index).get_attribute("aria-description") == ("Kept" if is_kept else None)
-    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+        assert tiles(page).nth(index).get_attribute("aria-description") == ("Kept" if is_kept else None)
+    expect(result(page, "gallery").locator(".preview")).to_have_count(0)
     page.locator("#tray-discard").click()
     expect(page.locator(".is-kept")).to_have_count(1)
     make(page, TEXT, "20", 3)
@@ -277,37 +278,37 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
     )
     with page.expect_request(is_of_the_arrow):
         page.keyboard.press("ArrowRight")
-    expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
+    expect(result(page, "gallery").locator(".preview caption")).to_have_text("seed 9")
     page.keyboard.press("k")
     expect(kept(page)).to_have_text(["seed 9"])
     page.keyboard.press("4", delay=150)
     expect(kept(page)).to_have_text(["★★★★ seed 9"])
     held[0].continue_()
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
-    expect(part(page, TEXT, "stars").get_by_role("radio").nth(3)).to_be_checked()
+    expect(result(page, "facts")).to_contain_text("Seed 9")
+    expect(result(page, "stars").get_by_role("radio").nth(3)).to_be_checked()
 
 
 def test_arrow_keys_quicker_than_the_server_end_at_the_image_that_is_seen(page: Page) -> None:
     make(page, TEXT, "8", 4)
     with answers_held(page):
-        open_image(page, TEXT, 0)
+        open_image(page, 0)
         press(page, "ArrowRight", "ArrowRight")
-        expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 10")
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 10")
+        expect(result(page, "gallery").locator(".preview caption")).to_have_text("seed 10")
+    expect(result(page, "facts")).to_contain_text("Seed 10")
     with answers_held(page):
         press(page, "ArrowRight", "ArrowLeft", "ArrowLeft")
-        expect(part(page, TEXT, "gallery").locator(".preview caption")).to_have_text("seed 9")
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+        expect(result(page, "gallery").locator(".preview caption")).to_have_text("seed 9")
+    expect(result(page, "facts")).to_contain_text("Seed 9")
     with answers_held(page):
         press(page, "ArrowLeft", "Escape")
-    expect(part(page, TEXT, "picked")).to_be_hidden()
+    expect(result(page, "picked")).to_be_hidden()
 
 
 def test_kept_images_selected_quicker_than_the_server_answers(page: Page) -> None:
     make(page, TEXT, "8", 3)
     for index in range(3):
         select(page, TEXT, index)
-        part(page, TEXT, "keep").click()
+        result(page, "keep").click()
         expect(kept(page)).to_have_count(index + 1)
     with answers_held(page):
         for index in (1, 0):
@@ -323,9 +324,9 @@ def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
     page = context.new_page()
     page.goto(address)
     page.wait_for_function("window.amusedRestored")
-    tiles(page, TEXT).nth(3).tap()
-    image = part(page, TEXT, "gallery").locator(".preview .media-button")
-    caption = part(page, TEXT, "gallery").locator(".preview caption")
+    tiles(page).nth(3).tap()
+    image = result(page, "gallery").locator(".preview .media-button")
+    caption = result(page, "gallery").locator(".preview caption")
     first = caption.inner_text()
     touch = context.new_cdp_session(page)
 
@@ -336,7 +337,7 @@ def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x + by, "y": y}]})
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
-    captions = [text.strip() for text in tiles(page, TEXT).all_text_contents()]
+    captions = [text.strip() for text in tiles(page).all_text_contents()]
     assert captions.index(first) == 3
     for by, index in ((-120, 4), (120, 3), (120, 2), (-20, 2)):
         swipe(by)
@@ -348,11 +349,11 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
     vary(page, TEXT, 0.4, 2)
-    facts, opened = part(page, TEXT, "facts"), part(page, TEXT, "gallery").locator(".preview")
+    facts, opened = result(page, "facts"), result(page, "gallery").locator(".preview")
     expect(facts).to_contain_text("Variation")
     caption = opened.locator("caption").inner_text()
     expect(facts).to_contain_text(caption.replace("seed", "Seed"))
-    assert caption == tiles(page, TEXT).nth(2).text_content().strip()
+    assert caption == tiles(page).nth(2).text_content().strip()
     make(page, TEXT, "20", 3)
     expect(opened).to_have_count(0)
     expect(facts).to_be_hidden()
@@ -371,13 +372,13 @@ def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_af
 
     page.route("**/run/predict", lambda route: held.append(route) if is_selection(route.request) else route.continue_())
     with page.expect_request(is_selection):
-        part(page, TEXT, "gallery").locator(".preview .thumbnail-item").click()
-    part(page, TEXT, "touch").click()
-    form = part(page, TEXT, "touching")
+        result(page, "gallery").locator(".preview .thumbnail-item").click()
+    result(page, "touch").click()
+    form = result(page, "touching")
     expect(form).to_be_visible()
     with page.expect_response(lambda response: is_selection(response.request)):
         held[0].continue_()
-    part(page, TEXT, "keep").click()  # answered after it
+    result(page, "keep").click()  # answered after it
     expect(kept(page)).to_have_count(1)
     expect(form).to_be_visible()
 
@@ -405,20 +406,20 @@ def test_two_or_four_images_are_compared_side_by_side_by_keys(page: Page) -> Non
     expect(dialog).to_be_in_viewport(ratio=1)
     page.keyboard.press("3")
     expect(dialog).to_be_hidden()
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
-    part(page, TEXT, "compare-open").click()
+    expect(result(page, "facts")).to_contain_text("Seed 8")
+    result(page, "compare-open").click()
     expect(shown).to_have_text(["seed 8", "seed 9"])
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    expect(part(page, TEXT, "gallery").locator(".preview")).to_be_visible()  # Esc closed the dialog alone
+    expect(result(page, "gallery").locator(".preview")).to_be_visible()  # Esc closed the dialog alone
     page.keyboard.press("Escape")
-    expect(part(page, TEXT, "gallery").locator(".preview")).to_have_count(0)
+    expect(result(page, "gallery").locator(".preview")).to_have_count(0)
 
 
 def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
     for seed in ("8", "20", "30"):
         make(page, TEXT, seed, 1)
-        tiles(page, TEXT).first.hover()
+        tiles(page).first.hover()
         page.get_by_role("button", name=f"Keep seed {seed}").click()
         expect(kept(page).filter(has_text=f"seed {seed}")).to_have_count(1)
     page.get_by_role("button", name="Side by side").click()
@@ -432,7 +433,7 @@ def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
 
 
 def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
-    stars = part(page, TEXT, "stars").get_by_role("radio")
+    stars = result(page, "stars").get_by_role("radio")
     for seed, key in (("8", "2"), ("20", "5"), ("30", "3")):
         make(page, TEXT, seed, 1)
         select(page, TEXT, 0)
@@ -454,7 +455,7 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
     page.set_viewport_size({"width": 390, "height": 500})
-    gallery, progress = part(page, TEXT, "gallery"), part(page, TEXT, "vary-progress")
+    gallery, progress = result(page, "gallery"), result(page, "vary-progress")
     expect(progress).to_be_hidden()
     turnstile.open.clear()
     try:
@@ -467,7 +468,7 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
         turnstile.open.set()
     expect(gallery.locator(".preview")).to_have_attribute("data-group", "2 variations of seed 8")
     expect(gallery.locator(".preview .media-button")).to_be_in_viewport(ratio=0.9)
-    expect(part(page, TEXT, "status")).to_contain_text("2 variations of seed 8: 2 images in")
+    expect(result(page, "status")).to_contain_text("2 variations of seed 8: 2 images in")
     expect(progress).to_be_hidden()
     page.keyboard.press("ArrowLeft", delay=150)
     expect(gallery.locator(".preview")).not_to_have_attribute("data-group", re.compile("."))
@@ -475,7 +476,7 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
     named = page.locator(".gallery-item[data-group]")
     expect(named).to_have_count(1)
     assert named.get_attribute("data-group") == "2 variations of seed 8"
-    assert named.inner_text().strip() == tiles(page, TEXT).nth(2).inner_text().strip()
+    assert named.inner_text().strip() == tiles(page).nth(2).inner_text().strip()
     make(page, TEXT, "20", 3)
     expect(named).to_have_count(0)
 
@@ -488,11 +489,11 @@ def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: s
             part(page, TEXT, "grid-make").click()
             turnstile.passes.release(6)
             expect(part(page, TEXT, "grid-progress")).to_contain_text("Image")
-            expect(tiles(page, TEXT).first).to_contain_text("seed 0")
-            expect(tiles(page, TEXT).first).to_be_in_viewport(ratio=0.9)
+            expect(tiles(page).first).to_contain_text("seed 0")
+            expect(tiles(page).first).to_be_in_viewport(ratio=0.9)
         finally:
             turnstile.open.set()
-        expect(part(page, TEXT, "status")).to_contain_text("9 images in")
+        expect(result(page, "status")).to_contain_text("9 images in")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -502,16 +503,16 @@ def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
     monkeypatch.setattr(jobs, "PREVIEW_SECONDS", 0)  # the first step has one
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
-    facts = part(page, TEXT, "facts")
+    facts = result(page, "facts")
     turnstile.open.clear()
     set_seeds(page, TEXT, "30", 2)
     run(page, TEXT)
     turnstile.passes.release(2)
-    expect(tiles(page, TEXT)).to_contain_text(["seed 30"])
+    expect(tiles(page)).to_contain_text(["seed 30"])
     expect(facts).to_be_hidden()  # those of the run before
-    open_image(page, TEXT, 0)
+    open_image(page, 0)
     turnstile.open.set()
-    expect_done(page, TEXT, 2)
+    expect_done(page, 2)
     expect(facts).to_contain_text("Seed 30")
     keep(page, TEXT, 1)
 
@@ -519,9 +520,9 @@ def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
 def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
     for count in (6, 10):
-        part(page, TEXT, "next").click()
-        expect(tiles(page, TEXT)).to_have_count(count)
-        expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+        result(page, "next").click()
+        expect(tiles(page)).to_have_count(count)
+        expect(result(page, "status")).to_contain_text("4 images in")
     recipes = [from_png(file).recipe for file in files(page, TEXT)]
     assert recipes == [recipes[0].with_seeds([seed]) for seed in range(8, 18)]
     assert replay(fresh(runtime), Shared(recipes[-1])) == digest(files(page, TEXT)[-1])
@@ -531,8 +532,8 @@ def test_control_enter_runs_the_form_that_has_the_focus(page: Page) -> None:
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
     touch_up(page, TEXT, 1, by_key=True)
-    expect(tiles(page, TEXT)).to_have_count(2)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(2)
+    expect(result(page, "status")).to_contain_text("1 image in")
     assert [from_png(file).recipe.task for file in files(page, TEXT)] == [TEXT, TOUCH_UP]
 
 
@@ -540,7 +541,7 @@ def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtim
     make(page, TEXT, "20", 1)
     select(page, TEXT, 0)
     touch_up(page, TEXT, 2, prompt="a pixel art character on a warm background")
-    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(tiles(page)).to_have_count(3)
     recipe = from_png(files(page, TEXT)[1]).recipe
     assert set(recipe.cells) >= {7 * 16 + 8, 8 * 16 + 7} and len(recipe.cells) < 64
     assert recipe.prompt == "a pixel art character on a warm background"
@@ -558,8 +559,8 @@ def test_an_image_of_an_image_goes_on(page: Page, runtime: Runtime, image_file: 
     make(page, task, "5", 1)
     select(page, task, 0)
     vary(page, task, 0.3, 1)
-    expect(tiles(page, task)).to_have_count(2)
-    expect(part(page, task, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(2)
+    expect(result(page, "status")).to_contain_text("1 image in")
     given = Image.open(image_file)
     for image in files(page, task):
         said = from_png(image)
@@ -578,9 +579,9 @@ def test_a_variation_is_composited_as_its_parent_was(composite: bool) -> None:
 
 
 def copied_link(page: Page, task: str) -> str:
-    expect(part(page, task, "copy-link")).to_have_text("Copy link")
-    part(page, task, "copy-link").click()
-    expect(part(page, task, "copy-link")).to_have_text("Link copied")
+    expect(result(page, "copy-link")).to_have_text("Copy link")
+    result(page, "copy-link").click()
+    expect(result(page, "copy-link")).to_have_text("Link copied")
     return page.evaluate("navigator.clipboard.readText()")
 
 
@@ -621,20 +622,20 @@ def test_a_kept_image_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
     select(page, TEXT, 1)
     assert shared_by(copied_link(page, TEXT)).recipe.seeds == (41,)
     page.locator("#tray-open").click()
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+    expect(result(page, "facts")).to_contain_text("Seed 40")
     assert shared_by(copied_link(page, TEXT)).recipe.seeds == (40,)
 
 
 def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_selection(page: Page) -> None:
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
     make(page, TEXT, "40", 2)
-    shown = part(page, TEXT, "link").locator("input, textarea")
+    shown = result(page, "link").locator("input, textarea")
     for index in range(2):
         select(page, TEXT, index)
-        expect(part(page, TEXT, "copy-link")).to_have_text("Copy link")
+        expect(result(page, "copy-link")).to_have_text("Copy link")
         expect(shown).to_be_hidden()
-        part(page, TEXT, "copy-link").click()
-        expect(part(page, TEXT, "copy-link")).to_have_text("Copy the link below")
+        result(page, "copy-link").click()
+        expect(result(page, "copy-link")).to_have_text("Copy the link below")
         expect(shown).to_be_visible()
         assert shared_by(shown.input_value()).recipe.seeds == (40 + index,)
 
@@ -654,7 +655,7 @@ def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     select(page, TEXT, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
     page.get_by_role("button", name="Use this seed", exact=True).click()
-    expect(part(page, TEXT, "note")).to_have_text("The next runs start from seed 31")
+    expect(result(page, "note")).to_have_text("The next runs start from seed 31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
@@ -664,24 +665,24 @@ def test_an_image_is_sent_to_image_to_image(page: Page) -> None:
     part(page, TEXT, "prompt").get_by_role("textbox").fill("a pixel art character on a sky background")
     make(page, TEXT, "8", 1)
     select(page, TEXT, 0)
-    part(page, TEXT, "to-image").click()
+    result(page, "to-image").click()
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     box = part(page, "image_to_image", "prompt").get_by_role("textbox")
     expect(box).to_have_value("a pixel art character on a sky background")
     make(page, "image_to_image", "2", 1)
-    assert list(pixels(page, "image_to_image")) == ["seed 2"]
+    assert list(pixels(page)) == ["seed 2"]
 
 
 def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 1)
-    before = pixels(page, TEXT)["seed 8"]
+    before = pixels(page)["seed 8"]
     select(page, TEXT, 0)
-    part(page, TEXT, "to-inpaint").click()
+    result(page, "to-inpaint").click()
     editor = part(page, "inpaint", "drawing")
     expect(editor.locator("canvas")).to_be_visible()
     paint_the_middle(page, editor)
     make(page, "inpaint", "3", 1)
-    changed = (pixels(page, "inpaint")["seed 3"] != before).any(-1)
+    changed = (pixels(page)["seed 3"] != before).any(-1)
     assert changed[120:136, 120:136].any()
     assert not changed[:64].any() and not changed[-64:].any()
 
@@ -695,8 +696,8 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
     for index in range(3):
         select(page, TEXT, index)
         keep(page, TEXT, index + 1)
-    part(page, TEXT, "keep").click()
-    expect(part(page, TEXT, "note")).to_contain_text("Added to Kept images")
+    result(page, "keep").click()
+    expect(result(page, "note")).to_contain_text("Added to Kept images")
     expect(kept(page)).to_have_count(3)
 
     kept(page).nth(1).click()
@@ -721,7 +722,7 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     page.locator("#tray-undo").click()
     expect(kept(page)).to_have_count(1)
     page.locator("#tray-open").click()
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+    expect(result(page, "facts")).to_contain_text("Seed 40")
 
 
 def test_kept_images_outlast_runs_and_open_again(page: Page) -> None:
@@ -733,7 +734,7 @@ def test_kept_images_outlast_runs_and_open_again(page: Page) -> None:
     open_tab(page, "Inpaint")
     expect(kept(page)).to_have_count(1)
     page.locator("#tray-open").click()
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 40")
+    expect(result(page, "facts")).to_contain_text("Seed 40")
 
 
 def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
@@ -758,27 +759,27 @@ def test_a_run_that_waited_keeps_the_images_of_the_one_before(page: Page, turnst
     try:
         set_seeds(page, TEXT, "60", 2)
         run(page, TEXT)
-        expect_begun(page, TEXT)
+        expect_begun(page)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
-        expect(part(page, TEXT, "status")).to_contain_text("Waiting")
+        expect(result(page, "status")).to_contain_text("Waiting")
     finally:
         turnstile.open.set()
-    expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
-    assert list(pixels(page, TEXT)) == ["seed 60", "seed 61", "seed 70"]
+    expect(tiles(page)).to_have_count(3)
+    expect(result(page, "status")).to_contain_text("1 image in")
+    assert list(pixels(page)) == ["seed 60", "seed 61", "seed 70"]
     set_seeds(page, TEXT, "80", 1)
     run(page, TEXT)
-    expect(tiles(page, TEXT)).to_have_count(1)
+    expect(tiles(page)).to_have_count(1)
 
 
 def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None:
-    status = part(page, TEXT, "status")
+    status = result(page, "status")
     turnstile.open.clear()
     try:
         set_seeds(page, TEXT, "60", 2)
         run(page, TEXT)
-        expect_begun(page, TEXT)
+        expect_begun(page)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
         expect(status).to_contain_text("Waiting")
@@ -788,24 +789,24 @@ def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None
         turnstile.open.set()
     expect(status).to_contain_text("Stopped. Cancelled 1 queued run")
     expect(part(page, TEXT, "stop")).to_be_hidden()
-    expect(tiles(page, TEXT)).to_have_count(8)  # those that the page opened with
+    expect(tiles(page)).to_have_count(8)  # those that the page opened with
     make(page, TEXT, "80", 1)
-    assert list(pixels(page, TEXT)) == ["seed 80"]
+    assert list(pixels(page)) == ["seed 80"]
 
 
 def test_strokes_belong_to_the_image_they_were_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 2)
     select(page, TEXT, 0)
     touch_up(page, TEXT, 1)
-    expect(tiles(page, TEXT)).to_have_count(3)
-    expect(part(page, TEXT, "status")).to_contain_text("1 image in")
+    expect(tiles(page)).to_have_count(3)
+    expect(result(page, "status")).to_contain_text("1 image in")
     select(page, TEXT, 1)
-    expect(part(page, TEXT, "touching")).to_be_hidden()
-    part(page, TEXT, "touch").click()
-    expect(part(page, TEXT, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
-    part(page, TEXT, "retouch").click()
-    expect(part(page, TEXT, "status")).to_contain_text("Paint over the part to change first")
-    expect(tiles(page, TEXT)).to_have_count(3)
+    expect(result(page, "touching")).to_be_hidden()
+    result(page, "touch").click()
+    expect(result(page, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
+    result(page, "retouch").click()
+    expect(result(page, "status")).to_contain_text("Paint over the part to change first")
+    expect(tiles(page)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()
 
 
@@ -821,8 +822,8 @@ def test_a_held_key_is_one_run(page: Page, keys: str) -> None:
         page.keyboard.down(one)
     for one in (key, *modifiers):
         page.keyboard.up(one)
-    expect_done(page, TEXT, 1)
+    expect_done(page, 1)
     set_seeds(page, TEXT, "91", 1)
     run(page, TEXT)
-    expect(tiles(page, TEXT)).to_contain_text(["seed 91"])
+    expect(tiles(page)).to_contain_text(["seed 91"])
     assert len(runs) == 2

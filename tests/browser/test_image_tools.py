@@ -22,6 +22,7 @@ from helpers.browser import (
     paint_the_middle,
     part,
     pixels,
+    result,
     run,
     set_seeds,
     tiles,
@@ -142,9 +143,9 @@ def test_a_mask_from_a_file_and_its_inverse(page: Page, image_files: Path) -> No
         page.on("request", lambda request, sent=sent: sent.append(request.url) if IMAGE_SENT.search(request.url) else 0)
         run(page, INPAINT)
         expect(part(page, INPAINT, "stop")).to_be_visible()
-        expect_done(page, INPAINT, 1)
+        expect_done(page, 1)
         assert not sent  # the image is at the server already
-        changed = (pixels(page, INPAINT)["seed 3"] != before).any(-1)
+        changed = (pixels(page)["seed 3"] != before).any(-1)
         repainted = ~inside if inverted else inside
         assert changed[repainted].mean() > 0.9
         assert not changed[~repainted].any()
@@ -173,9 +174,9 @@ def test_a_large_image_keeps_its_size_where_only_the_masked_part_is_worked_on(pa
     set_slider(page, INPAINT, "feather", 8)
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
-    expect_done(page, INPAINT, 1)
+    expect_done(page, 1)
     before = np.asarray(Image.open(image_files / "large.png")).astype(int)
-    made = pixels(page, INPAINT)["seed 3"]
+    made = pixels(page)["seed 3"]
     assert made.shape == before.shape
     changed = (made != before).any(-1)
     assert changed[310:330, 440:460].mean() > 0.9
@@ -191,26 +192,26 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     expect(part(page, INPAINT, "cells")).to_contain_text("of 1024 cells")
     set_seeds(page, INPAINT, "3", 1)
     run(page, INPAINT)
-    expect_done(page, INPAINT, 1)
+    expect_done(page, 1)
     before = np.asarray(Image.open(image_files / "square.png"))
-    open_image(page, INPAINT, 0)
+    open_image(page, 0)
     with page.expect_download() as download:
-        part(page, INPAINT, "mask-file").click()
+        result(page, "mask-file").click()
     download.value.save_as(tmp_path / "mask.png")
     outside = np.asarray(Image.open(tmp_path / "mask.png")) == 0
     assert 0.9 < outside.mean() < 1
 
-    part(page, INPAINT, "more").click()
-    part(page, INPAINT, "vary").click()
-    expect(tiles(page, INPAINT)).to_have_count(5)
-    expect(part(page, INPAINT, "status")).to_contain_text("4 images in")
-    for made in pixels(page, INPAINT).values():
+    result(page, "more").click()
+    result(page, "vary").click()
+    expect(tiles(page)).to_have_count(5)
+    expect(result(page, "status")).to_contain_text("4 images in")
+    for made in pixels(page).values():
         assert np.array_equal(made[outside], before[outside])
-    open_image(page, INPAINT, 1)
-    expect(part(page, INPAINT, "facts")).to_contain_text("From seed 3")
+    open_image(page, 1)
+    expect(result(page, "facts")).to_contain_text("From seed 3")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    part(page, INPAINT, "copy-link").click()
-    expect(part(page, INPAINT, "copy-link")).to_have_text("Link copied")
+    result(page, "copy-link").click()
+    expect(result(page, "copy-link")).to_have_text("Link copied")
 
     page.goto(page.evaluate("navigator.clipboard.readText()"))
     page.locator("#shared").wait_for()
@@ -219,7 +220,7 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     unfold(page, INPAINT, "elsewhere")
     choose(page, INPAINT, "mask", tmp_path / "mask.png")
     part(page, INPAINT, "replay").click()
-    expect(part(page, INPAINT, "status")).to_contain_text("The same, bit for bit.")
+    expect(result(page, "status")).to_contain_text("The same, bit for bit.")
 
 
 def test_a_link_sets_shape_and_fit() -> None:
@@ -415,20 +416,20 @@ def test_an_image_is_replaced_on_its_own_and_by_an_image_only(page: Page, image_
 
 
 def test_a_part_of_a_result_is_repainted_in_three_acts(page: Page) -> None:
-    open_image(page, TEXT_TO_IMAGE, 0)
-    expect(part(page, TEXT_TO_IMAGE, "facts")).to_contain_text("Seed")
-    before = tiles(page, TEXT_TO_IMAGE).count()
+    open_image(page, 0)
+    expect(result(page, "facts")).to_contain_text("Seed")
+    before = tiles(page).count()
     page.keyboard.press("e", delay=150)
-    editor = part(page, TEXT_TO_IMAGE, "strokes")
+    editor = result(page, "strokes")
     expect(editor.locator("canvas")).to_be_visible()
     paint_the_middle(page, editor)
     expect(editor.locator(".marked")).to_have_attribute("d", re.compile("M"))
-    part(page, TEXT_TO_IMAGE, "retouch").click()
-    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(before + 4)
+    result(page, "retouch").click()
+    expect(tiles(page)).to_have_count(before + 4)
 
 
 def test_an_image_is_downloaded_enlarged(page: Page) -> None:
-    open_image(page, TEXT_TO_IMAGE, 0)
+    open_image(page, 0)
     for factor in (2, 4):
         with page.expect_download() as download:
             part(page, TEXT_TO_IMAGE, f"download-{factor}").click()
@@ -436,7 +437,7 @@ def test_an_image_is_downloaded_enlarged(page: Page) -> None:
 
 
 def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
-    open_image(phone, TEXT_TO_IMAGE, 0)
+    open_image(phone, 0)
     boxes = [part(phone, TEXT_TO_IMAGE, name).bounding_box() for name in ("keep", "more", "touch")]
     assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
 
@@ -503,8 +504,8 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: 
     assert corner.min() > 250  # white above the image
     set_seeds(page, IMAGE_TO_IMAGE, "3", 1)
     run(page, IMAGE_TO_IMAGE)
-    expect_done(page, IMAGE_TO_IMAGE, 1)
-    assert pixels(page, IMAGE_TO_IMAGE)["seed 3"].shape == (256, 256, 3)
+    expect_done(page, 1)
+    assert pixels(page)["seed 3"].shape == (256, 256, 3)
 
 
 def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, image_files: Path) -> None:
@@ -513,14 +514,14 @@ def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, im
     keep_shape(page)
     set_seeds(page, IMAGE_TO_IMAGE, "3", 2)
     run(page, IMAGE_TO_IMAGE)
-    expect_done(page, IMAGE_TO_IMAGE, 2)
-    made = pixels(page, IMAGE_TO_IMAGE)
+    expect_done(page, 2)
+    made = pixels(page)
     assert made["seed 3"].shape == (128, 256, 3)
     page.get_by_role("button", name="Before and after").click()
     sides = part(page, IMAGE_TO_IMAGE, "compare").locator("img")
     expect(sides).to_have_count(2)
     assert (compared(page) == made["seed 3"]).all()
-    open_image(page, IMAGE_TO_IMAGE, 1)
+    open_image(page, 1)
     expect(part(page, IMAGE_TO_IMAGE, "compare").locator("img[src*=seed-4]")).to_have_count(1)
     assert (compared(page) == made["seed 4"]).all()
 
@@ -577,9 +578,9 @@ def test_a_grid_says_its_number_shows_its_sheet_and_keeps_single_images(page: Pa
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5, 7")
     expect(estimate).to_contain_text("6 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect_done(page, TEXT_TO_IMAGE, 6)
-    assert [tile.inner_text().strip() for tile in tiles(page, TEXT_TO_IMAGE).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
-    sheet = part(page, TEXT_TO_IMAGE, "sheet")
+    expect_done(page, 6)
+    assert [tile.inner_text().strip() for tile in tiles(page).all()] == ["seed 5"] * 3 + ["seed 7"] * 3
+    sheet = result(page, "sheet")
     expect(sheet.locator("img")).to_be_visible()
     image = shown(page, sheet)
     assert image.format == "PNG" and image.width > 3 * 256 and image.height > 2 * 256
@@ -592,15 +593,15 @@ def test_a_grid_is_extended_by_a_value(page: Page) -> None:
     values.fill("2, 4")
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect_done(page, TEXT_TO_IMAGE, 2)
-    sheet = part(page, TEXT_TO_IMAGE, "sheet")
+    expect_done(page, 2)
+    sheet = result(page, "sheet")
     expect(sheet.locator("img")).to_be_visible()
     width = shown(page, sheet).width
     before = sheet.locator("img").get_attribute("src")
     values.fill("2, 4, 6")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text(re.compile(r"1 image in \d+ s; 2 made before"))
-    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(3)
+    expect(result(page, "status")).to_contain_text(re.compile(r"1 image in \d+ s; 2 made before"))
+    expect(tiles(page)).to_have_count(3)
     expect(sheet.locator("img")).not_to_have_attribute("src", before)
     assert shown(page, sheet).width == width + 256 + 12
 
@@ -639,7 +640,7 @@ def expect_grid_of_two(page: Page, values: Locator, typed: str) -> None:
     part(page, TEXT_TO_IMAGE, "down-values").get_by_role("textbox").fill("5")
     expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("2 images")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect_done(page, TEXT_TO_IMAGE, 2)
+    expect_done(page, 2)
     expect(values).to_have_value(typed)
 
 
@@ -648,7 +649,7 @@ def test_a_grid_that_makes_no_sense_says_why(page: Page) -> None:
     values.fill("four")
     expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("Give the values of guidance as numbers")
     part(page, TEXT_TO_IMAGE, "grid-make").click()
-    expect(part(page, TEXT_TO_IMAGE, "status")).to_contain_text("Give the values of guidance as numbers")
+    expect(result(page, "status")).to_contain_text("Give the values of guidance as numbers")
     expect(part(page, TEXT_TO_IMAGE, "stop")).to_be_hidden()
     expect(values).to_have_value("four")
 
@@ -661,14 +662,14 @@ def test_a_stopped_grid_keeps_what_is_finished(page: Page) -> None:
     expect(part(page, TEXT_TO_IMAGE, "grid-estimate")).to_contain_text("64 images")
     assert make.bounding_box() == place  # else a press may miss it
     make.click()
-    status = part(page, TEXT_TO_IMAGE, "status")
+    status = result(page, "status")
     expect(status).to_contain_text(re.compile(r"Image [3-9] of 64, step \d+ of \d+"))
     part(page, TEXT_TO_IMAGE, "stop").click()
     expect(status).to_contain_text(re.compile(r"Stopped after \d+ of 64"))
     kept = int(re.search(r"Stopped after (\d+)", status.inner_text())[1])
     assert 2 <= kept < 64
-    expect(tiles(page, TEXT_TO_IMAGE)).to_have_count(kept)
-    expect(part(page, TEXT_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+    expect(tiles(page)).to_have_count(kept)
+    expect(result(page, "sheet").locator("img")).to_be_visible()
 
 
 def test_a_grid_of_strengths_in_image_to_image(page: Page, image_files: Path) -> None:
@@ -678,8 +679,8 @@ def test_a_grid_of_strengths_in_image_to_image(page: Page, image_files: Path) ->
     part(page, IMAGE_TO_IMAGE, "down-values").get_by_role("textbox").fill("1")
     expect(part(page, IMAGE_TO_IMAGE, "grid-estimate")).to_contain_text("2 images")
     part(page, IMAGE_TO_IMAGE, "grid-make").click()
-    expect_done(page, IMAGE_TO_IMAGE, 2)
-    expect(part(page, IMAGE_TO_IMAGE, "sheet").locator("img")).to_be_visible()
+    expect_done(page, 2)
+    expect(result(page, "sheet").locator("img")).to_be_visible()
 
 
 # Examples
@@ -699,8 +700,8 @@ def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
         if task == INPAINT:
             expect(part(page, task, "cells")).to_contain_text("of 1024 cells")
         run(page, task)
-        expect_done(page, task, 1)
-        assert list(pixels(page, task)) == [f"seed {example.seeds}"]
+        expect_done(page, 1)
+        assert list(pixels(page)) == [f"seed {example.seeds}"]
 
 
 def test_each_tab_has_examples_that_the_bundled_model_knows() -> None:

@@ -15,6 +15,7 @@ from helpers.browser import (
     paint_the_middle,
     part,
     pixels,
+    result,
     set_count,
     tile,
     tiles,
@@ -60,51 +61,51 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
 
     set_count(page, TEXT, 16)
     person.click(part(page, TEXT, "run"))
-    expect_done(page, TEXT, 16)
+    expect_done(page, 16)
 
     for number, index in enumerate((2, 5), start=1):
-        caption = tiles(page, TEXT).nth(index).text_content().strip()
-        person.click(tile(page, TEXT, index))
-        expect(part(page, TEXT, "facts")).to_contain_text(caption.replace("seed", "Seed"))
-        person.click(part(page, TEXT, "keep"))
+        caption = tiles(page).nth(index).text_content().strip()
+        person.click(tile(page, index))
+        expect(result(page, "facts")).to_contain_text(caption.replace("seed", "Seed"))
+        person.click(result(page, "keep"))
         expect(kept(page)).to_have_count(number)
 
-    person.click(part(page, TEXT, "more"))
-    person.click(part(page, TEXT, "vary"))
-    expect(tiles(page, TEXT)).to_have_count(20)
-    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+    person.click(result(page, "more"))
+    person.click(result(page, "vary"))
+    expect(tiles(page)).to_have_count(20)
+    expect(result(page, "status")).to_contain_text("4 images in")
 
-    person.click(tile(page, TEXT, 16))
-    expect(part(page, TEXT, "facts")).to_contain_text("From seed")
-    person.click(part(page, TEXT, "touch"))
-    person.paint(page, part(page, TEXT, "strokes"))
+    person.click(tile(page, 16))
+    expect(result(page, "facts")).to_contain_text("From seed")
+    person.click(result(page, "touch"))
+    person.paint(page, result(page, "strokes"))
     assert_accessible(page)
-    person.click(part(page, TEXT, "retouch"))
-    expect(tiles(page, TEXT)).to_have_count(24)
-    expect(part(page, TEXT, "status")).to_contain_text("4 images in")
+    person.click(result(page, "retouch"))
+    expect(tiles(page)).to_have_count(24)
+    expect(result(page, "status")).to_contain_text("4 images in")
 
-    person.click(tile(page, TEXT, 2))
-    person.click(part(page, TEXT, "to-inpaint"))
+    person.click(tile(page, 2))
+    person.click(result(page, "to-inpaint"))
     editor = part(page, INPAINT, "drawing")
     expect(editor.locator("canvas")).to_be_visible()
     person.paint(page, editor)
     assert_accessible(page)
     set_count(page, INPAINT, 1)
     person.click(part(page, INPAINT, "run"))
-    expect_done(page, INPAINT, 1)
+    expect_done(page, 1)
 
     open_tab(page, "Text to image")  # the image that is shared is the touched-up one
     person.clicks += 1
-    person.click(tile(page, TEXT, 20))
-    expect(part(page, TEXT, "facts")).to_contain_text("cells of the token grid")
-    person.click(part(page, TEXT, "copy-link"))
-    expect(part(page, TEXT, "copy-link")).to_have_text("Link copied")
+    person.click(tile(page, 20))
+    expect(result(page, "facts")).to_contain_text("cells of the token grid")
+    person.click(result(page, "copy-link"))
+    expect(result(page, "copy-link")).to_have_text("Link copied")
     link = page.evaluate("navigator.clipboard.readText()")
 
     page.goto("about:blank")
     page.goto(link)
-    expect(part(page, TEXT, "status")).to_contain_text("The same, bit for bit.")
+    expect(result(page, "status")).to_contain_text("The same, bit for bit.")
     assert_accessible(page)
-    assert np.ptp(next(iter(pixels(page, TEXT).values()))) > 0
+    assert np.ptp(next(iter(pixels(page).values()))) > 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert person.clicks <= MOST

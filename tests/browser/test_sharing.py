@@ -22,7 +22,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import expect_begun, new_context, open_tab, part
+from helpers.browser import expect_begun, new_context, open_tab, part, result
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -313,12 +313,12 @@ def visit(page: Page, address: str) -> None:
 
 def replay(page: Page, task: str = "text_to_image") -> Locator:
     part(page, task, "replay").click()
-    return part(page, task, "status")
+    return result(page, "status")
 
 
 def status(page: Page) -> Locator:
     """Of a link that is replayed as the page opens."""
-    return part(page, "text_to_image", "status")
+    return result(page, "status")
 
 
 def open_restore(page: Page) -> None:
@@ -362,9 +362,9 @@ def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: s
 
 def copied_link(page: Page) -> str:
     """Pick the first image and copy its link."""
-    part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
-    part(page, "text_to_image", "copy-link").click()
-    expect(part(page, "text_to_image", "copy-link")).to_have_text("Link copied")
+    result(page, "gallery").locator(".thumbnail-item").first.click()
+    result(page, "copy-link").click()
+    expect(result(page, "copy-link")).to_have_text("Link copied")
     return page.evaluate("navigator.clipboard.readText()")
 
 
@@ -594,9 +594,9 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
 def test_settings_recipes_and_picks_survive_a_reload(page: Page, address: str) -> None:
     open_link(page, address, to_query(PLAIN))
     expect(status(page)).to_contain_text("1 image in")
-    part(page, "text_to_image", "gallery").locator(".thumbnail-item").first.click()
+    result(page, "gallery").locator(".thumbnail-item").first.click()
     before = page.evaluate("localStorage['amused-kept']")
-    part(page, "text_to_image", "keep").click()
+    result(page, "keep").click()
     page.wait_for_function("before => localStorage['amused-kept'] !== before", arg=before)
     prompt(page).fill("what I was about to try")
     page.get_by_role("tab", name="Inpaint").click()
@@ -630,7 +630,7 @@ def test_a_run_that_ends_behind_another_tab_is_remembered(page: Page, address: s
     GATE.open.clear()
     try:
         replay(page)
-        expect_begun(page, "text_to_image")
+        expect_begun(page)
         page.get_by_role("tab", name="Inpaint").click()
         part(page, "inpaint", "drawing").get_by_text("Drop an image here").wait_for()
     finally:
@@ -654,7 +654,7 @@ def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Run
     page.context.set_offline(True)
     part(page, "text_to_image", "run").click()
     expect(page.get_by_test_id("toast-body").first).to_be_visible()
-    expect(part(page, "text_to_image", "gallery").locator(".thumbnail-item")).to_have_count(1)
+    expect(result(page, "gallery").locator(".thumbnail-item")).to_have_count(1)
     expect(prompt(page)).to_have_value("typed while away")
     page.context.set_offline(False)
 

@@ -16,6 +16,7 @@ from helpers.browser import (
     open_image,
     open_tab,
     part,
+    result,
     run,
     set_seeds,
     tiles,
@@ -71,11 +72,11 @@ def start(page: Page, seeds: str, count: int) -> None:
 
 def make(page: Page, seeds: str, count: int) -> None:
     start(page, seeds, count)
-    expect_done(page, TEXT, count)
+    expect_done(page, count)
 
 
 def captions(page: Page) -> list[str]:
-    return [text.strip() for text in tiles(page, TEXT).all_inner_texts()]
+    return [text.strip() for text in tiles(page).all_inner_texts()]
 
 
 def sweeps(page: Page):
@@ -84,8 +85,8 @@ def sweeps(page: Page):
 
 def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(page: Page) -> None:
     make(page, "8", 2)
-    open_image(page, TEXT, 1)
-    part(page, TEXT, "keep").click()
+    open_image(page, 1)
+    result(page, "keep").click()
     expect(kept(page)).to_have_count(1)
     part(page, TEXT, "prompt").get_by_role("textbox").fill("about to try")
     open_tab(page, "Image to image")
@@ -94,32 +95,32 @@ def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(pag
     expect(part(page, "image_to_image", "run")).to_be_visible()
     expect(kept(page)).to_have_count(1)
     open_tab(page, "Text to image")
-    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(tiles(page)).to_have_count(2)
     assert captions(page) == ["seed 8", "seed 9"]
     expect(part(page, TEXT, "prompt").get_by_role("textbox")).to_have_value("about to try")
-    expect(part(page, TEXT, "status")).to_contain_text("2 images in")
-    open_image(page, TEXT, 0)
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 8")
+    expect(result(page, "status")).to_contain_text("2 images in")
+    open_image(page, 0)
+    expect(result(page, "facts")).to_contain_text("Seed 8")
 
 
 def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> None:
     page.reload()
-    tiles(page, TEXT).nth(2).click()
+    tiles(page).nth(2).click()
     opened(page)
-    expect(part(page, TEXT, "gallery").locator(".preview")).to_be_visible()
-    expect(part(page, TEXT, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))
+    expect(result(page, "gallery").locator(".preview")).to_be_visible()
+    expect(result(page, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))
 
 
 def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: Turnstile, runtime: Runtime) -> None:
     start(page, "20", 3)
-    expect_begun(page, TEXT)
+    expect_begun(page)
     held.passes.release(12)
-    expect(tiles(page, TEXT).first).to_contain_text("seed 20")
+    expect(tiles(page).first).to_contain_text("seed 20")
     page.reload()
     expect(part(page, TEXT, "stop")).to_be_visible()
-    expect(tiles(page, TEXT).first).to_contain_text("seed 20")
+    expect(tiles(page).first).to_contain_text("seed 20")
     held.open.set()
-    expect_done(page, TEXT, 3)
+    expect_done(page, 3)
     assert captions(page) == ["seed 20", "seed 21", "seed 22"]
     expect(part(page, TEXT, "stop")).to_be_hidden()
     expect(sweeps(page)).to_have_count(1)
@@ -127,23 +128,23 @@ def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: 
 
 def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
     start(page, "20", 3)
-    expect_begun(page, TEXT)
+    expect_begun(page)
     page.reload()
     part(page, TEXT, "stop").click()
-    expect(part(page, TEXT, "status")).to_contain_text("Stopping")
+    expect(result(page, "status")).to_contain_text("Stopping")
     held.open.set()
-    expect(part(page, TEXT, "status")).to_contain_text("Stopped")
+    expect(result(page, "status")).to_contain_text("Stopped")
     expect(part(page, TEXT, "stop")).to_be_hidden()
 
 
 def test_a_closed_tab_is_there_again(context: BrowserContext, address: str, held: Turnstile) -> None:
     first = visit(context, address)
     start(first, "30", 2)
-    expect_begun(first, TEXT)
+    expect_begun(first)
     first.close()
     held.open.set()
     again = visit(context, address)
-    expect_done(again, TEXT, 2)
+    expect_done(again, 2)
     assert captions(again) == ["seed 30", "seed 31"]
 
 
@@ -151,7 +152,7 @@ def test_two_tabs_of_a_browser_do_not_overwrite_each_other(context: BrowserConte
     one = visit(context, address)
     make(one, "1", 1)
     other = visit(context, address)
-    expect(tiles(other, TEXT)).to_have_count(8)  # those that the page opens with
+    expect(tiles(other)).to_have_count(8)  # those that the page opens with
     expect(sweeps(other)).to_have_count(1)  # what was made until then
     for page, seed in ((other, "50"), (one, "2"), (other, "51")):
         page.bring_to_front()
@@ -178,16 +179,16 @@ def test_a_sweep_of_the_history_is_back_with_one_click_until_it_is_cleared(page:
     set_seeds(page, TEXT, "99", 4)
     open_tab(page, "Inpaint")
     sweeps(page).nth(1).click()
-    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(tiles(page)).to_have_count(2)
     assert captions(page) == ["seed 8", "seed 9"]
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("8")
-    open_image(page, TEXT, 1)
-    expect(part(page, TEXT, "facts")).to_contain_text("Seed 9")
+    open_image(page, 1)
+    expect(result(page, "facts")).to_contain_text("Seed 9")
     page.get_by_role("button", name="Clear history").click()
     expect(page.locator("#history")).to_be_hidden()
     page.reload()
     opened(page)
-    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(tiles(page)).to_have_count(2)
     expect(page.locator("#history")).to_be_hidden()
 
 
@@ -195,7 +196,7 @@ def test_another_run_is_queued_listed_and_dropped(page: Page, held: Turnstile) -
     waiting, another = part(page, TEXT, "waiting"), page.get_by_role("button", name="Queue another")
     expect(another).to_be_hidden()
     start(page, "60", 1)
-    expect_begun(page, TEXT)
+    expect_begun(page)
     for seeds in ("70", "80"):
         set_seeds(page, TEXT, seeds, 1)
         part(page, TEXT, "prompt").get_by_role("textbox").fill(f"fox {seeds}")
@@ -206,7 +207,7 @@ def test_another_run_is_queued_listed_and_dropped(page: Page, held: Turnstile) -
     page.reload()
     expect(waiting).to_contain_text("fox 80")
     held.open.set()
-    expect(tiles(page, TEXT)).to_have_count(2)
+    expect(tiles(page)).to_have_count(2)
     assert captions(page) == ["seed 60", "seed 80"]
     expect(another).to_be_hidden()
     expect(waiting).to_have_text("")
@@ -223,26 +224,26 @@ def test_every_state_is_accessible_and_fits_the_screen(
         assert_accessible(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
-    tiles(page, TEXT).nth(1).focus()  # with its tools
+    tiles(page).nth(1).focus()  # with its tools
     expect(page.get_by_role("button", name="Keep seed")).to_be_visible()
     check()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(kept(page)).to_have_count(1)
     start(page, "8", 2)
-    expect_begun(page, TEXT)
+    expect_begun(page)
     page.get_by_role("button", name="Queue another").click()
     expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
     check()  # one run goes on and one waits
     held.open.set()
-    expect(tiles(page, TEXT)).to_have_count(4)
+    expect(tiles(page)).to_have_count(4)
     expect(page.locator(".gallery-item[data-group]")).to_have_count(1)
     expect(sweeps(page)).to_have_count(2)
     check()  # a named group, the history, a kept image
-    open_image(page, TEXT, 1)
-    expect(part(page, TEXT, "stars")).to_be_visible()
+    open_image(page, 1)
+    expect(result(page, "stars")).to_be_visible()
     check()
-    part(page, TEXT, "compare-open").click()
+    result(page, "compare-open").click()
     expect(page.get_by_role("dialog", name="Compare images")).to_be_visible()
     check()
     context.close()

@@ -59,6 +59,11 @@ def part(page: Page, task: str, name: str) -> Locator:
     return page.locator(f"#{task}-{name}")
 
 
+def result(page: Page, name: str) -> Locator:
+    """A part of the results, which all tabs share."""
+    return page.locator(f"#result-{name}")
+
+
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
@@ -79,37 +84,35 @@ def run(page: Page, task: str) -> None:
     part(page, task, "run").click()
 
 
-def expect_begun(page: Page, task: str) -> None:
-    expect(part(page, task, "status")).to_contain_text(re.compile("Starting|Loading|Image 1 of"))
+def expect_begun(page: Page) -> None:
+    expect(result(page, "status")).to_contain_text(re.compile("Starting|Loading|Image 1 of"))
 
 
-def expect_done(page: Page, task: str, count: int) -> None:
+def expect_done(page: Page, count: int) -> None:
     noun = "image" if count == 1 else "images"
-    expect(part(page, task, "status")).to_contain_text(
-        f"{count} {noun} in", timeout=PATIENCE + count * PATIENCE_PER_IMAGE
-    )
-    expect(tiles(page, task)).to_have_count(count)
+    expect(result(page, "status")).to_contain_text(f"{count} {noun} in", timeout=PATIENCE + count * PATIENCE_PER_IMAGE)
+    expect(tiles(page)).to_have_count(count)
 
 
-def tiles(page: Page, task: str) -> Locator:
-    return part(page, task, "gallery").locator(".grid-container .thumbnail-item")
+def tiles(page: Page) -> Locator:
+    return result(page, "gallery").locator(".grid-container .thumbnail-item")
 
 
-def tile(page: Page, task: str, index: int) -> Locator:
+def tile(page: Page, index: int) -> Locator:
     """An image of the gallery, or its thumbnail where another one is open."""
-    gallery = part(page, task, "gallery")
+    gallery = result(page, "gallery")
     place = gallery.locator(".preview") if gallery.locator(".preview").count() else gallery.locator(".grid-container")
     return place.locator(".thumbnail-item").nth(index)
 
 
-def open_image(page: Page, task: str, index: int) -> None:
-    tile(page, task, index).click()
+def open_image(page: Page, index: int) -> None:
+    tile(page, index).click()
 
 
-def pixels(page: Page, task: str) -> dict[str, np.ndarray]:
+def pixels(page: Page) -> dict[str, np.ndarray]:
     """Every finished image by its caption, as it is downloaded."""
     found = {}
-    for tile in tiles(page, task).all():
+    for tile in tiles(page).all():
         source = tile.locator("img").get_attribute("src")
         image = Image.open(io.BytesIO(page.request.get(source).body()))
         assert image.format == "PNG"

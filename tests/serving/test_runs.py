@@ -1,4 +1,4 @@
-"""The runs of one tab: one after the other, stopped, abandoned, refused, and what a failure leaves."""
+"""The runs of a page: one after the other, stopped, abandoned, refused, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
 from amused.ui.page import AmusedBlocks
 from amused.ui.queue_list import drop, show_waiting
-from amused.ui.results import RunAction, TabState, join_runs, run_live, show_again, show_end, stop_runs, stream_run
+from amused.ui.results import ResultState, RunAction, join_runs, run_live, show_again, show_end, stop_runs, stream_run
 from amused.ui.tabs import text
 from amused.ui.uploads import GatedBlocks
 
@@ -54,7 +54,7 @@ class Visitor:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.tab = build_tab(text.build, runtime)
-        self.state = TabState()
+        self.state = ResultState()
 
     @property
     def seeds(self) -> list[int]:
@@ -62,10 +62,10 @@ class Visitor:
 
     def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
         self.state.request()
-        action = RunAction(read=self.tab.read, inputs=self.tab.inputs, shows_seeds=True)
+        action = RunAction(read=self.tab.read, inputs=self.tab.inputs, settings=self.tab.settings)
         action = replace(action, **{name: changes.pop(name) for name in ("append", "remark") if name in changes})
         values = values_of(self.tab, self.state, seeds=str(first), count=count, steps=2, **changes)
-        return stream_run(self.runtime, self.tab, action, values)
+        return stream_run(self.runtime, self.tab.result, action, values)
 
     def stop(self) -> None:
         stop_runs(self.runtime, self.state)
@@ -246,9 +246,14 @@ def test_the_end_is_shown_unless_the_next_run_goes_on() -> None:
     finish(visitor.start(10))
     view = visitor.tab.result
     shown = show_end(view, view.progress, values)
-    assert "1 image in" in shown[view.status] and len(shown[view.gallery].value) == 1 and not shown[view.stop].visible
+    assert (
+        "1 image in" in shown[view.status]
+        and len(shown[view.gallery].value) == 1
+        and not any(shown[stop].visible for stop in view.stops)
+    )
     second = visitor.start(20)
-    assert show_end(view, view.progress, values)[view.stop].visible
+    shown = show_end(view, view.progress, values)
+    assert all(shown[stop].visible for stop in view.stops)
     next(second)
     assert set(show_end(view, view.progress, values)) == {view.ended}
 
@@ -258,7 +263,7 @@ def live(visitor: Visitor, first: int, count: int = 1) -> Iterator[Updates]:
     visitor.state.request()
     action = RunAction(read=visitor.tab.read, inputs=visitor.tab.inputs, name=visitor.tab.name)
     values = values_of(visitor.tab, visitor.state, seeds=str(first), count=count, steps=2, prompt=f"fox {first}")
-    return run_live(visitor.runtime, visitor.tab, action, values)
+    return run_live(visitor.runtime, visitor.tab.result, action, values)
 
 
 def wait_for(is_done: Callable[[], bool]) -> None:
@@ -273,7 +278,7 @@ def join(visitor: Visitor, meanwhile: Callable[[], None] = lambda: None) -> Iter
     view = visitor.tab.result
     show_again(view, visitor.state)
     meanwhile()
-    return join_runs([view], {view.state: visitor.state})
+    return join_runs(view, {view.state: visitor.state})
 
 
 def leave_after_the_first_image(visitor: Visitor, turnstile: Turnstile) -> None:
@@ -346,18 +351,20 @@ def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() 
     running = live(visitor, 10, 3)
     next(running)
     wait_for(lambda: not visitor.state.live)
-    missed, *rest = running
+    missed, *rest, end = running
     gallery = missed[visitor.tab.result.gallery].constructor_args
     assert [label for _, label in gallery["value"]] == ["seed 10", "seed 11", "seed 12"]
     assert gallery["selected_index"] is None and all(is_nothing(update) for update in rest)
     assert "Image 3 of 3" in visitor.status(missed)
+    assert "3 images in" in visitor.status(end) and visitor.tab.result.ended in end
 
 
 def test_a_quick_run_updates_its_page_a_few_times_a_second() -> None:
     visitor = Visitor(fake_runtime())
     began = time.monotonic()
     updates = list(live(visitor, 10, 32))
-    assert len(updates) <= 3 + (time.monotonic() - began) / live_runs.PACE  # the queue, the first and the last one
+    # The queue, the first one, the last one, the end.
+    assert len(updates) <= 4 + (time.monotonic() - began) / live_runs.PACE
     assert visitor.seeds == list(range(10, 42))
 
 
@@ -383,7 +390,7 @@ def test_a_waiting_run_is_listed_and_can_be_dropped_without_those_behind_it() ->
     runs = []
     for first in (10, 20, 30):
         runs.append(live(visitor, first))
-        shown = next(runs[-1])[visitor.tab.result.queue.list]
+        shown = next(runs[-1])[visitor.tab.result.waiting[0]]
         wait_for(lambda: visitor.state.num_runs == len(runs))
     assert "fox 10" not in shown and "Drop fox 20" in shown and "Drop fox 30" in shown
     (number,) = (run.number for run in visitor.state.live if run.name == "fox 20")
@@ -401,13 +408,13 @@ def test_a_waiting_run_is_listed_and_can_be_dropped_without_those_behind_it() ->
 def test_a_grid_makes_only_the_cells_that_are_not_there() -> None:
     visitor = Visitor(runtime := fake_runtime())
     with gr.Blocks():
-        section = GridSection(visitor.tab, gr.Image())
+        section = GridSection(visitor.tab)
 
     def make(guidance: str, seeds: str) -> np.ndarray:
         """The corners of the sheet's cells, in gallery colours."""
         axes = dict(zip(section.axes, ("guidance", guidance, "seed", seeds), strict=True))
         updates = list(
-            run_live(runtime, visitor.tab, section.action, {**values_of(visitor.tab, visitor.state), **axes})
+            run_live(runtime, visitor.tab.result, section.action, {**values_of(visitor.tab, visitor.state), **axes})
         )
         (sheet,) = (update[section.sheet].value for update in updates if section.sheet in update)
         return np.asarray(Image.open(sheet["path"] if isinstance(sheet, dict) else sheet))

@@ -153,7 +153,7 @@ def test_the_page_begins_with_the_models_own_settings_and_those_nobody_changed_f
 def test_a_grid_says_before_the_run_what_it_will_make() -> None:
     tab = build_tab(text_tab.build, fake_runtime())
     with gr.Blocks():
-        section = GridSection(tab, gr.Image())
+        section = GridSection(tab)
     values = values_of(tab, prompt="a foxboy and a fox")
     across, down = section.across, section.down
     values = values | {across.name: "guidance", across.values: "0,3; 0,5", down.name: "prompt wording"}

@@ -31,10 +31,11 @@ from amused.ui.drawing import Drawing
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
-from amused.ui.grid import GridSection, build_sheet
+from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, Tray, write_sheet
+from amused.ui.page import build_result
 from amused.ui.prompt_help import describe_prompt, word_choices
-from amused.ui.results import TabState
+from amused.ui.results import ResultState
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
@@ -56,7 +57,7 @@ def test_a_result_is_compared_by_its_index_only(index: Any, is_compared: bool, t
     tab = build_tab(image_tab.build, fake_runtime())
     recipe = Recipe("image_to_image", "", (1,), width=256, height=256, image=digest(TEAL))
     images = (GeneratedImage(str(tmp_path / "1.png"), 1, recipe, "0" * 16, (256, 256)),)
-    state = TabState(images, images)
+    state = ResultState(images, images)
     shown = tab.compare(values_of(tab, state, image=png(TEAL)), index)
     assert shown[tab.comparison].visible is is_compared
 
@@ -130,11 +131,9 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
     with serve(Runtime(default="nouns"), tmp_path) as address:
         config = httpx.get(f"{address}config").json()
         parts = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-        ready = next(one for one in config["components"] if one["props"].get("elem_id") == "text_to_image-gallery")
+        ready = next(one for one in config["components"] if one["props"].get("elem_id") == "result-gallery")
         count = len(ready["props"]["value"])
-        keep = next(
-            one for one in config["dependencies"] if one["targets"] == [[parts["text_to_image-keep-tile"], "click"]]
-        )
+        keep = next(one for one in config["dependencies"] if one["targets"] == [[parts["result-keep-tile"], "click"]])
         numbers = {one["id"] for one in config["components"] if one["type"] == "number"}
 
         def kept_after(index: int) -> int:
@@ -151,7 +150,7 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_a_visit_whose_kept_files_are_partly_gone_shows_the_others(tmp_path: Path) -> None:
-    visit = Visits().open("", False, {}, Tray())
+    visit = Visits().open("", False, ResultState(), Tray())
     images = [kept(number, tmp_path / f"{number}.png") for number in range(3)]
     for image in images:
         visit.tray.change(lambda tray, image=image: tray.rate(image, image.seed + 1))
@@ -166,10 +165,10 @@ def test_what_is_kept_before_the_visit_is_found_stays_kept(is_taken: bool, tmp_p
     visits, first, second = Visits(), Tray(), Tray()
     images = [kept(number, tmp_path / f"{number}.png") for number in range(3)]
     first.change(lambda tray: tray.keep(images[0]))
-    visit = visits.open("", False, {}, first)
+    visit = visits.open("", False, ResultState(), first)
     first.change(lambda tray: tray.rate(images[1], 2))
     second.change(lambda tray: tray.rate(images[2], 5))
-    again = visits.open(visit.id, is_taken, {}, second)
+    again = visits.open(visit.id, is_taken, ResultState(), second)
     assert again.tray.kept.images == tuple(images)
     assert again.tray.kept.stars == {images[1].path: 2, images[2].path: 5}
     assert (again is visit) is not is_taken
@@ -226,7 +225,8 @@ def test_text_to_image_has_the_selected_shape() -> None:
 @pytest.mark.slow
 def test_the_page_opens_with_images_that_their_recipes_make() -> None:
     model = amused.load("nouns", device="cpu", dtype="float32")
-    images = build_tab(text_tab.build, fake_runtime()).result.state.value.images
+    with gr.Blocks():
+        images = build_result(fake_runtime()).state.value.images
     assert len(images) == 8
     for image in images:
         (made,) = (event for event in model.generate(image.recipe) if isinstance(event, amused.Picture))
@@ -304,7 +304,7 @@ def test_a_hint_says_what_a_sweep_over_prompts_makes(prompt: str, hint: str) -> 
 def test_a_grid_takes_one_prompt() -> None:
     tab = build_tab(text_tab.build, fake_runtime())
     with gr.Blocks():
-        section = GridSection(tab, build_sheet("text_to_image"))
+        section = GridSection(tab)
     axes = {axis: axis.value for axis in section.axes}
     for prompt in ("a {fox|cow}", "{head}", "a fox\na cow"):
         with pytest.raises(UserError, match="A grid takes one prompt"):
