@@ -44,6 +44,11 @@ LATEST: dict[str, Any] = {**UI_ONLY, "trigger_mode": "always_last"}
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}
 
 
+def hidden_number(value: int = -1, **options: Any) -> gr.Number:
+    """What a script says to an event, or one event to another. Without a container Gradio builds no form around it."""
+    return gr.Number(value, precision=0, visible="hidden", container=False, **options)
+
+
 def send_instead(inputs: AbstractSet[Block], replaced: Block, expression: str) -> str:
     """A script that sends the value of an expression as one of an event's inputs. Gradio sorts these by their ids."""
     place = sorted(block._id for block in inputs).index(replaced._id)

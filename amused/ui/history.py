@@ -14,7 +14,7 @@ from gradio.blocks import Block
 from PIL import Image
 
 from amused.serving import file_cache
-from amused.ui.events import Updates
+from amused.ui.events import Updates, hidden_number
 from amused.ui.files import GeneratedImage, open_image
 
 MAX_SWEEPS = 40
@@ -73,7 +73,7 @@ class HistoryView:
 
     def __init__(self) -> None:
         self.shown = gr.State(())
-        self.index = gr.Number(-1, precision=0, visible="hidden")
+        self.index = hidden_number()
         with gr.Column(visible=False, elem_id="history") as self.place:
             with gr.Row(elem_classes="history-head"):
                 gr.Markdown("### History")

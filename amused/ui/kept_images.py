@@ -18,7 +18,7 @@ from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
-from amused.ui.events import UI_ONLY, Updates, Values, on_select, selected_js, send_instead
+from amused.ui.events import UI_ONLY, Updates, Values, hidden_number, on_select, selected_js, send_instead
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import ResultView, image_at
 
@@ -135,7 +135,7 @@ class KeptImagesView:
     """`state` is a Tray; `file` is hidden by the style sheet, a click on it downloads its value."""
 
     def __init__(self) -> None:
-        self.index = gr.Number(-1, precision=0, visible="hidden")
+        self.index = hidden_number()
         self.state = gr.State(Tray())
         with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as self.place:
             self.gallery = gr.Gallery(

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, hidden_number
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
 
@@ -29,7 +29,7 @@ def sync(
     changing: Sequence[Component], answer: Callable[[Values], Updates], inputs: set[Block], outputs: Sequence[Block]
 ) -> None:
     """Update `outputs` by `answer(values of inputs)` whenever one of `changing` changes."""
-    number, latest = gr.Number(0, visible="hidden"), gr.State(LatestVersion())
+    number, latest = hidden_number(0), gr.State(LatestVersion())
 
     def answer_latest(values: Values) -> Updates:
         version: LatestVersion = values[latest]

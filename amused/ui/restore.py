@@ -23,7 +23,7 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, label, restore_settings
 from amused.ui.describe import TITLES, describe_origin
-from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to
+from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, hidden_number, on_select, scroll_to
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
@@ -44,7 +44,7 @@ class Card:
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
-        self.shared, self.opened = gr.State(None), gr.Number(0, visible="hidden")
+        self.shared, self.opened = gr.State(None), hidden_number(0)
         with gr.Column(visible=False, elem_classes="card", elem_id="shared") as self.place:
             self.text = gr.HTML(padding=False, elem_id="shared-text", elem_classes="status-box")
             with gr.Row(elem_classes="card-buttons"):

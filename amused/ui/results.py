@@ -22,7 +22,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, hidden_number
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, caption, save_input, save_preview, save_result
 from amused.ui.history import History
@@ -37,7 +37,7 @@ MORE = 4  # images that continue a sweep
 
 WAITING = json.dumps(busy_line("Waiting for the model"))
 MAX_TILES = 100_000
-ARRIVED_JS = "(number) => window.amusedArrived('%s', number %% %d)"
+ARRIVED_JS = f"(number) => window.amusedArrived(number % {MAX_TILES})"
 ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 # State
@@ -166,8 +166,8 @@ class ResultView:
             self.status = gr.HTML(status_line(hint), padding=False, elem_id="result-status", elem_classes="status-box")
             self.details = gr.Column(visible=False, elem_id="result-picked", elem_classes="details")
             self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-next")
-            self.index = gr.Number(-1, precision=0, visible="hidden")
-            self.arrived = gr.Number(-1, visible="hidden")
+            self.index = hidden_number()
+            self.arrived = hidden_number()
             self.ended = gr.Number(0, visible="hidden", elem_id="result-ended")
             self.sheet = gr.Image(
                 label="Grid",
@@ -210,7 +210,7 @@ class RunAction:
         read: the request, from the values of `inputs`; raises UserError to refuse.
         name: what it makes, for people.
         progress: where the status is shown again; at Generate, in all tabs, if nothing else is said.
-        append: add to the images in the gallery instead of replacing them.
+        append: add to the images in the gallery instead of replacing them, as a run that starts from one of them does.
         opens: open the first image in the gallery at the end.
         settings: whose field gets the random seeds that were drawn, to be used again.
         remark: a sentence about the images of a complete run, before its note.
@@ -240,7 +240,7 @@ def connect_result(runtime: Runtime, view: ResultView) -> None:
         drop(state.live, getattr(event, "run", None))
         return view.show_waiting(state)
 
-    view.arrived.change(None, view.arrived, None, js=ARRIVED_JS % (view.gallery.elem_id, MAX_TILES), **UI_ONLY)
+    view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UI_ONLY)
     view.status.change(None, view.status, None, js=ANNOUNCE_JS, **UI_ONLY)
     gr.on([one.click for one in view.stops], stop, {view.state}, [view.status, *view.stops], **UI_ONLY)
     dropped: list[Any] = [one.click for one in view.waiting]
@@ -391,7 +391,8 @@ class ShownRun:
 
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
-        self.earlier = self.state.images if self.action.append or self.has_waited else ()
+        joins = self.action.append or self.has_waited or starts_from(event.request, self.state.images)
+        self.earlier = self.state.images if joins else ()
         self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
         self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
         self.state.note = ""
@@ -460,6 +461,12 @@ class ShownRun:
         """
         self.state.opened = None
         return {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
+
+
+def starts_from(request: Request, images: Sequence[GeneratedImage]) -> bool:
+    """Whether the input image is one of these."""
+    digests = {image.digest for image in images}
+    return any(recipe.first.image in digests for recipe in request.recipes)
 
 
 def show_end(view: ResultView, progress: Sequence[gr.HTML], values: Values) -> Updates:

@@ -70,7 +70,7 @@ def make(page: Page, task: str, seeds: str, count: int) -> None:
     expect_done(page, count)
 
 
-def select(page: Page, task: str, index: int) -> str:
+def select(page: Page, index: int) -> str:
     """Click an image; gives its caption."""
     tile = tiles(page).nth(index)
     caption = tile.inner_text().strip()
@@ -84,14 +84,14 @@ def press(page: Page, *keys: str) -> None:
         page.keyboard.press(key, delay=150)
 
 
-def vary(page: Page, task: str, share: float, count: int) -> None:
+def vary(page: Page, share: float, count: int) -> None:
     result(page, "more").click()
     result(page, "share").get_by_role("spinbutton").fill(str(share))
     result(page, "variants").get_by_role("spinbutton").fill(str(count))
     result(page, "vary").click()
 
 
-def touch_up(page: Page, task: str, count: int, prompt: str | None = None, by_key: bool = False) -> None:
+def touch_up(page: Page, count: int, prompt: str | None = None, by_key: bool = False) -> None:
     result(page, "touch").click()
     expect(result(page, "wish").get_by_role("textbox")).not_to_have_value("")
     paint_the_middle(page, result(page, "strokes"))
@@ -104,7 +104,7 @@ def touch_up(page: Page, task: str, count: int, prompt: str | None = None, by_ke
         result(page, "retouch").click()
 
 
-def keep(page: Page, task: str, count: int) -> None:
+def keep(page: Page, count: int) -> None:
     result(page, "keep").click()
     expect(kept(page)).to_have_count(count)
 
@@ -115,7 +115,7 @@ def downloaded(page: Page, button: str) -> tuple[str, bytes]:
     return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
-def files(page: Page, task: str) -> list[Image.Image]:
+def files(page: Page) -> list[Image.Image]:
     sources = [tile.locator("img").get_attribute("src") for tile in tiles(page).all()]
     return [Image.open(io.BytesIO(page.request.get(source).body())) for source in sources]
 
@@ -135,35 +135,35 @@ def fresh(runtime: Runtime) -> Runtime:
 
 def test_improve_appends_an_image_that_the_corrector_made_of_the_selected_one(page: Page) -> None:
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
+    select(page, 0)
     result(page, "improve").click()
     expect(tiles(page)).to_have_count(2)
     expect(result(page, "status")).to_contain_text("1 image in")
-    select(page, TEXT, 1)
+    select(page, 1)
     expect(result(page, "facts")).to_contain_text("Improvement")
     expect(result(page, "facts")).to_contain_text("From seed 8, Text to image")
 
 
 def test_select_vary_touch_up_keep_compare_and_download(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
-    select(page, TEXT, 0)
+    select(page, 0)
     expect(result(page, "facts")).to_contain_text("Guidance")
-    keep(page, TEXT, 1)
+    keep(page, 1)
 
-    vary(page, TEXT, 0.3, 2)
+    vary(page, 0.3, 2)
     expect(tiles(page)).to_have_count(4)
     expect(result(page, "status")).to_contain_text("2 images in")
-    select(page, TEXT, 3)
+    select(page, 3)
     expect(result(page, "facts")).to_contain_text("From seed 8, Text to image")
-    first, _, varied, _ = (np.asarray(file) for file in files(page, TEXT))
+    first, _, varied, _ = (np.asarray(file) for file in files(page))
     assert (varied != first).any()
 
-    touch_up(page, TEXT, 1)
+    touch_up(page, 1)
     expect(tiles(page)).to_have_count(5)
     expect(result(page, "status")).to_contain_text("1 image in")
-    select(page, TEXT, 4)
+    select(page, 4)
     expect(result(page, "facts")).to_contain_text("cells of the token grid")
-    keep(page, TEXT, 2)
+    keep(page, 2)
 
     page.locator("#tray-compare").click()
     expect(page.locator("#tray-slider img").first).to_be_visible()
@@ -185,15 +185,15 @@ def test_select_vary_touch_up_keep_compare_and_download(page: Page, runtime: Run
 
 def test_every_image_is_made_again_by_what_it_says_of_itself(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
-    vary(page, TEXT, 0.5, 1)
+    select(page, 0)
+    vary(page, 0.5, 1)
     expect(tiles(page)).to_have_count(2)
     expect(result(page, "status")).to_contain_text("1 image in")
-    select(page, TEXT, 1)
-    touch_up(page, TEXT, 1, prompt="a pixel art character with square red glasses")
+    select(page, 1)
+    touch_up(page, 1, prompt="a pixel art character with square red glasses")
     expect(tiles(page)).to_have_count(3)
     expect(result(page, "status")).to_contain_text("1 image in")
-    images = files(page, TEXT)
+    images = files(page)
     assert [from_png(image).recipe.task for image in images] == ["text_to_image", "vary", "touch_up"]
     again = fresh(runtime)
     for image in images:
@@ -208,7 +208,7 @@ def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None
     make(page, TEXT, "8", 4)
     facts, gallery = result(page, "facts"), result(page, "gallery")
     before = gallery.bounding_box()
-    select(page, TEXT, 1)
+    select(page, 1)
     assert page.evaluate("scrollY") == 0 and gallery.bounding_box()["y"] == before["y"]
     for key, seed in (("ArrowRight", 10), ("ArrowRight", 11), ("ArrowRight", 11), ("ArrowLeft", 10)):
         page.keyboard.press(key, delay=150)  # as a person does: Gradio loses an update that follows within some 30 ms
@@ -266,7 +266,7 @@ def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
 
 def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
     make(page, TEXT, "8", 3)
-    select(page, TEXT, 0)
+    select(page, 0)
     held: list[Route] = []
 
     def is_of_the_arrow(request: Request) -> bool:
@@ -307,7 +307,7 @@ def test_arrow_keys_quicker_than_the_server_end_at_the_image_that_is_seen(page: 
 def test_kept_images_selected_quicker_than_the_server_answers(page: Page) -> None:
     make(page, TEXT, "8", 3)
     for index in range(3):
-        select(page, TEXT, index)
+        select(page, index)
         result(page, "keep").click()
         expect(kept(page)).to_have_count(index + 1)
     with answers_held(page):
@@ -347,8 +347,8 @@ def test_a_swipe_shows_the_next_image(browser: Browser, address: str) -> None:
 
 def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> None:
     make(page, TEXT, "8", 2)
-    select(page, TEXT, 0)
-    vary(page, TEXT, 0.4, 2)
+    select(page, 0)
+    vary(page, 0.4, 2)
     facts, opened = result(page, "facts"), result(page, "gallery").locator(".preview")
     expect(facts).to_contain_text("Variation")
     caption = opened.locator("caption").inner_text()
@@ -361,7 +361,7 @@ def test_new_variations_are_opened_and_a_new_sweep_closes_them(page: Page) -> No
 
 def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_after_it(page: Page) -> None:
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
+    select(page, 0)
     gallery = page.evaluate(
         "id => window.gradio_config.components.find((one) => one.props.elem_id === id).id", f"{TEXT}-gallery"
     )
@@ -385,7 +385,7 @@ def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_af
 
 def test_two_or_four_images_are_compared_side_by_side_by_keys(page: Page) -> None:
     make(page, TEXT, "8", 5)
-    select(page, TEXT, 1)
+    select(page, 1)
     dialog = page.get_by_role("dialog", name="Compare images")
     shown = dialog.locator(".side-by-side button")
     page.keyboard.press("c")
@@ -436,7 +436,7 @@ def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
     stars = result(page, "stars").get_by_role("radio")
     for seed, key in (("8", "2"), ("20", "5"), ("30", "3")):
         make(page, TEXT, seed, 1)
-        select(page, TEXT, 0)
+        select(page, 0)
         for index in range(5):
             expect(stars.nth(index)).not_to_be_checked()
         page.keyboard.press(key)
@@ -445,7 +445,7 @@ def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
     expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
     page.reload()
     expect(kept(page)).to_have_text(["★★★★★ seed 20", "★★★ seed 30", "★★ seed 8"])
-    select(page, TEXT, 0)
+    select(page, 0)
     expect(stars.nth(2)).to_be_checked()
     stars.nth(3).check()
     expect(kept(page).nth(1)).to_have_text("★★★★ seed 30")
@@ -453,13 +453,13 @@ def test_the_best_of_several_rounds_are_rated_and_sorted(page: Page) -> None:
 
 def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page, turnstile: Turnstile) -> None:
     make(page, TEXT, "8", 2)
-    select(page, TEXT, 0)
+    select(page, 0)
     page.set_viewport_size({"width": 390, "height": 500})
     gallery, progress = result(page, "gallery"), result(page, "vary-progress")
     expect(progress).to_be_hidden()
     turnstile.open.clear()
     try:
-        vary(page, TEXT, 0.4, 2)
+        vary(page, 0.4, 2)
         turnstile.passes.release(3)
         expect(progress).to_contain_text("Image 1 of 2")
         expect(progress).to_be_in_viewport()
@@ -502,7 +502,7 @@ def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
 ) -> None:
     monkeypatch.setattr(jobs, "PREVIEW_SECONDS", 0)  # the first step has one
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
+    select(page, 0)
     facts = result(page, "facts")
     turnstile.open.clear()
     set_seeds(page, TEXT, "30", 2)
@@ -514,7 +514,7 @@ def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
     turnstile.open.set()
     expect_done(page, 2)
     expect(facts).to_contain_text("Seed 30")
-    keep(page, TEXT, 1)
+    keep(page, 1)
 
 
 def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> None:
@@ -523,26 +523,26 @@ def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> No
         result(page, "next").click()
         expect(tiles(page)).to_have_count(count)
         expect(result(page, "status")).to_contain_text("4 images in")
-    recipes = [from_png(file).recipe for file in files(page, TEXT)]
+    recipes = [from_png(file).recipe for file in files(page)]
     assert recipes == [recipes[0].with_seeds([seed]) for seed in range(8, 18)]
-    assert replay(fresh(runtime), Shared(recipes[-1])) == digest(files(page, TEXT)[-1])
+    assert replay(fresh(runtime), Shared(recipes[-1])) == digest(files(page)[-1])
 
 
 def test_control_enter_runs_the_form_that_has_the_focus(page: Page) -> None:
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
-    touch_up(page, TEXT, 1, by_key=True)
+    select(page, 0)
+    touch_up(page, 1, by_key=True)
     expect(tiles(page)).to_have_count(2)
     expect(result(page, "status")).to_contain_text("1 image in")
-    assert [from_png(file).recipe.task for file in files(page, TEXT)] == [TEXT, TOUCH_UP]
+    assert [from_png(file).recipe.task for file in files(page)] == [TEXT, TOUCH_UP]
 
 
 def test_touching_up_changes_the_painted_cells_alone(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "20", 1)
-    select(page, TEXT, 0)
-    touch_up(page, TEXT, 2, prompt="a pixel art character on a warm background")
+    select(page, 0)
+    touch_up(page, 2, prompt="a pixel art character on a warm background")
     expect(tiles(page)).to_have_count(3)
-    recipe = from_png(files(page, TEXT)[1]).recipe
+    recipe = from_png(files(page)[1]).recipe
     assert set(recipe.cells) >= {7 * 16 + 8, 8 * 16 + 7} and len(recipe.cells) < 64
     assert recipe.prompt == "a pixel art character on a warm background"
     *_, before = sampled(runtime, recipe.parent)
@@ -557,12 +557,12 @@ def test_an_image_of_an_image_goes_on(page: Page, runtime: Runtime, image_file: 
     part(page, task, "picture").locator("input[type=file]").set_input_files(image_file)
     expect(part(page, task, "picture").locator("img")).to_be_visible()
     make(page, task, "5", 1)
-    select(page, task, 0)
-    vary(page, task, 0.3, 1)
+    select(page, 0)
+    vary(page, 0.3, 1)
     expect(tiles(page)).to_have_count(2)
     expect(result(page, "status")).to_contain_text("1 image in")
     given = Image.open(image_file)
-    for image in files(page, task):
+    for image in files(page):
         said = from_png(image)
         assert replay(fresh(runtime), said, given) == said.digest == digest(image)
 
@@ -578,7 +578,7 @@ def test_a_variation_is_composited_as_its_parent_was(composite: bool) -> None:
 # Links
 
 
-def copied_link(page: Page, task: str) -> str:
+def copied_link(page: Page) -> str:
     expect(result(page, "copy-link")).to_have_text("Copy link")
     result(page, "copy-link").click()
     expect(result(page, "copy-link")).to_have_text("Link copied")
@@ -604,26 +604,26 @@ def test_every_selected_image_has_a_link_of_its_own(page: Page, image_file: Path
         expect(part(page, task, "drawing").locator("canvas")).to_be_visible()
         paint_the_middle(page, part(page, task, "drawing"))
     make(page, task, "40", 3)
-    made = [digest(image) for image in files(page, task)]
+    made = [digest(image) for image in files(page)]
     for index in range(3):
-        select(page, task, index)
-        shared = shared_by(copied_link(page, task))
+        select(page, index)
+        shared = shared_by(copied_link(page))
         assert shared.recipe.seeds == (40 + index,) and shared.digest == made[index]
     make(page, task, "50", 2)
-    select(page, task, 1)
-    assert shared_by(copied_link(page, task)).recipe.seeds == (51,)
+    select(page, 1)
+    assert shared_by(copied_link(page)).recipe.seeds == (51,)
 
 
 def test_a_kept_image_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     make(page, TEXT, "40", 2)
-    select(page, TEXT, 0)
-    keep(page, TEXT, 1)
-    select(page, TEXT, 1)
-    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (41,)
+    select(page, 0)
+    keep(page, 1)
+    select(page, 1)
+    assert shared_by(copied_link(page)).recipe.seeds == (41,)
     page.locator("#tray-open").click()
     expect(result(page, "facts")).to_contain_text("Seed 40")
-    assert shared_by(copied_link(page, TEXT)).recipe.seeds == (40,)
+    assert shared_by(copied_link(page)).recipe.seeds == (40,)
 
 
 def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_selection(page: Page) -> None:
@@ -631,7 +631,7 @@ def test_a_link_that_the_browser_does_not_copy_is_shown_until_the_next_selection
     make(page, TEXT, "40", 2)
     shown = result(page, "link").locator("input, textarea")
     for index in range(2):
-        select(page, TEXT, index)
+        select(page, index)
         expect(result(page, "copy-link")).to_have_text("Copy link")
         expect(shown).to_be_hidden()
         result(page, "copy-link").click()
@@ -652,19 +652,22 @@ def test_nothing_waits_for_the_change_of_a_state(runtime: Runtime) -> None:
 
 def test_the_seed_is_used_for_the_next_runs(page: Page) -> None:
     make(page, TEXT, "30-31", 2)
-    select(page, TEXT, 1)
+    select(page, 1)
     part(page, TEXT, "random").get_by_role("checkbox").check()
     page.get_by_role("button", name="Use this seed", exact=True).click()
     expect(result(page, "note")).to_have_text("The next runs start from seed 31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("31")
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_be_editable()
     expect(part(page, TEXT, "random").get_by_role("checkbox")).not_to_be_checked()
+    open_tab(page, "Inpaint")  # whose next runs they are too
+    expect(part(page, "inpaint", "seeds").get_by_role("textbox")).to_have_value("31")
+    expect(part(page, "inpaint", "random").get_by_role("checkbox")).not_to_be_checked()
 
 
 def test_an_image_is_sent_to_image_to_image(page: Page) -> None:
     part(page, TEXT, "prompt").get_by_role("textbox").fill("a pixel art character on a sky background")
     make(page, TEXT, "8", 1)
-    select(page, TEXT, 0)
+    select(page, 0)
     result(page, "to-image").click()
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     box = part(page, "image_to_image", "prompt").get_by_role("textbox")
@@ -676,7 +679,7 @@ def test_an_image_is_sent_to_image_to_image(page: Page) -> None:
 def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 1)
     before = pixels(page)["seed 8"]
-    select(page, TEXT, 0)
+    select(page, 0)
     result(page, "to-inpaint").click()
     editor = part(page, "inpaint", "drawing")
     expect(editor.locator("canvas")).to_be_visible()
@@ -694,8 +697,8 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
     expect(page.locator("#tray")).to_be_hidden()
     make(page, TEXT, "40", 3)
     for index in range(3):
-        select(page, TEXT, index)
-        keep(page, TEXT, index + 1)
+        select(page, index)
+        keep(page, index + 1)
     result(page, "keep").click()
     expect(result(page, "note")).to_contain_text("Added to Kept images")
     expect(kept(page)).to_have_count(3)
@@ -713,8 +716,8 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
 
 def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    select(page, TEXT, 0)
-    keep(page, TEXT, 1)
+    select(page, 0)
+    keep(page, 1)
     page.locator("#tray-discard").click()
     expect(page.locator("#tray-note")).to_contain_text("No images kept")
     for name in ("open", "compare", "discard", "single", "zip", "sheet"):
@@ -727,10 +730,10 @@ def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
 
 def test_kept_images_outlast_runs_and_open_again(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    select(page, TEXT, 0)
-    keep(page, TEXT, 1)
+    select(page, 0)
+    keep(page, 1)
     make(page, TEXT, "50", 1)
-    select(page, TEXT, 0)
+    select(page, 0)
     open_tab(page, "Inpaint")
     expect(kept(page)).to_have_count(1)
     page.locator("#tray-open").click()
@@ -739,8 +742,8 @@ def test_kept_images_outlast_runs_and_open_again(page: Page) -> None:
 
 def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
     make(page, TEXT, "40", 1)
-    select(page, TEXT, 0)
-    keep(page, TEXT, 1)
+    select(page, 0)
+    keep(page, 1)
     name, content = downloaded(page, "#tray-single")
     assert name == "amused-seed-40.png"
     assert from_png(Image.open(io.BytesIO(content))).recipe.seeds == (40,)
@@ -748,7 +751,7 @@ def test_the_recipe_can_be_left_out_of_the_files(page: Page) -> None:
     _, content = downloaded(page, "#tray-single")
     assert Image.open(io.BytesIO(content)).info == {}
     make(page, TEXT, "41", 1)
-    assert all(image.info == {} for image in files(page, TEXT))
+    assert all(image.info == {} for image in files(page))
 
 
 # Runs
@@ -796,11 +799,11 @@ def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None
 
 def test_strokes_belong_to_the_image_they_were_painted_on(page: Page) -> None:
     make(page, TEXT, "8", 2)
-    select(page, TEXT, 0)
-    touch_up(page, TEXT, 1)
+    select(page, 0)
+    touch_up(page, 1)
     expect(tiles(page)).to_have_count(3)
     expect(result(page, "status")).to_contain_text("1 image in")
-    select(page, TEXT, 1)
+    select(page, 1)
     expect(result(page, "touching")).to_be_hidden()
     result(page, "touch").click()
     expect(result(page, "strokes").get_by_role("button", name="Undo")).to_be_disabled()

@@ -432,13 +432,13 @@ def test_an_image_is_downloaded_enlarged(page: Page) -> None:
     open_image(page, 0)
     for factor in (2, 4):
         with page.expect_download() as download:
-            part(page, TEXT_TO_IMAGE, f"download-{factor}").click()
+            result(page, f"download-{factor}").click()
         assert Image.open(download.value.path()).size == (256 * factor, 256 * factor)
 
 
 def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
     open_image(phone, 0)
-    boxes = [part(phone, TEXT_TO_IMAGE, name).bounding_box() for name in ("keep", "more", "touch")]
+    boxes = [result(phone, name).bounding_box() for name in ("keep", "more", "touch")]
     assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
 
 

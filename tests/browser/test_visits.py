@@ -137,6 +137,24 @@ def test_stop_ends_a_run_that_was_joined(page: Page, held: Turnstile) -> None:
     expect(part(page, TEXT, "stop")).to_be_hidden()
 
 
+def test_a_run_is_shown_and_stopped_in_every_tab(page: Page, held: Turnstile) -> None:
+    start(page, "20", 3)
+    expect_begun(page)
+    held.passes.release(12)
+    expect(tiles(page).first).to_contain_text("seed 20")
+    open_tab(page, "Inpaint")
+    expect(part(page, "inpaint", "progress")).to_contain_text("Image 1 of 3")
+    expect(tiles(page).first).to_contain_text("seed 20")
+    part(page, "inpaint", "stop").click()
+    held.open.set()
+    expect(result(page, "status")).to_contain_text("Stopped after")
+    for task in ("inpaint", TEXT):
+        open_tab(page, "Inpaint" if task == "inpaint" else "Text to image")
+        expect(part(page, task, "run")).to_be_visible()
+        expect(part(page, task, "stop")).to_be_hidden()
+        expect(part(page, task, "progress")).to_be_hidden()
+
+
 def test_a_closed_tab_is_there_again(context: BrowserContext, address: str, held: Turnstile) -> None:
     first = visit(context, address)
     start(first, "30", 2)

@@ -26,6 +26,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from amused.errors import UserError
+from amused.generation.images import digest
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Event, Request, Result, Started, Summary
 from amused.serving.queue import MAX_WAITING_RUNS
@@ -227,6 +228,18 @@ def test_an_action_can_append_and_remark_on_what_it_made() -> None:
     finish(visitor.start(20, append=True, remark=remark))
     assert visitor.seeds == [10, 11, 20] and seen == [20]
     assert visitor.state.note.startswith("The same image. 1 image in")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_run_that_starts_from_an_image_in_the_gallery_adds_to_it(is_own: bool) -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    finish(visitor.start(10, 2))
+    image = Image.open(visitor.state.images[1].path) if is_own else Image.new("RGB", (256, 256), "teal")
+    recipe = Recipe("image_to_image", "a cow", (3,), steps=2, strength=0.5, image=digest(image))
+    action = RunAction(read=lambda _: Request((recipe,), image), name=lambda _: "a cow")
+    finish(stream_run(runtime, visitor.tab.result, action, values_of(visitor.tab, visitor.state)))
+    assert visitor.seeds == ([10, 11, 3] if is_own else [3])
+    assert visitor.state.groups == (((2, "a cow"),) if is_own else ())
 
 
 @pytest.mark.parametrize("is_random", [True, False])
