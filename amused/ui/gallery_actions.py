@@ -28,7 +28,8 @@ from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scr
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, Tray, start_download
 from amused.ui.latest import sync
-from amused.ui.results import MORE, ResultState, ResultView, RunAction, build_progress, connect, image_at
+from amused.ui.results import MORE, ResultState, ResultView, build_progress, image_at
+from amused.ui.runs import RunAction, connect
 from amused.ui.setting_examples import low_high
 from amused.ui.settings import Settings
 from amused.ui.sharing import CopyLink

@@ -19,7 +19,8 @@ from amused.serving import file_cache
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.latest import sync
-from amused.ui.results import PartlyMade, ResultState, RunAction, build_progress, connect
+from amused.ui.results import ResultState, build_progress
+from amused.ui.runs import PartlyMade, RunAction, connect
 from amused.ui.status import count_images, describe_seconds, status_line
 from amused.ui.tab import Tab
 

@@ -1,6 +1,6 @@
 """Runs that go on at the server when their page is gone, and are joined again by the next one.
 
-A run is the generator of its updates (`results.stream_run`). A thread takes them one by one and hands each to the pages
+A run is the generator of its updates (`runs.stream_run`). A thread takes them one by one and hands each to the pages
 that watch. A run that nobody watches for `AWAY_SECONDS` is given up.
 """
 

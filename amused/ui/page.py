@@ -18,7 +18,7 @@ from amused.memory import paused_collection
 from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
-from amused.ui import api, gallery_actions, kept_images, restore, results, setting_examples
+from amused.ui import api, gallery_actions, kept_images, restore, results, runs, setting_examples
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates
 from amused.ui.history import HistoryView
 from amused.ui.latest import hide_progress
@@ -83,7 +83,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
             result = build_result(runtime)
         with controls, gr.Tabs() as tab_bar:
             tabs: list[Tab] = [build(runtime, result) for build in (text_tab.build, image_tab.build, inpaint_tab.build)]
-        results.connect_result(runtime, result)
+        runs.connect_result(runtime, result)
         connect_models(runtime, tabs)
         connect_adapters(runtime, tabs, page)
         tray_view = kept_images.KeptImagesView()

@@ -17,7 +17,8 @@ from amused.recipe.recipe import Recipe
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.history import HistoryView, Sweep
 from amused.ui.kept_images import KeptImagesView
-from amused.ui.results import ResultState, ResultView, join_runs, show_again
+from amused.ui.results import ResultState, ResultView, show_again
+from amused.ui.runs import join_runs
 from amused.ui.tab import Tab
 from amused.ui.visits import Visit, Visits
 

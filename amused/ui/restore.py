@@ -29,7 +29,7 @@ from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
 from amused.ui.reopen import Reopening, recipe_of
-from amused.ui.results import RunAction, connect
+from amused.ui.runs import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
 from amused.ui.tab import Tab

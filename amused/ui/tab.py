@@ -15,7 +15,8 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.events import UI_ONLY, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
-from amused.ui.results import ResultView, RunAction, connect
+from amused.ui.results import ResultView
+from amused.ui.runs import RunAction, connect
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 
 PLACEHOLDER = """Describe the image

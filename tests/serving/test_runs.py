@@ -39,7 +39,8 @@ from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, write_bundle, write_sheet, write_single
 from amused.ui.page import AmusedBlocks
 from amused.ui.queue_list import drop, show_waiting
-from amused.ui.results import ResultState, RunAction, join_runs, run_live, show_again, show_end, stop_runs, stream_run
+from amused.ui.results import ResultState, show_again, show_end
+from amused.ui.runs import RunAction, join_runs, run_live, stop_runs, stream_run
 from amused.ui.tabs import text
 from amused.ui.uploads import GatedBlocks
 
