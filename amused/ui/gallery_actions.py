@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 
 import gradio as gr
 from gradio.blocks import Block
 from PIL import Image
 
 from amused.errors import UserError
+from amused.generation.images import fit
 from amused.generation.pixel_masks import token_indices
 from amused.limits import MAX_SEEDS
-from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, TOUCH_UP, VARY
+from amused.recipe.recipe import IMAGE_TO_IMAGE, IMPROVE, INPAINT, STRENGTHS, TOUCH_UP, VARY
 from amused.recipe.sweep import escape
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
@@ -25,7 +27,7 @@ from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to, selected_js, send_instead
-from amused.ui.files import GeneratedImage
+from amused.ui.files import GeneratedImage, open_image
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, Tray, start_download
 from amused.ui.latest import sync
 from amused.ui.results import MORE, ResultState, ResultView, build_progress, image_at
@@ -117,16 +119,25 @@ class DetailsView:
             self.progress = build_progress("result-improve-progress")
             self.note = gr.HTML(padding=False, elem_id="result-note")
             self.facts = gr.HTML(padding=False, elem_id="result-facts")
+            with gr.Accordion("Before and after", open=False, visible=False) as self.comparison:
+                self.slider = gr.ImageSlider(
+                    show_label=False,
+                    interactive=False,
+                    format="png",
+                    buttons=["fullscreen"],
+                    elem_id="result-before-after",
+                )
 
     @property
     def outputs(self) -> list[Block]:
         """All that `show` updates."""
         return [
             self.place, self.selected, self.image, self.stars, self.facts, self.note, self.vary.place,
-            self.touch_up.place, self.mask, *self.copy_link.outputs,
+            self.touch_up.place, self.mask, self.comparison, self.slider, *self.copy_link.outputs,
         ]  # fmt: skip
 
     def show(self, image: GeneratedImage, kept: KeptImages | None = None, in_gallery: bool = True) -> Updates:
+        before = before_image(image)
         return {
             self.place: gr.Column(visible=True),
             self.selected: image,
@@ -137,6 +148,8 @@ class DetailsView:
             self.vary.place: gr.Column(visible=False),
             self.touch_up.place: gr.Column(visible=False),
             self.mask: gr.DownloadButton(value=image.mask, visible=image.mask is not None),
+            self.comparison: gr.Accordion(visible=before is not None),
+            self.slider: None if before is None else (before, image.path),
             **self.copy_link.show(image),
         }
 
@@ -166,6 +179,13 @@ def connect_actions(
 
     reopened = tray.reopen.click(reopen, tray.shown, [result.gallery, *view.outputs], js=tray.selected_js, **UI_ONLY)
     scroll_to(view.place, reopened)
+
+
+def before_image(image: GeneratedImage) -> Image.Image | None:
+    """The input image of an image to image or inpainting, as the model saw it; None if its file is gone."""
+    if image.recipe.task not in STRENGTHS or image.image is None or not Path(image.image).exists():
+        return None
+    return fit(open_image(image.image), *image.size, image.recipe.fit)
 
 
 def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:

@@ -25,7 +25,7 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
 from amused.ui.queue_list import drop
-from amused.ui.results import ResultState, ResultView, show_end, show_gallery, show_groups
+from amused.ui.results import ResultState, ResultView, image_at, show_end, show_gallery, show_groups
 from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
@@ -189,7 +189,7 @@ class ShownRun:
         self.state: ResultState = values[view.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
-        self.has_tiles = False
+        self.has_tiles = self.continues = False
         self.made: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
@@ -231,7 +231,8 @@ class ShownRun:
 
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
-        joins = self.action.append or self.has_waited or starts_from(event.request, self.state.images)
+        self.continues = starts_from(event.request, self.state.images)
+        joins = self.action.append or self.has_waited or self.continues
         self.earlier = self.state.images if joins else ()
         self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
         self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
@@ -265,7 +266,7 @@ class ShownRun:
         updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
         self.state.images = self.earlier + self.images
         updates |= self.action.finish(self.request, self.images)
-        if self.action.opens:
+        if self.opens_first():
             updates |= self.bring_into_view()
             self.state.opened = len(self.earlier)
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
@@ -285,6 +286,11 @@ class ShownRun:
         if not self.action.opens:
             updates |= self.bring_into_view()
         return {**updates, self.view.groups: show_groups(self.state.groups)}
+
+    def opens_first(self) -> bool:
+        """Whether the first image is opened at the end: as the action says, or in place of the one it started from."""
+        is_open = image_at(self.state.shown, self.state.opened) is not None
+        return self.action.opens or (self.continues and is_open and not self.has_waited)
 
     def bring_into_view(self) -> Updates:
         """The first image of this run. One that waited leaves the visitor at what they do."""

@@ -363,7 +363,7 @@ def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_af
     make(page, TEXT, "8", 1)
     select(page, 0)
     gallery = page.evaluate(
-        "id => window.gradio_config.components.find((one) => one.props.elem_id === id).id", f"{TEXT}-gallery"
+        "id => window.gradio_config.components.find((one) => one.props.elem_id === id).id", "result-gallery"
     )
     held: list[Route] = []
 
@@ -672,8 +672,10 @@ def test_an_image_is_sent_to_image_to_image(page: Page) -> None:
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_visible()
     box = part(page, "image_to_image", "prompt").get_by_role("textbox")
     expect(box).to_have_value("a pixel art character on a sky background")
-    make(page, "image_to_image", "2", 1)
-    assert list(pixels(page)) == ["seed 2"]
+    set_seeds(page, "image_to_image", "2", 1)
+    run(page, "image_to_image")
+    expect(tiles(page)).to_have_text(["seed 8", "seed 2"])
+    expect(result(page, "groups").locator("i")).to_have_text(["a pixel art character on a sky background"])
 
 
 def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
@@ -684,7 +686,10 @@ def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     editor = part(page, "inpaint", "drawing")
     expect(editor.locator("canvas")).to_be_visible()
     paint_the_middle(page, editor)
-    make(page, "inpaint", "3", 1)
+    set_seeds(page, "inpaint", "3", 1)
+    run(page, "inpaint")
+    expect(result(page, "facts")).to_contain_text("Seed 3")  # opened in place of what it was made of
+    result(page, "gallery").get_by_role("button", name="Close").click()
     changed = (pixels(page)["seed 3"] != before).any(-1)
     assert changed[120:136, 120:136].any()
     assert not changed[:64].any() and not changed[-64:].any()
@@ -699,12 +704,13 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
     for index in range(3):
         select(page, index)
         keep(page, index + 1)
-    result(page, "keep").click()
+    with page.expect_response("**/run/predict"):
+        result(page, "keep").click()
     expect(result(page, "note")).to_contain_text("Added to Kept images")
     expect(kept(page)).to_have_count(3)
 
     kept(page).nth(1).click()
-    expect(page.locator("#tray-note")).to_contain_text("seed 41")
+    expect(page.locator("#tray-note")).to_contain_text("Selected: seed 41")
     page.locator("#tray-discard").click()
     expect(kept(page)).to_have_count(2)
     assert [tile.inner_text().strip() for tile in kept(page).all()] == ["seed 40", "seed 42"]

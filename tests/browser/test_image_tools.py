@@ -517,20 +517,21 @@ def test_an_image_keeps_its_shape_and_is_compared_with_the_result(page: Page, im
     expect_done(page, 2)
     made = pixels(page)
     assert made["seed 3"].shape == (128, 256, 3)
+    open_image(page, 0)
     page.get_by_role("button", name="Before and after").click()
-    sides = part(page, IMAGE_TO_IMAGE, "compare").locator("img")
+    sides = result(page, "before-after").locator("img")
     expect(sides).to_have_count(2)
     assert (compared(page) == made["seed 3"]).all()
     open_image(page, 1)
-    expect(part(page, IMAGE_TO_IMAGE, "compare").locator("img[src*=seed-4]")).to_have_count(1)
+    expect(result(page, "before-after").locator("img[src*=seed-4]")).to_have_count(1)
     assert (compared(page) == made["seed 4"]).all()
 
 
 def compared(page: Page) -> np.ndarray:
     """The result in the slider: the side that is not the image before it."""
-    sources = [img.get_attribute("src") for img in part(page, IMAGE_TO_IMAGE, "compare").locator("img").all()]
-    (result,) = [source for source in sources if "amused-seed" in source]
-    return np.asarray(Image.open(io.BytesIO(page.request.get(result).body())).convert("RGB")).astype(int)
+    sources = [img.get_attribute("src") for img in result(page, "before-after").locator("img").all()]
+    (after,) = [source for source in sources if "amused-seed" in source]
+    return np.asarray(Image.open(io.BytesIO(page.request.get(after).body())).convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, OWN_SHAPE])

@@ -231,16 +231,21 @@ def test_an_action_can_append_and_remark_on_what_it_made() -> None:
     assert visitor.state.note.startswith("The same image. 1 image in")
 
 
-@pytest.mark.parametrize("is_own", [True, False])
-def test_a_run_that_starts_from_an_image_in_the_gallery_adds_to_it(is_own: bool) -> None:
+@pytest.mark.parametrize(("is_own", "opened", "opens"), [(True, 1, 2), (True, -1, -1), (False, 1, None)])
+def test_a_run_that_starts_from_an_image_in_the_gallery_adds_to_it(
+    is_own: bool, opened: int, opens: int | None
+) -> None:
+    """And opens what it made, if an image is open."""
     visitor = Visitor(runtime := fake_runtime())
     finish(visitor.start(10, 2))
+    visitor.state.opened = opened
     image = Image.open(visitor.state.images[1].path) if is_own else Image.new("RGB", (256, 256), "teal")
     recipe = Recipe("image_to_image", "a cow", (3,), steps=2, strength=0.5, image=digest(image))
     action = RunAction(read=lambda _: Request((recipe,), image), name=lambda _: "a cow")
     finish(stream_run(runtime, visitor.tab.result, action, values_of(visitor.tab, visitor.state)))
     assert visitor.seeds == ([10, 11, 3] if is_own else [3])
     assert visitor.state.groups == (((2, "a cow"),) if is_own else ())
+    assert visitor.state.opened == opens
 
 
 @pytest.mark.parametrize("is_random", [True, False])

@@ -31,11 +31,12 @@ from amused.ui.drawing import Drawing
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
+from amused.ui.gallery_actions import before_image
 from amused.ui.grid import GridSection
 from amused.ui.kept_images import KeptImages, Tray, write_sheet
 from amused.ui.page import build_result
 from amused.ui.prompt_help import describe_prompt, word_choices
-from amused.ui.results import ResultState
+from amused.ui.results import ResultState, image_at
 from amused.ui.tabs import image as image_tab
 from amused.ui.tabs import inpaint as inpaint_tab
 from amused.ui.tabs import text as text_tab
@@ -50,16 +51,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "is_compared"),
+    ("index", "is_found"),
     [(0, True), (1, False), (-1, False), (True, False), (0.0, False), ("0", False), ([0], False), (None, False)],
 )
-def test_a_result_is_compared_by_its_index_only(index: Any, is_compared: bool, tmp_path: Path) -> None:
-    tab = build_tab(image_tab.build, fake_runtime())
-    recipe = Recipe("image_to_image", "", (1,), width=256, height=256, image=digest(TEAL))
-    images = (GeneratedImage(str(tmp_path / "1.png"), 1, recipe, "0" * 16, (256, 256)),)
-    state = ResultState(images, images)
-    shown = tab.compare(values_of(tab, state, image=png(TEAL)), index)
-    assert shown[tab.comparison].visible is is_compared
+def test_an_image_is_found_by_its_index_only(index: Any, is_found: bool) -> None:
+    image = GeneratedImage("1.png", 1, Recipe("text_to_image", "", (1,)), "0" * 16, (256, 256))
+    assert image_at((image,), index) is (image if is_found else None)
+
+
+@pytest.mark.parametrize("task", ["image_to_image", "inpaint", "text_to_image"])
+def test_an_image_is_compared_with_what_the_model_saw_of_its_input(task: str, tmp_path: Path) -> None:
+    Image.new("RGB", (600, 300), "teal").save(given := tmp_path / "given.png")
+    image = GeneratedImage("1.png", 1, Recipe(task, "", (1,), fit="pad"), "0" * 16, (256, 256), str(given))
+    before = before_image(image)
+    assert (before is None) == (task == "text_to_image")
+    if before is not None:
+        assert before.size == (256, 256) and before.getpixel((0, 0)) == (255, 255, 255)
+    given.unlink()  # files are kept for a limited time
+    assert before_image(image) is None
 
 
 @pytest.mark.parametrize(("index", "fills"), [(0, True), (99, False), (-1, False), ("0", False), (None, False)])

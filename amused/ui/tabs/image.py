@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 from PIL import Image
 
@@ -16,10 +15,10 @@ from amused.recipe.recipe import FITS, IMAGE_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
-from amused.ui.events import UI_ONLY, Updates, Values, on_select
+from amused.ui.events import Updates, Values
 from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
-from amused.ui.results import ResultState, ResultView, image_at
+from amused.ui.results import ResultView
 from amused.ui.shapes import OWN_SHAPE, SHAPES, SQUARE, shape_of, sides
 from amused.ui.tab import Tab, build_controls, connect_tab
 
@@ -35,8 +34,6 @@ class ImageTab(Tab):
     fit: gr.Radio
     seen: gr.Image
     fit_row: gr.Row
-    comparison: gr.Accordion
-    slider: gr.ImageSlider
 
     @property
     def sources(self) -> list[Component]:
@@ -82,39 +79,17 @@ class ImageTab(Tab):
         label = f"What the model sees: {shown.width} x {shown.height}"
         return {self.seen: gr.Image(value=shown, visible=True, label=label), self.fit_row: gr.Row(visible=True)}
 
-    def compare(self, values: Values, index: Any = 0) -> Updates:
-        """The input as the model saw it, and a result; nothing if another image has been uploaded since."""
-        state: ResultState = values[self.result.state]
-        result = image_at(state.shown, index)
-        try:
-            image = read_image(values[self.image])
-        except UserError:
-            image = None
-        if result and image and result.recipe.task == IMAGE_TO_IMAGE and digest(image) == result.recipe.image:
-            pair = fitted(result.recipe, image), result.path
-            return {self.comparison: gr.Accordion(visible=True), self.slider: pair}
-        return {self.comparison: gr.Accordion(visible=False), self.slider: None}
-
 
 def build(runtime: Runtime, result: ResultView) -> ImageTab:
-    with result.place, gr.Accordion("Before and after", open=False, visible=False) as comparison:
-        slider = gr.ImageSlider(
-            show_label=False,
-            interactive=False,
-            format="png",
-            buttons=["fullscreen"],
-            elem_id=f"{IMAGE_TO_IMAGE}-compare",
-        )
     with gr.Tab("Image to image", id=IMAGE_TO_IMAGE):
         inputs = build_inputs()
         controls = build_controls(IMAGE_TO_IMAGE, runtime, result)
-        tab = ImageTab(runtime, controls, result, **inputs, comparison=comparison, slider=slider)
+        tab = ImageTab(runtime, controls, result, **inputs)
         connect_tab(tab)
         examples.connect(tab)
         grid.GridSection(tab)
         changing = [*tab.sources, tab.settings.model]
         sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
-    connect_comparison(tab)
     return tab
 
 
@@ -153,16 +128,6 @@ def build_inputs() -> dict[str, Any]:
             elem_id=f"{IMAGE_TO_IMAGE}-fit",
         )
     return {"image": image, "seen": seen, "fit_row": fit_row, "shape": shape, "fit": fit_mode}
-
-
-def connect_comparison(tab: ImageTab) -> None:
-    def compare_selected(values: Values) -> Updates:
-        return tab.compare(values, values[tab.result.index])
-
-    inputs: set[Block] = {tab.result.state, tab.image}
-    outputs = [tab.comparison, tab.slider]
-    tab.result.ended.change(lambda values: tab.compare(values), inputs, outputs, **UI_ONLY)
-    on_select(tab.result.gallery, tab.result.index, compare_selected, inputs, outputs)
 
 
 def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
