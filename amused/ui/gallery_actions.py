@@ -287,9 +287,10 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
     def open_tab(selected: GeneratedImage | None) -> Updates:
         return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(required(selected).recipe.prompt)}
 
-    button.click(open_tab, view.selected, [tab_bar, prompt], **UI_ONLY).success(
+    sent = button.click(open_tab, view.selected, [tab_bar, prompt], **UI_ONLY).success(
         lambda selected: required(selected).path, view.selected, image_input, **UI_ONLY
     )
+    scroll_to(image_input, sent)
 
 
 def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> None:

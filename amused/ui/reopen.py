@@ -117,7 +117,8 @@ class Reopening:
         state.images = state.shown = sweep.images
         state.groups, state.note = (), sweep.title
         visit.task = sweep.task
-        return {**show_again(self.result, state), self.tab_bar: gr.Tabs(selected=sweep.task)}
+        shown = {**show_again(self.result, state), **self.result.bring_into_view(state, 0)}
+        return {**shown, self.tab_bar: gr.Tabs(selected=sweep.task)}
 
 
 def recipe_of(sweep: Sweep) -> Recipe:

@@ -23,6 +23,9 @@ REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never wi
 
 MORE = 4  # images that continue a sweep
 
+MAX_TILES = 100_000
+ARRIVED_JS = f"(number) => window.amusedArrived(number % {MAX_TILES})"
+
 # State
 
 
@@ -47,7 +50,7 @@ class ResultState:
         num_runs: runs that are queued or going on.
         num_stops: how often Stop was pressed.
         num_dropped: queued runs that the last Stop cancelled.
-        num_arrived: runs whose first image was brought into view.
+        num_arrived: how often an image was brought into view.
         awaits_end: a page that was opened again shows a run, of which it has yet to hear.
         live: the same runs as `num_runs` counts, the one that goes on first.
         status: what is shown of the run that goes on.
@@ -116,7 +119,7 @@ class ResultView:
         sheet: of a grid.
         state: a ResultState.
         write_metadata: whether files carry their recipe.
-        arrived: changes when the first image of a run is there; its index, see `ShownRun.bring_into_view`.
+        arrived: see `bring_into_view`.
         outputs: all that runs update.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
             with `queue=False` triggers nothing (Gradio 6.31).
@@ -166,6 +169,11 @@ class ResultView:
 
     def offer_stop(self, is_offered: bool) -> Updates:
         return dict.fromkeys(self.stops, gr.Button(visible=is_offered))
+
+    def bring_into_view(self, state: ResultState, index: int) -> Updates:
+        """Scroll to an image of the gallery, or to the one that is open."""
+        state.num_arrived += 1
+        return {self.arrived: state.num_arrived * MAX_TILES + index}
 
     def show_waiting(self, state: ResultState) -> Updates:
         return dict.fromkeys(self.waiting, show_waiting(state.live))

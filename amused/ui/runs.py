@@ -25,13 +25,11 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
 from amused.ui.queue_list import drop
-from amused.ui.results import ResultState, ResultView, image_at, show_end, show_gallery, show_groups
+from amused.ui.results import ARRIVED_JS, ResultState, ResultView, image_at, show_end, show_gallery, show_groups
 from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
 WAITING = json.dumps(busy_line("Waiting for the model"))
-MAX_TILES = 100_000
-ARRIVED_JS = f"(number) => window.amusedArrived(number % {MAX_TILES})"
 ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
@@ -296,8 +294,7 @@ class ShownRun:
         """The first image of this run. One that waited leaves the visitor at what they do."""
         if self.has_waited:
             return {}
-        self.state.num_arrived += 1
-        return {self.view.arrived: self.state.num_arrived * MAX_TILES + len(self.earlier)}
+        return self.view.bring_into_view(self.state, len(self.earlier))
 
     def close(self) -> Updates:
         """Close the open image. It goes with those of the run before.

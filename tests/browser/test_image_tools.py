@@ -442,6 +442,16 @@ def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
     assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
 
 
+@pytest.mark.parametrize(
+    ("button", "task", "place"), [("to-image", IMAGE_TO_IMAGE, "picture"), ("to-inpaint", INPAINT, "drawing")]
+)
+def test_an_image_that_is_sent_comes_into_view_on_a_phone(phone: Page, button: str, task: str, place: str) -> None:
+    open_image(phone, 0)
+    result(phone, button).click()
+    expect(part(phone, task, place).locator("img").first).to_be_visible()
+    expect(part(phone, task, place)).to_be_in_viewport(ratio=0.5)
+
+
 def test_the_editor_fits_a_phone(phone: Page, image_files: Path) -> None:
     open_inpainting(phone, image_files / "square.png")
     tools = part(phone, INPAINT, "drawing").get_by_role("toolbar")

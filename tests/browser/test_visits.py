@@ -198,6 +198,7 @@ def test_a_sweep_of_the_history_is_back_with_one_click_until_it_is_cleared(page:
     open_tab(page, "Inpaint")
     sweeps(page).nth(1).click()
     expect(tiles(page)).to_have_count(2)
+    expect(tiles(page).first).to_be_in_viewport(ratio=0.9)
     assert captions(page) == ["seed 8", "seed 9"]
     expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("8")
     open_image(page, 1)
