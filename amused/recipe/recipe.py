@@ -46,7 +46,7 @@ MASK_BY = ("random", "prompt")
 OF_A_MODEL = ("steps", "guidance_scale", "temperature", "sampler", "corrector_rounds", "mask_by", "model_version")
 """The fields for which a model may have values of its own, which apply where a request says nothing."""
 MAX_FEATHER = 64
-MAX_CELLS = 1024 * 1024 // SIDE_MULTIPLE**2
+MAX_CELLS = (1024 // 8) ** 2  # of the largest image, with the smallest tokens
 MAX_DEPTH = 16
 MAX_ADAPTER_STRENGTH = 2.0
 ADAPTER_NAME = re.compile(r"[\w(][\w .+()-]{0,63}")

@@ -39,7 +39,7 @@ RECIPES = [
     Recipe("image_to_image", "a", (3,), strength=1 / 3, crop=(0, 17), aesthetic_score=5.5, image="0123456789abcdef"),
     Recipe("inpaint", "a", (3,), composite=False, image="0123456789abcdef", mask="f" * 16, model="amused-256"),
     Recipe("vary", "b", (1, 2), parent=PLAIN, share=0.4),
-    Recipe("touch_up", "c", (1,), parent=Recipe("vary", "b", (1,), parent=PLAIN, share=0.4), cells=(9, 3, 4, 5, 255)),
+    Recipe("touch_up", "c", (1,), parent=Recipe("vary", "b", (1,), parent=PLAIN, share=0.4), cells=(9, 3, 4, 5, 16383)),
     replace(
         Recipe("vary", "b", (1,), parent=replace(PLAIN, model_version=3), share=0.4, model_version=3),
         sampler="annealed",
@@ -100,6 +100,7 @@ def test_refuses_bad_strengths(value: object) -> None:
         {"task": "vary", "parent": replace(PLAIN, model="other"), "share": 0.5},
         {"task": "touch_up", "parent": PLAIN, "cells": ()},
         {"task": "touch_up", "parent": PLAIN, "cells": (-1,)},
+        {"task": "touch_up", "parent": PLAIN, "cells": (128 * 128,)},
         {"strength": 0.5},
         {"prompt": None},
         {"prompt": "a\0b"},
