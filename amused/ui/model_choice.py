@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from amused.serving.runtime import Runtime
-from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, UI_ONLY, Updates, Values
 from amused.ui.prompt_help import prompt_help_for
 from amused.ui.settings import Settings, adapter_choices, model_note
 from amused.ui.tab import Tab
@@ -49,7 +49,7 @@ def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> 
 
     def drop(changed: Settings, values: Values) -> Updates:
         model = values[changed.model]
-        return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])} or NO_CHANGE
+        return {adapter: "" for adapter in adapters if not adapter_fits(runtime, model, values[adapter])}
 
     adapters = [tab.settings.adapter for tab in tabs]
     for tab in tabs:

@@ -177,7 +177,7 @@ class PageFiller:
         """Fill the page at these events, and scroll to the card: what it says must be seen."""
 
         def fill(values: Values) -> Updates:
-            return self.fill(lambda: read(values), values) or NO_CHANGE
+            return self.fill(lambda: read(values), values)
 
         scroll_to(self.card.place, gr.on(events, fill, {*sources, *self.adapters}, self.outputs, **LATEST))
 
