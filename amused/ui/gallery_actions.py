@@ -28,7 +28,7 @@ from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to, selected_js, send_instead
 from amused.ui.files import GeneratedImage, open_image
-from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, Tray, start_download
+from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
 from amused.ui.results import MORE, ResultState, ResultView, build_progress, image_at
 from amused.ui.runs import RunAction, connect
@@ -172,19 +172,24 @@ def connect_actions(
             connect_send(view, view.buttons[tab.task], tab_bar, tab)
 
     def reopen(values: Values) -> Updates:
-        state: Tray = values[tray.state]
-        kept = state.kept.select(values[tray.index])
+        state: ResultState = values[result.state]
+        state.opened = None
+        kept = values[tray.state].kept.select(values[tray.index])
         shown = view.show(kept.selected_image(), kept, in_gallery=False)
         return {result.gallery: gr.Gallery(selected_index=None), **shown}
 
-    reopened = tray.reopen.click(reopen, tray.shown, [result.gallery, *view.outputs], js=tray.selected_js, **UI_ONLY)
-    scroll_to(view.place, reopened)
+    inputs = {*tray.shown, result.state}
+    script = send_instead(inputs, tray.index, selected_js(tray.gallery))
+    scroll_to(view.place, tray.reopen.click(reopen, inputs, [result.gallery, *view.outputs], js=script, **UI_ONLY))
 
 
-def before_image(image: GeneratedImage) -> Image.Image | None:
-    """The input image of an image to image or inpainting, as the model saw it; None if its file is gone."""
+def before_image(image: GeneratedImage) -> Image.Image | str | None:
+    """The input image of an image to image or inpainting, as the model saw it, or its file; None if that is gone."""
     if image.recipe.task not in STRENGTHS or image.image is None or not Path(image.image).exists():
         return None
+    with Image.open(image.image) as given:  # reads the size alone
+        if given.size == image.size:
+            return image.image
     return fit(open_image(image.image), *image.size, image.recipe.fit)
 
 

@@ -37,7 +37,7 @@ class LiveRun:
     Attributes:
         number: by which a page names it.
         name: what it makes, for people.
-        has_started: it no longer waits for another run of its tab.
+        has_started: it no longer waits for another run of its page.
         is_dropped: to be cancelled, without those behind it.
         error: the sentence that it ended with.
     """

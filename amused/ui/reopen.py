@@ -36,7 +36,7 @@ class VisitView:
 
     def __init__(self) -> None:
         self.id = gr.Textbox(visible="hidden", label="Visit", elem_id="visit")
-        self.joining = gr.Number(0, visible="hidden")
+        self.joining = gr.Number(0, visible="hidden", container=False)
         self.visit = gr.State(None)
 
 

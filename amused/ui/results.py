@@ -111,7 +111,6 @@ class ResultView:
 
     Attributes:
         controls: by task.
-        place: the column of the results, which a tab may add to.
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
         index: of an image in the gallery, see `events.send_instead`.
@@ -120,7 +119,10 @@ class ResultView:
         state: a ResultState.
         write_metadata: whether files carry their recipe.
         arrived: see `bring_into_view`.
-        outputs: all that runs update.
+        shown_by_runs: what any run may update.
+        outputs: all that runs update, with what only some do.
+        progress: the status again, at Generate in each tab.
+        places: all where the status is shown again.
         ended: a number that changes when a run has ended. Follow this, not `state`: a State that changes in an event
             with `queue=False` triggers nothing (Gradio 6.31).
     """
@@ -128,7 +130,7 @@ class ResultView:
     def __init__(self, tasks: Sequence[str], hint: str, ready: tuple[GeneratedImage, ...] = ()) -> None:
         self.controls = {task: RunControls(task) for task in tasks}
         self.hint = hint
-        with gr.Column(scale=6, min_width=320, elem_classes="result") as self.place:
+        with gr.Column(scale=6, min_width=320, elem_classes="result"):
             self.gallery = gr.Gallery(
                 [image.tile for image in ready],
                 label="Images",
@@ -147,7 +149,7 @@ class ResultView:
             self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-next")
             self.index = hidden_number()
             self.arrived = hidden_number()
-            self.ended = gr.Number(0, visible="hidden", elem_id="result-ended")
+            self.ended = gr.Number(0, visible="hidden", container=False, elem_id="result-ended")
             self.sheet = gr.Image(
                 label="Grid",
                 show_label=False,  # it would cover the sheet's own heading
@@ -163,9 +165,13 @@ class ResultView:
         self.waiting = [controls.waiting for controls in self.controls.values()]
         self.shown_by_runs: list[Block] = [
             self.status, self.gallery, self.groups, self.details, self.more, self.arrived, self.ended, *self.progress,
-            *self.stops, *self.waiting,
+            *self.stops, *self.waiting, self.sheet,
         ]  # fmt: skip
-        self.outputs = self.shown_by_runs
+        self.outputs, self.places = self.shown_by_runs, self.progress
+
+    def hide_details(self) -> Updates:
+        """Without an open image, and without the sheet of a grid that is not there any more."""
+        return {self.details: gr.Column(visible=False), self.sheet: gr.Image(visible=False)}
 
     def offer_stop(self, is_offered: bool) -> Updates:
         return dict.fromkeys(self.stops, gr.Button(visible=is_offered))
@@ -229,7 +235,7 @@ def show_again(view: ResultView, state: ResultState, former: ResultState | None 
     return {
         **updates,
         view.gallery: show_gallery(state.shown, selected_index=None),
-        view.details: gr.Column(visible=False),
+        **view.hide_details(),
     }
 
 

@@ -25,7 +25,7 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
 from amused.ui.queue_list import drop
-from amused.ui.results import ARRIVED_JS, ResultState, ResultView, image_at, show_end, show_gallery, show_groups
+from amused.ui.results import ARRIVED_JS, ResultState, ResultView, show_end, show_gallery, show_groups
 from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
@@ -41,7 +41,7 @@ class RunAction:
         read: the request, from the values of `inputs`; raises UserError to refuse.
         name: what it makes, for people.
         progress: where the status is shown again; at Generate, in all tabs, if nothing else is said.
-        append: add to the images in the gallery instead of replacing them, as a run that starts from one of them does.
+        append: add to the images in the gallery instead of replacing them. Runs that start from one of them add, too.
         opens: open the first image in the gallery at the end.
         settings: whose field gets the random seeds that were drawn, to be used again.
         remark: a sentence about the images of a complete run, before its note.
@@ -97,6 +97,7 @@ def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAc
         inputs.add(action.settings.random_seeds)
         own.append(action.settings.seeds)
     view.outputs = list(dict.fromkeys([*view.outputs, *own]))
+    view.places = list(dict.fromkeys([*view.places, *progress]))
     running = gr.on(
         events,
         partial(run_live, runtime, view, action),
@@ -187,7 +188,8 @@ class ShownRun:
         self.state: ResultState = values[view.state]
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
-        self.has_tiles = self.continues = False
+        self.closes = not (action.append or has_waited)  # the open image
+        self.has_tiles = False
         self.made: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
@@ -229,9 +231,8 @@ class ShownRun:
 
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
-        self.continues = starts_from(event.request, self.state.images)
-        joins = self.action.append or self.has_waited or self.continues
-        self.earlier = self.state.images if joins else ()
+        replaces = self.closes and not starts_from(event.request, self.state.images)
+        self.earlier = () if replaces else self.state.images
         self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
         self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
         self.state.note = ""
@@ -240,7 +241,7 @@ class ShownRun:
             **self.view.offer_stop(True),
             **self.view.show_waiting(self.state),
         }
-        if not self.earlier:
+        if self.closes:
             updates |= self.close()
         settings = self.action.settings
         # Typed seeds stay: the visitor may be typing the next ones.
@@ -264,7 +265,7 @@ class ShownRun:
         updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
         self.state.images = self.earlier + self.images
         updates |= self.action.finish(self.request, self.images)
-        if self.opens_first():
+        if self.action.opens:
             updates |= self.bring_into_view()
             self.state.opened = len(self.earlier)
             updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
@@ -279,16 +280,11 @@ class ShownRun:
         self.has_tiles = True
         self.state.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
         updates: Updates = {self.view.gallery: gallery(**options)}
-        if not self.earlier:
+        if self.closes:
             updates = {**self.close(), self.view.gallery: gallery(selected_index=None)}
         if not self.action.opens:
             updates |= self.bring_into_view()
         return {**updates, self.view.groups: show_groups(self.state.groups)}
-
-    def opens_first(self) -> bool:
-        """Whether the first image is opened at the end: as the action says, or in place of the one it started from."""
-        is_open = image_at(self.state.shown, self.state.opened) is not None
-        return self.action.opens or (self.continues and is_open and not self.has_waited)
 
     def bring_into_view(self) -> Updates:
         """The first image of this run. One that waited leaves the visitor at what they do."""
@@ -297,17 +293,19 @@ class ShownRun:
         return self.view.bring_into_view(self.state, len(self.earlier))
 
     def close(self) -> Updates:
-        """Close the open image. It goes with those of the run before.
+        """Close the open image and hide the sheet of a grid before.
 
         Done at the start already: a gallery (Gradio 6.31) that loses its open image selects another one. And again with
         the first new image, as a visitor may have opened one meanwhile.
         """
         self.state.opened = None
-        return {self.view.gallery: gr.Gallery(selected_index=None), self.view.details: gr.Column(visible=False)}
+        return {self.view.gallery: gr.Gallery(selected_index=None), **self.view.hide_details()}
 
 
 def starts_from(request: Request, images: Sequence[GeneratedImage]) -> bool:
-    """Whether the input image is one of these."""
+    """Whether the input image is one of these. A grid shows its cells alone."""
+    if isinstance(request, PartlyMade):
+        return False
     digests = {image.digest for image in images}
     return any(recipe.first.image in digests for recipe in request.recipes)
 
@@ -326,6 +324,6 @@ def join_runs(view: ResultView, values: Values) -> Iterator[Updates]:
         failure = error
     if state.awaits_end:
         state.awaits_end = False
-        yield show_end(view, view.progress, values)
+        yield show_end(view, view.places, values)
     if failure is not None:
         raise failure

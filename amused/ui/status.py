@@ -1,4 +1,4 @@
-"""The line above a gallery: what a run is doing, and how it ended."""
+"""The line below the gallery: what a run is doing, and how it ended."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_progress(event: Progress) -> str:
 
 
 def describe_summary(event: Summary, num_dropped: int = 0) -> str:
-    """How a run ended; `num_dropped` queued runs of its tab were cancelled with it."""
+    """How a run ended; `num_dropped` queued runs of its page were cancelled with it."""
     if event.stopped:
         note = f"Stopped after {event.num_done} of {event.num_images}" if event.num_done else "Stopped"
         runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"

@@ -688,8 +688,7 @@ def test_an_image_is_sent_to_inpaint_and_painted_on(page: Page) -> None:
     paint_the_middle(page, editor)
     set_seeds(page, "inpaint", "3", 1)
     run(page, "inpaint")
-    expect(result(page, "facts")).to_contain_text("Seed 3")  # opened in place of what it was made of
-    result(page, "gallery").get_by_role("button", name="Close").click()
+    expect(result(page, "status")).to_contain_text(": 1 image in")  # added to what it was made of
     changed = (pixels(page)["seed 3"] != before).any(-1)
     assert changed[120:136, 120:136].any()
     assert not changed[:64].any() and not changed[-64:].any()
@@ -718,6 +717,20 @@ def test_the_tray_discards_and_brings_back(page: Page) -> None:
     expect(kept(page)).to_have_count(3)
     assert [tile.inner_text().strip() for tile in kept(page).all()] == ["seed 40", "seed 41", "seed 42"]
     expect(page.locator("#tray-undo")).to_be_hidden()
+
+
+def test_a_kept_image_that_is_opened_stays_though_a_run_ends(page: Page) -> None:
+    make(page, TEXT, "40", 2)
+    select(page, 0)
+    keep(page, 1)
+    select(page, 1)
+    page.locator("#tray-open").click()
+    expect(result(page, "facts")).to_contain_text("Seed 40")
+    result(page, "next").click()
+    expect(tiles(page)).to_have_count(6)
+    expect(result(page, "status")).to_contain_text("4 images in")
+    expect(page.locator("#history-gallery .thumbnail-item")).to_have_count(2)  # all events of the end are on their way
+    expect(result(page, "facts")).to_contain_text("Seed 40")
 
 
 def test_all_can_be_discarded_and_brought_back(page: Page) -> None:
@@ -782,7 +795,7 @@ def test_a_run_that_waited_keeps_the_images_of_the_one_before(page: Page, turnst
     expect(tiles(page)).to_have_count(1)
 
 
-def test_stop_ends_all_runs_of_the_tab(page: Page, turnstile: Turnstile) -> None:
+def test_stop_ends_all_runs_of_the_page(page: Page, turnstile: Turnstile) -> None:
     status = result(page, "status")
     turnstile.open.clear()
     try:

@@ -615,6 +615,8 @@ def test_a_grid_is_extended_by_a_value(page: Page) -> None:
     expect(tiles(page)).to_have_count(3)
     expect(sheet.locator("img")).not_to_have_attribute("src", before)
     assert shown(page, sheet).width == width + 256 + 12
+    run(page, TEXT_TO_IMAGE)
+    expect(sheet).to_be_hidden()  # it would be that of other images
 
 
 def test_typed_values_of_a_grid_stay_when_tab_leaves_the_axis(page: Page) -> None:

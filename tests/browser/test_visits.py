@@ -155,6 +155,19 @@ def test_a_run_is_shown_and_stopped_in_every_tab(page: Page, held: Turnstile) ->
         expect(part(page, task, "progress")).to_be_hidden()
 
 
+def test_an_action_that_was_joined_leaves_no_progress_behind(page: Page, held: Turnstile) -> None:
+    open_image(page, 0)
+    result(page, "improve").click()
+    expect(result(page, "improve-progress")).to_contain_text("Starting")
+    page.reload()
+    expect(result(page, "status")).to_contain_text("Starting")
+    held.open.set()
+    expect(result(page, "status")).to_contain_text("1 image in")
+    open_image(page, 0)
+    expect(result(page, "improve")).to_be_visible()
+    expect(result(page, "improve-progress")).to_be_hidden()
+
+
 def test_a_closed_tab_is_there_again(context: BrowserContext, address: str, held: Turnstile) -> None:
     first = visit(context, address)
     start(first, "30", 2)

@@ -73,7 +73,9 @@ class ImageTab(Tab):
         try:
             image = read_image(values[self.image])
             recipe = self.sized(Recipe(IMAGE_TO_IMAGE, "", (0,), model=values[self.settings.model]), values)
-            shown = fitted(self.runtime.with_default_size(recipe, image), image)
+            recipe = self.runtime.with_default_size(recipe, image)
+            assert recipe.width is not None and recipe.height is not None
+            shown = fit(image, recipe.width, recipe.height, recipe.fit)
         except UserError:
             return {self.seen: gr.Image(value=None, visible=False), self.fit_row: gr.Row(visible=False)}
         label = f"What the model sees: {shown.width} x {shown.height}"
@@ -134,8 +136,3 @@ def read_image(file: Raw | None, expected: str | None = None) -> Image.Image:
     if file is None:
         raise UserError(NO_IMAGE)
     return load_image(file, expected)
-
-
-def fitted(recipe: Recipe, image: Image.Image) -> Image.Image:
-    assert recipe.width is not None and recipe.height is not None
-    return fit(image, recipe.width, recipe.height, recipe.fit)
