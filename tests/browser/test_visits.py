@@ -158,9 +158,9 @@ def test_a_run_is_shown_and_stopped_in_every_tab(page: Page, held: Turnstile) ->
 def test_an_action_that_was_joined_leaves_no_progress_behind(page: Page, held: Turnstile) -> None:
     open_image(page, 0)
     result(page, "improve").click()
-    expect(result(page, "improve-progress")).to_contain_text("Starting")
+    expect(result(page, "improve-progress")).to_contain_text(re.compile("Starting|Loading"))
     page.reload()
-    expect(result(page, "status")).to_contain_text("Starting")
+    expect_begun(page)
     held.open.set()
     expect(result(page, "status")).to_contain_text("1 image in")
     open_image(page, 0)
