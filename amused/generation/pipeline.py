@@ -115,9 +115,8 @@ class Amused:
         self.device, self.dtype, self.dtype_reason = placement.device, placement.dtype, placement.reason
         self.quantize = placement.quantize
         self.adapters = adapters
-        if (
-            placement.device.type == "cuda"
-        ):  # sum in float32; with (False, False), no split-K, cuBLAS refuses to multiply
+        if placement.device.type == "cuda":
+            # Sum in float32. With (False, False), which forbids split-K too, cuBLAS refuses to multiply.
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self.batch_size = 1

@@ -179,8 +179,9 @@ def connect_actions(
         return {result.gallery: gr.Gallery(selected_index=None), **shown}
 
     inputs = {*tray.shown, result.state}
-    script = send_instead(inputs, tray.index, selected_js(tray.gallery))
-    scroll_to(view.place, tray.reopen.click(reopen, inputs, [result.gallery, *view.outputs], js=script, **UI_ONLY))
+    outputs = [result.gallery, *view.outputs]
+    reopened = tray.reopen.click(reopen, inputs, outputs, js=tray.send_selected(inputs), **UI_ONLY)
+    scroll_to(view.place, reopened)
 
 
 def before_image(image: GeneratedImage) -> Image.Image | str | None:

@@ -90,7 +90,6 @@ class GridSection:
             name=self.name,
             progress=progress,
             finish=self.show_sheet,
-            outputs=(self.sheet,),
         )
         connect(tab.runtime, tab.result, [make.click], self.action)
 

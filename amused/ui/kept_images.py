@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -179,9 +180,11 @@ class KeptImagesView:
                     elem_id="tray-tagged",
                 )
         self.file = gr.DownloadButton("File", elem_id="tray-file")
-        # For events about the selected image: the one that the visitor sees, of which the server may not know yet.
         self.shown: set[Block] = {self.state, self.index}
-        self.selected_js = send_instead(self.shown, self.index, selected_js(self.gallery))
+
+    def send_selected(self, inputs: AbstractSet[Block]) -> str:
+        """A script for events about the selected image: the one that is seen, of which the server may not know yet."""
+        return send_instead(inputs, self.index, selected_js(self.gallery))
 
     @property
     def outputs(self) -> list[Block]:
@@ -257,7 +260,7 @@ def connect_kept_images(view: KeptImagesView, result: ResultView) -> None:
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
     view.sort.click(sort, view.state, view.outputs, **UI_ONLY)
-    view.discard.click(discard, view.shown, view.outputs, js=view.selected_js, **UI_ONLY)
+    view.discard.click(discard, view.shown, view.outputs, js=view.send_selected(view.shown), **UI_ONLY)
     view.undo.click(undo, view.state, view.outputs, **UI_ONLY)
 
     view.write_metadata.change(lambda on: on, view.write_metadata, result.write_metadata, **UI_ONLY)
@@ -271,8 +274,7 @@ def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[K
         return {view.file: write(tray.kept.select(values[view.index]), values[view.write_metadata])}
 
     inputs = {*view.shown, view.write_metadata}
-    script = send_instead(inputs, view.index, selected_js(view.gallery))
-    start_download(button.click(prepare, inputs, [view.file], js=script, **UI_ONLY))
+    start_download(button.click(prepare, inputs, [view.file], js=view.send_selected(inputs), **UI_ONLY))
 
 
 def start_download(prepared: Any) -> None:
