@@ -39,6 +39,7 @@ class Predictor:
         features: runs the network for this run; by default eagerly.
     """
 
+    @torch.inference_mode()  # as what `UViT.condition` makes and a CUDA graph holds: other tensors are compiled for anew
     def __init__(
         self,
         network: UViT,

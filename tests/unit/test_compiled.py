@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -406,6 +407,30 @@ def test_one_graph_serves_all_layers_tasks_seeds_and_adapters(graphs, tmp_path: 
         # What starts from the tokens of a parent is exact, but its parent was made by inductor.
         assert "inductor" in fingerprint and is_fingerprint(fingerprint)
     assert not model.needs_compiling and "inductor" not in eager.fingerprint
+
+
+@pytest.mark.slow
+def test_a_graph_captures_what_was_compiled_before(graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture holds the model, so visitors would wait for a layer that is compiled then."""
+    options = {"device": "cpu", "dtype": "float32"}
+    model = amused.load(tiny_checkpoint(tmp_path / "tiny"), compile="inductor", **options)
+    compiler, frames = model._compiler, []
+    compiler._cache = tmp_path / "cache"
+
+    def captured(network: UViT, tokens: torch.Tensor, conditioning: Conditioning) -> compiled.Features:
+        frames.append(graphs.frame_count)
+        recorder = Recorder(network, monkeypatch)
+        features = partial(network.features, run_layer=compiled.compiled_layer())
+        Captured(network, tokens, conditioning, features)
+        frames.append(graphs.frame_count)
+        return recorder.features
+
+    compiler.builders = {INDUCTOR: captured}
+    plain = Recipe("text_to_image", "a red cat", (8, 9), model="tiny", steps=2)
+    for guidance_scale in (10.0, 1.0):
+        list(model.generate(replace(plain, guidance_scale=guidance_scale)))
+        model.compile()
+    assert frames == [1, 1, 2, 2]
 
 
 @pytest.mark.slow
