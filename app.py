@@ -51,7 +51,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         metavar="{auto,off,graph,inductor}",
-        help="what may speed up the network on a GPU, behind the running page (default: auto, whatever wins)",
+        help="what may speed up the network on a GPU, behind the running page (default: auto, which leaves every image as it is)",
     )
     parser.add_argument(
         "--workers",
@@ -153,8 +153,6 @@ def main() -> None:
     try:
         check_flags(flags)
         compiled = "off" if ON_ZERO_GPU else flags.compile
-        if compiled == "auto" and (flags.workers or flags.ray_address):
-            compiled = "graph"  # of two workers one may have compiled, which changes bits, and the other not yet
         load = partial(load_model, quantize=flags.quantize, adapters=flags.adapters, compile=compiled)
         engine = make_engine(flags, load)
         runtime = Runtime(load=load, default=flags.model, adapters=flags.adapters, engine=engine)

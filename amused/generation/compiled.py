@@ -111,7 +111,7 @@ class Compiler:
     """Chooses the rungs of one model.
 
     Args:
-        mode: one of `COMPILE_MODES`. "auto" tries all rungs with CUDA, none without.
+        mode: one of `COMPILE_MODES`. "auto" tries CUDA graphs; only "inductor" may change bits.
         cache: private folder for what inductor has compiled; by default in the user's home.
 
     Attributes:
@@ -271,7 +271,7 @@ def rungs_to_try(mode: str, placement: Placement) -> tuple[tuple[str, ...], str]
         return (), f"The network runs eagerly: compiling {gain}"
     if mode == GRAPH and not has_cuda:
         return (), "The network runs eagerly: CUDA graphs need a CUDA device"
-    names = (GRAPH, INDUCTOR) if mode == "auto" else (mode,)
+    names = tuple(name for name, is_tried in ((GRAPH, has_cuda), (INDUCTOR, mode == INDUCTOR)) if is_tried)
     return names, "The network runs eagerly until other ways have been tried"
 
 

@@ -293,10 +293,10 @@ class Amused:
         if given is None and inputs.image is not None:
             given = self.encode(inputs.image)
         if not self._is_batch_measured:
-            self._is_batch_measured = True
             side = self.checkpoint.transformer.sample_size
             with as_current(self.device):
                 self.batch_size = batch_size_on_gpu(networks.transformer, prompts[-1].conditioning, side, MAX_BATCH)
+            self._is_batch_measured = True
         done = 0
         while done < len(recipe.seeds):
             features = self._compiler.features(networks.transformer, is_exact=recipe.parent is not None)

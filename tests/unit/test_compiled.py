@@ -47,14 +47,14 @@ def conditioning(network: UViT, seed: int = 0, rows: int = 2) -> Conditioning:
 class Laboratory:
     """A compiler with plain functions as rungs and scripted timings."""
 
-    def __init__(self, mode: str = "auto", **seconds: float) -> None:
+    def __init__(self, mode: str = "inductor", placement: Placement = CUDA, **seconds: float) -> None:
         torch.manual_seed(0)
         self.network = tiny_transformer().requires_grad_(False)
         self.seconds = {EAGER: 1.0, **seconds}
         self.timed: list[str] = []
         self.running = EAGER
         self.changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-        self.compiler = Compiler(mode, CUDA)
+        self.compiler = Compiler(mode, placement)
         self.compiler.builders = {name: lambda *_, name=name: self.features(name) for name in (GRAPH, INDUCTOR)}
         self.compiler.prepare = lambda *_: None
         self.compiler.stopwatch = self.stopwatch
@@ -129,10 +129,17 @@ def test_a_graph_must_be_bit_identical(change: Callable) -> None:
     ],
 )
 def test_inductor_may_round_but_not_err(change: Callable, reason: str) -> None:
-    laboratory = Laboratory("inductor", inductor=0.1)
+    laboratory = Laboratory(graph=2.0, inductor=0.1)
     laboratory.changes[INDUCTOR] = change
     assert laboratory.choose() == EAGER
     assert re.search(reason, laboratory.compiler.status)
+
+
+@pytest.mark.parametrize("mode", ["auto", "graph"])
+def test_what_may_change_bits_is_tried_only_where_it_is_asked_for(mode: str) -> None:
+    laboratory = Laboratory(mode, graph=0.5, inductor=0.1)
+    assert laboratory.choose() == GRAPH
+    assert INDUCTOR not in laboratory.timed and INDUCTOR not in laboratory.compiler.status
 
 
 def test_what_outlives_a_run_is_never_made_by_inductor() -> None:
@@ -140,7 +147,7 @@ def test_what_outlives_a_run_is_never_made_by_inductor() -> None:
     assert laboratory.run(is_exact=True) == "none"
     assert laboratory.choose() == INDUCTOR
     assert laboratory.run(is_exact=True) == GRAPH
-    laboratory = Laboratory("inductor", inductor=0.1)
+    laboratory = Laboratory(graph=2.0, inductor=0.1)
     laboratory.run(is_exact=True)
     assert laboratory.choose() == INDUCTOR and laboratory.run(is_exact=True) == EAGER
 
@@ -209,12 +216,11 @@ def test_a_compiler_that_forgets_finds_the_rungs_again() -> None:
     assert laboratory.choose() == GRAPH
 
 
-@pytest.mark.parametrize(("placement", "expected"), [(CPU, ["turn", "prepare"]), (CUDA, ["prepare", "turn"])])
+@pytest.mark.parametrize(("placement", "expected"), [(CPU, ["turn", "prepare"]), (CUDA, ["turn", "prepare", "turn"])])
 def test_visitors_wait_for_inductor_only_where_they_run_what_it_traces(
     placement: Placement, expected: list[str]
 ) -> None:
-    laboratory, done = Laboratory("inductor", inductor=0.5), []
-    laboratory.compiler._placement = placement
+    laboratory, done = Laboratory("inductor", placement, graph=2.0, inductor=0.5), []
     laboratory.compiler.prepare = lambda *_: done.append("prepare")
     laboratory.run()
     laboratory.compiler.compile(lambda: done.append("turn") or one_turn())
@@ -223,7 +229,7 @@ def test_visitors_wait_for_inductor_only_where_they_run_what_it_traces(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there a capture succeeds")
 def test_a_capture_that_raises_leaves_eager() -> None:
-    compiler, network = Compiler("auto", CUDA), tiny_transformer()
+    compiler, network = Compiler("inductor", CUDA), tiny_transformer()
     inputs = TOKENS, conditioning(network)
     with torch.inference_mode():
         expected = compiler.features(network, False)(*inputs)
