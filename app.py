@@ -51,7 +51,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         metavar="{auto,off,graph,inductor}",
-        help="what may speed up the network on a GPU, behind the running page (default: auto, which leaves every image as it is)",
+        help="what may speed up the network on a GPU, behind the running page (default: auto, which changes no image)",
     )
     parser.add_argument(
         "--workers",

@@ -39,7 +39,7 @@ class Predictor:
         features: runs the network for this run; by default eagerly.
     """
 
-    @torch.inference_mode()  # as what `UViT.condition` makes and a CUDA graph holds: other tensors are compiled for anew
+    @torch.inference_mode()  # as the tensors of a CUDA graph: for other ones layers are compiled anew
     def __init__(
         self,
         network: UViT,
