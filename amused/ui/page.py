@@ -76,7 +76,6 @@ def build_page(runtime: Runtime) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with paused_collection(), AmusedBlocks(title="aMUSEd", analytics_enabled=False) as page:
         gr.Markdown(HEADING, elem_classes="heading")
-        gr.HTML('<div id="announcement" aria-live="polite"></div>', elem_classes="unseen")
         card = restore.Card(TASKS)
         with gr.Row(elem_classes="bench"):
             controls = gr.Column(scale=5, min_width=320, elem_classes="controls")

@@ -144,7 +144,13 @@ class ResultView:
                 elem_classes="images",
             )
             self.groups = gr.HTML(visible="hidden", elem_id="result-groups")
-            self.status = gr.HTML(status_line(hint), padding=False, elem_id="result-status", elem_classes="status-box")
+            self.status = gr.HTML(
+                status_line(hint),
+                padding=False,
+                js_on_load="element.ariaLive = 'polite'",  # what changes in it is announced
+                elem_id="result-status",
+                elem_classes="status-box",
+            )
             self.details = gr.Column(visible=False, elem_id="result-picked", elem_classes="details")
             self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-next")
             self.index = hidden_number()

@@ -30,7 +30,6 @@ from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
 WAITING = json.dumps(busy_line("Waiting for the model"))
-ANNOUNCE_JS = "(text) => window.amusedAnnounce(text)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class PartlyMade(Request):
 
 
 def connect_result(runtime: Runtime, view: ResultView) -> None:
-    """Bring new images into view, announce how a run ends, stop runs, and drop those that wait."""
+    """Bring new images into view, stop runs, and drop those that wait."""
 
     def stop(values: Values) -> Updates:
         stop_runs(runtime, values[view.state])
@@ -79,7 +78,6 @@ def connect_result(runtime: Runtime, view: ResultView) -> None:
         return view.show_waiting(state)
 
     view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UI_ONLY)
-    view.status.change(None, view.status, None, js=ANNOUNCE_JS, **UI_ONLY)
     gr.on([one.click for one in view.stops], stop, {view.state}, [view.status, *view.stops], **UI_ONLY)
     dropped: list[Any] = [one.click for one in view.waiting]
     gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UI_ONLY)

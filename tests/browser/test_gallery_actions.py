@@ -464,6 +464,9 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
         expect(progress).to_contain_text("Image 1 of 2")
         expect(progress).to_be_in_viewport()
         expect(part(page, TEXT, "progress")).to_be_hidden()
+        # Screen readers announce how a run ends, not each step of it.
+        unsaid = result(page, "status").locator("[aria-live='polite'] [aria-live='off']")
+        expect(unsaid).to_contain_text("Image 1 of 2")
     finally:
         turnstile.open.set()
     expect(gallery.locator(".preview")).to_have_attribute("data-group", "2 variations of seed 8")
@@ -593,7 +596,6 @@ def shared_by(link: str) -> Shared:
     ("task", "tab"), [(TEXT, "Text to image"), ("image_to_image", "Image to image"), ("inpaint", "Inpaint")]
 )
 def test_every_selected_image_has_a_link_of_its_own(page: Page, image_file: Path, task: str, tab: str) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     open_tab(page, tab)
     if task == "image_to_image":
         part(page, task, "picture").locator("input[type=file]").set_input_files(image_file)
@@ -615,7 +617,6 @@ def test_every_selected_image_has_a_link_of_its_own(page: Page, image_file: Path
 
 
 def test_a_kept_image_that_is_opened_has_a_link_of_its_own(page: Page) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     make(page, TEXT, "40", 2)
     select(page, 0)
     keep(page, 1)

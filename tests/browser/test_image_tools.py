@@ -209,7 +209,6 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
         assert np.array_equal(made[outside], before[outside])
     open_image(page, 1)
     expect(result(page, "facts")).to_contain_text("From seed 3")
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     result(page, "copy-link").click()
     expect(result(page, "copy-link")).to_have_text("Link copied")
 

@@ -22,7 +22,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import expect_begun, new_context, open_tab, part, result
+from helpers.browser import expect_begun, new_page, open_tab, part, result
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -287,10 +287,8 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = new_context(browser, 1280, 900)
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    yield context.new_page()
-    context.close()
+    with new_page(browser, 1280, 900) as page:
+        yield page
 
 
 def card(page: Page) -> Locator:
@@ -348,7 +346,7 @@ def test_a_copied_link_replays_the_same_image_bit_for_bit(page: Page, address: s
     expect(prompt(page)).to_have_value(PLAIN.prompt)
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("8")
     expect(status(page)).to_contain_text("✓ The same, bit for bit.")
-    expect(page.locator("#announcement")).to_contain_text("The same, bit for bit.")
+    expect(status(page).locator("[aria-live='polite']")).to_contain_text("The same, bit for bit.")
     assert copied_link(page) == copied  # with nothing else of the page's address
 
     page.goto(re.sub(r"digest=\w+", "digest=" + "0" * 16, copied))
@@ -523,7 +521,9 @@ DROP_JS = """(target, [name, base64]) => {
     return ["dragover", "drop"].map((kind) => {
         const event = new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true });
         const isLeft = target.dispatchEvent(event); // to the browser, which leaves the page
-        return [isLeft, document.body.classList.contains("dropping")];
+        const shown = getComputedStyle(document.body, "::after").opacity === "1";
+        document.body.getAnimations().forEach((one) => one.finish()); // as after half a second
+        return [isLeft, shown];
     });
 }"""
 
