@@ -17,7 +17,8 @@ def status_line(*sentences: str) -> str:
 def busy_line(text: str, share: float | None = None) -> str:
     """What is being done, above a progress bar. Not announced, as it changes with every step."""
     value = "" if share is None else f'max="1" value="{share:.3f}"'
-    return f'<div class="status" aria-live="off"><p>{html.escape(text)}</p><progress {value} aria-label="Progress"></progress></div>'
+    progress = f'<progress {value} aria-label="Progress"></progress>'
+    return f'<div class="status" aria-live="off"><p>{html.escape(text)}</p>{progress}</div>'
 
 
 def describe_progress(event: Progress) -> str:
