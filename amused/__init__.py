@@ -43,8 +43,8 @@ def load(
         quantize: "int8" computes the transformer's large matmuls in 8-bit integers, faster on a CPU with VNNI; output
             differs from the unquantized model.
         adapters: a folder of fine-tuned adapters, selected by name with `adapter`.
-        compile: what `Amused.compile` may try on a GPU: "auto" (images stay the same), "inductor" as well (they may
-            not), or "off".
+        compile: what `Amused.compile` may try on a GPU: "auto" or "graph" (CUDA graphs, images stay the same),
+            "inductor" (also compiled layers, images may change), or "off".
 
     Raises:
         UserError: no such model, a failed download, or an unsupported device or dtype.

@@ -33,12 +33,14 @@ from amused.ui import prompts
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    yield from open_page(browser, address, 1280, 900)
+    with open_page(browser, address, 1280, 900) as page:
+        yield page
 
 
 @pytest.fixture
 def phone(browser: Browser, address: str) -> Iterator[Page]:
-    yield from open_page(browser, address, 390, 844)
+    with open_page(browser, address, 390, 844) as page:
+        yield page
 
 
 def assert_is_an_image(image: np.ndarray) -> None:

@@ -58,7 +58,8 @@ def address(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    yield from open_page(browser, address, 1280, 900)
+    with open_page(browser, address, 1280, 900) as page:
+        yield page
 
 
 # What a visitor does and sees
@@ -426,6 +427,10 @@ def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
     dialog = page.get_by_role("dialog", name="Compare images")
     expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 8"])
     expect(dialog.get_by_role("button", name="Show four")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 20"])
+    page.keyboard.press("ArrowLeft")
+    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 8"])
     dialog.get_by_role("button", name="Next").click()
     expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 20"])
     dialog.locator(".side-by-side button").nth(1).click()
@@ -485,7 +490,7 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
 
 
 def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: str, turnstile: Turnstile) -> None:
-    for page in open_page(browser, address, 390, 600):
+    with open_page(browser, address, 390, 600) as page:
         page.locator(f"#{TEXT}-grid").get_by_role("button", name="Grid").click()
         turnstile.open.clear()
         try:

@@ -49,7 +49,8 @@ NO_BOX = (0, 0, 0, 0)
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    yield from open_page(browser, address, 1280, 900)
+    with open_page(browser, address, 1280, 900) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +293,8 @@ def test_the_grid_lies_on_what_the_model_sees(fit: str, box: tuple) -> None:
 
 @pytest.fixture
 def phone(browser: Browser, address: str) -> Iterator[Page]:
-    yield from open_page(browser, address, 390, 844)
+    with open_page(browser, address, 390, 844) as page:
+        yield page
 
 
 def act(page: Page, name: str) -> None:

@@ -58,21 +58,26 @@ def shared_context(browser: Browser) -> BrowserContext:
 @contextmanager
 def new_page(browser: Browser, width: int, height: int) -> Iterator[Page]:
     """A page of a browser that remembers nothing."""
-    context = shared_context(browser)
+    context, visited = shared_context(browser), set[str]()
     page = context.new_page()
+    page.on("framenavigated", lambda frame: visited.add(frame.url))
     page.set_viewport_size({"width": width, "height": height})
-    yield page
-    context.set_offline(False)
-    origin = page.evaluate("origin")
-    for other in context.pages:
-        if other is not page:
-            other.close()
-    page.goto("about:blank")  # nothing is stored behind what follows
-    context.new_cdp_session(page).send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
-    context.clear_cookies()
-    page.close()
+    try:
+        yield page
+    finally:
+        context.set_offline(False)
+        fresh = context.new_page()
+        for one in context.pages:
+            if one is not fresh:
+                one.close()
+        session = context.new_cdp_session(fresh)
+        for origin in {"/".join(url.split("/")[:3]) for url in visited if url.startswith("http")}:
+            session.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        context.clear_cookies()
+        fresh.close()
 
 
+@contextmanager
 def open_page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
     with new_page(browser, width, height) as page:
         page.goto(address)

@@ -175,6 +175,7 @@ def check_alone(asked: list[Asked], model: str) -> int:
     texts = [one for one in asked if one.recipe.task == TEXT_TO_IMAGE]
     for one in texts:
         first = one.made[0][0]  # with the model's own settings, which the request leaves out
+        assert first.steps == one.recipe.steps
         events = alone.generate(first.with_seeds(one.recipe.seeds))
         assert [name for _, name in one.made] == [digest(event.image) for event in events if isinstance(event, Picture)]
     return len(texts)

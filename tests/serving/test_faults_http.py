@@ -139,16 +139,20 @@ def test_the_page_s_own_handlers_give_nothing_away_to_whoever_calls_them(address
     private = [one for one in config["dependencies"] if one["api_visibility"] != "public"]
     assert len(private) > 50
     types = {one["id"]: one["type"] for one in config["components"]}
+
+    def may_run(handler: dict) -> bool:
+        """ "4 more" takes nothing from its caller that could be wrong."""
+        return {types[one] for one in handler["inputs"]} <= {"state", "checkbox"}
+
+    before = len(steps)
     with httpx.Client(base_url=address) as client:
-        for handler in private:
+        for handler in sorted(private, key=may_run):  # last, as a run goes on behind its answer
             data = [VALUES[(handler["id"] + place) % len(VALUES)] for place in range(len(handler["inputs"]))]
-            before = len(steps)
             body = {"fn_index": handler["id"], "data": data, "session_hash": "nobody"}
             answer = client.post("gradio_api/run/predict", json=body).text
             for bytes_ in (SECRET, "root:", "Traceback", 'File "', "site-packages"):
                 assert bytes_ not in answer, handler["api_name"]
-            # "4 more" takes nothing from its caller that could be wrong: it may run.
-            assert len(steps) == before or {types[one] for one in handler["inputs"]} <= {"state", "checkbox"}
+            assert may_run(handler) or len(steps) == before, handler["targets"]
 
 
 @pytest.mark.parametrize("index", [0, -1])
