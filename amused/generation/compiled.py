@@ -271,7 +271,7 @@ def rungs_to_try(mode: str, placement: Placement) -> tuple[tuple[str, ...], str]
         return (), f"The network runs eagerly: compiling {gain}"
     if mode == GRAPH and not has_cuda:
         return (), "The network runs eagerly: CUDA graphs need a CUDA device"
-    names = tuple(name for name, is_tried in ((GRAPH, has_cuda), (INDUCTOR, mode == INDUCTOR)) if is_tried)
+    names = (INDUCTOR,) if not has_cuda else (GRAPH, INDUCTOR) if mode == INDUCTOR else (GRAPH,)
     return names, "The network runs eagerly until other ways have been tried"
 
 

@@ -39,7 +39,8 @@ class Predictor:
         features: runs the network for this run; by default eagerly.
     """
 
-    @torch.inference_mode()  # as the tensors of a CUDA graph: for other ones layers are compiled anew
+    # CUDA graphs hold inference tensors. If a run's were ordinary ones, torch would compile each layer for both.
+    @torch.inference_mode()
     def __init__(
         self,
         network: UViT,

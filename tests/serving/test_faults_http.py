@@ -141,7 +141,7 @@ def test_the_page_s_own_handlers_give_nothing_away_to_whoever_calls_them(address
     types = {one["id"]: one["type"] for one in config["components"]}
 
     def may_run(handler: dict) -> bool:
-        """ "4 more" takes nothing from its caller that could be wrong."""
+        """As "4 more" may: it takes nothing from its caller that could be wrong."""
         return {types[one] for one in handler["inputs"]} <= {"state", "checkbox"}
 
     before = len(steps)
