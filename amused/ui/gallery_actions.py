@@ -44,7 +44,7 @@ IMPROVE_ROUNDS = 2  # as long as four steps
 
 class VaryForm:
     def __init__(self) -> None:
-        with gr.Column(visible=False, elem_id="result-varying") as self.place:
+        with gr.Column(visible=False, elem_id="result-vary-form") as self.place:
             with gr.Row():
                 self.mask_ratio = gr.Slider(
                     0.05,
@@ -55,22 +55,22 @@ class VaryForm:
                     info="Share of the image's tokens to resample",
                     elem_classes=low_high("mask_ratio"),
                     min_width=160,
-                    elem_id="result-share",
+                    elem_id="result-mask-ratio",
                 )
-                self.count = count_slider("result-variants")
-            self.run = gr.Button("Generate variations", elem_id="result-vary")
+                self.count = count_slider("result-vary-count")
+            self.run = gr.Button("Generate variations", elem_id="result-make-variations")
             self.progress = build_progress("result-vary-progress")
 
 
 class TouchUpForm:
     def __init__(self) -> None:
-        with gr.Column(visible=False, elem_id="result-touching") as self.place:
-            self.drawing = build_editor("Paint over what should be repainted", "result-strokes")
+        with gr.Column(visible=False, elem_id="result-touch-up-form") as self.place:
+            self.drawing = build_editor("Paint over what should be repainted", "result-touch-up-editor")
             with gr.Row():
-                self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id="result-wish")
-                self.count = count_slider("result-attempts")
-            self.run = gr.Button("Repaint this area", elem_id="result-retouch")
-            self.progress = build_progress("result-retouch-progress")
+                self.prompt = gr.Textbox(label="Prompt", lines=2, min_width=200, elem_id="result-touch-up-prompt")
+                self.count = count_slider("result-touch-up-count")
+            self.run = gr.Button("Repaint this area", elem_id="result-repaint")
+            self.progress = build_progress("result-repaint-progress")
 
 
 class DetailsView:
@@ -91,12 +91,12 @@ class DetailsView:
                 visible=False,
                 height=420,
                 buttons=["download", "fullscreen"],
-                elem_id="result-picked-image",
+                elem_id="result-kept-image",
             )
             with gr.Row(elem_classes="button-row"):
                 self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id="result-keep")
-                self.buttons["more"] = gr.Button("Vary", min_width=90, elem_id="result-more")
-                self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id="result-touch")
+                self.buttons["vary"] = gr.Button("Vary", min_width=90, elem_id="result-vary")
+                self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id="result-touch-up")
             self.stars = gr.Radio(
                 [*range(1, MAX_STARS + 1)], label="Stars", elem_id="result-stars", elem_classes="stars"
             )
@@ -104,7 +104,7 @@ class DetailsView:
             self.touch_up = TouchUpForm()
             with gr.Row(elem_classes="button-row"):
                 self.buttons["improve"] = small_button("Improve", 80, "result-improve")
-                self.buttons["use seed"] = small_button("Use this seed", 110, "result-copy-seed")
+                self.buttons["use seed"] = small_button("Use this seed", 110, "result-use-seed")
                 compare_button("result-compare-open", result.gallery)
                 self.copy_link = CopyLink()
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 170, "result-to-image")
@@ -311,7 +311,7 @@ def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> Non
     def name(values: Values) -> str:
         return f"{count_of(values[form.count], 'variation')} of {seed_of(values[view.selected])}"
 
-    unfolded = view.buttons["more"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
+    unfolded = view.buttons["vary"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
     action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
     connect(runtime, result, [form.run.click], action)

@@ -151,8 +151,8 @@ class ResultView:
                 elem_id="result-status",
                 elem_classes="status-box",
             )
-            self.details = gr.Column(visible=False, elem_id="result-picked", elem_classes="details")
-            self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-next")
+            self.details = gr.Column(visible=False, elem_id="result-details", elem_classes="details")
+            self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-more")
             self.index = hidden_number()
             self.arrived = hidden_number()
             self.ended = gr.Number(0, visible="hidden", container=False, elem_id="result-ended")

@@ -86,23 +86,23 @@ def press(page: Page, *keys: str) -> None:
 
 
 def vary(page: Page, share: float, count: int) -> None:
-    result(page, "more").click()
-    result(page, "share").get_by_role("spinbutton").fill(str(share))
-    result(page, "variants").get_by_role("spinbutton").fill(str(count))
     result(page, "vary").click()
+    result(page, "mask-ratio").get_by_role("spinbutton").fill(str(share))
+    result(page, "vary-count").get_by_role("spinbutton").fill(str(count))
+    result(page, "make-variations").click()
 
 
 def touch_up(page: Page, count: int, prompt: str | None = None, by_key: bool = False) -> None:
-    result(page, "touch").click()
-    expect(result(page, "wish").get_by_role("textbox")).not_to_have_value("")
-    paint_the_middle(page, result(page, "strokes"))
+    result(page, "touch-up").click()
+    expect(result(page, "touch-up-prompt").get_by_role("textbox")).not_to_have_value("")
+    paint_the_middle(page, result(page, "touch-up-editor"))
     if prompt is not None:
-        result(page, "wish").get_by_role("textbox").fill(prompt)
-    result(page, "attempts").get_by_role("spinbutton").fill(str(count))
+        result(page, "touch-up-prompt").get_by_role("textbox").fill(prompt)
+    result(page, "touch-up-count").get_by_role("spinbutton").fill(str(count))
     if by_key:
-        result(page, "wish").get_by_role("textbox").press("Control+Enter")
+        result(page, "touch-up-prompt").get_by_role("textbox").press("Control+Enter")
     else:
-        result(page, "retouch").click()
+        result(page, "repaint").click()
 
 
 def keep(page: Page, count: int) -> None:
@@ -217,10 +217,10 @@ def test_an_open_image_takes_keys_and_the_page_does_not_jump(page: Page) -> None
     page.keyboard.press("k")
     expect(kept(page)).to_have_count(1)
     page.keyboard.press("v")
-    expect(result(page, "varying")).to_be_visible()
+    expect(result(page, "vary-form")).to_be_visible()
     page.keyboard.press("e")
-    expect(result(page, "touching")).to_be_visible()
-    expect(result(page, "varying")).to_be_hidden()
+    expect(result(page, "touch-up-form")).to_be_visible()
+    expect(result(page, "vary-form")).to_be_hidden()
     page.keyboard.press("i")
     expect(facts.get_by_text("Guidance")).to_be_visible()
     prompt = part(page, TEXT, "prompt").get_by_role("textbox")
@@ -302,7 +302,7 @@ def test_arrow_keys_quicker_than_the_server_end_at_the_image_that_is_seen(page: 
     expect(result(page, "facts")).to_contain_text("Seed 9")
     with answers_held(page):
         press(page, "ArrowLeft", "Escape")
-    expect(result(page, "picked")).to_be_hidden()
+    expect(result(page, "details")).to_be_hidden()
 
 
 def test_kept_images_selected_quicker_than_the_server_answers(page: Page) -> None:
@@ -374,8 +374,8 @@ def test_a_form_stays_though_the_open_image_is_clicked_before_it_and_answered_af
     page.route("**/run/predict", lambda route: held.append(route) if is_selection(route.request) else route.continue_())
     with page.expect_request(is_selection):
         result(page, "gallery").locator(".preview .thumbnail-item").click()
-    result(page, "touch").click()
-    form = result(page, "touching")
+    result(page, "touch-up").click()
+    form = result(page, "touch-up-form")
     expect(form).to_be_visible()
     with page.expect_response(lambda response: is_selection(response.request)):
         held[0].continue_()
@@ -432,8 +432,15 @@ def test_kept_images_of_several_rounds_are_compared(page: Page) -> None:
     page.keyboard.press("ArrowLeft")
     expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 8"])
     dialog.get_by_role("button", name="Next").click()
-    expect(dialog.locator(".side-by-side button")).to_have_text(["seed 30", "seed 20"])
-    dialog.locator(".side-by-side button").nth(1).click()
+    second = dialog.locator(".side-by-side button").nth(1)
+    expect(second).to_have_text("seed 20")
+    second.focus()
+    page.keyboard.press("ArrowRight")
+    expect(second).to_have_text("seed 8")
+    expect(second).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(second).to_have_text("seed 20")
+    second.click()
     expect(page.locator("#tray-note")).to_contain_text("Selected: seed 20")
 
 
@@ -528,7 +535,7 @@ def test_an_image_that_is_opened_while_it_is_made_gets_its_actions(
 def test_a_sweep_goes_on_with_the_next_seeds(page: Page, runtime: Runtime) -> None:
     make(page, TEXT, "8", 2)
     for count in (6, 10):
-        result(page, "next").click()
+        result(page, "more").click()
         expect(tiles(page)).to_have_count(count)
         expect(result(page, "status")).to_contain_text("4 images in")
     recipes = [from_png(file).recipe for file in files(page)]
@@ -732,7 +739,7 @@ def test_a_kept_image_that_is_opened_stays_though_a_run_ends(page: Page) -> None
     select(page, 1)
     page.locator("#tray-open").click()
     expect(result(page, "facts")).to_contain_text("Seed 40")
-    result(page, "next").click()
+    result(page, "more").click()
     expect(tiles(page)).to_have_count(6)
     expect(result(page, "status")).to_contain_text("4 images in")
     expect(page.locator("#history-gallery .thumbnail-item")).to_have_count(2)  # all events of the end are on their way
@@ -829,10 +836,10 @@ def test_strokes_belong_to_the_image_they_were_painted_on(page: Page) -> None:
     expect(tiles(page)).to_have_count(3)
     expect(result(page, "status")).to_contain_text("1 image in")
     select(page, 1)
-    expect(result(page, "touching")).to_be_hidden()
-    result(page, "touch").click()
-    expect(result(page, "strokes").get_by_role("button", name="Undo")).to_be_disabled()
-    result(page, "retouch").click()
+    expect(result(page, "touch-up-form")).to_be_hidden()
+    result(page, "touch-up").click()
+    expect(result(page, "touch-up-editor").get_by_role("button", name="Undo")).to_be_disabled()
+    result(page, "repaint").click()
     expect(result(page, "status")).to_contain_text("Paint over the part to change first")
     expect(tiles(page)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()

@@ -202,8 +202,8 @@ def test_an_inpainted_image_goes_on_and_is_replayed_by_the_mask_that_it_hands_ou
     outside = np.asarray(Image.open(tmp_path / "mask.png")) == 0
     assert 0.9 < outside.mean() < 1
 
-    result(page, "more").click()
     result(page, "vary").click()
+    result(page, "make-variations").click()
     expect(tiles(page)).to_have_count(5)
     expect(result(page, "status")).to_contain_text("4 images in")
     for made in pixels(page).values():
@@ -421,11 +421,11 @@ def test_a_part_of_a_result_is_repainted_in_three_acts(page: Page) -> None:
     expect(result(page, "facts")).to_contain_text("Seed")
     before = tiles(page).count()
     page.keyboard.press("e", delay=150)
-    editor = result(page, "strokes")
+    editor = result(page, "touch-up-editor")
     expect(editor.locator("canvas")).to_be_visible()
     paint_the_middle(page, editor)
     expect(editor.locator(".marked")).to_have_attribute("d", re.compile("M"))
-    result(page, "retouch").click()
+    result(page, "repaint").click()
     expect(tiles(page)).to_have_count(before + 4)
 
 
@@ -439,7 +439,7 @@ def test_an_image_is_downloaded_enlarged(page: Page) -> None:
 
 def test_the_actions_of_an_image_are_in_one_row_on_a_phone(phone: Page) -> None:
     open_image(phone, 0)
-    boxes = [result(phone, name).bounding_box() for name in ("keep", "more", "touch")]
+    boxes = [result(phone, name).bounding_box() for name in ("keep", "vary", "touch-up")]
     assert {(box["y"], box["height"]) for box in boxes} == {(boxes[0]["y"], 44)}
 
 

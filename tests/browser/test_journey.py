@@ -69,17 +69,17 @@ def test_sixteen_seeds_pick_two_vary_touch_up_inpaint_share_and_replay(page: Pag
         person.click(result(page, "keep"))
         expect(kept(page)).to_have_count(number)
 
-    person.click(result(page, "more"))
     person.click(result(page, "vary"))
+    person.click(result(page, "make-variations"))
     expect(tiles(page)).to_have_count(20)
     expect(result(page, "status")).to_contain_text("4 images in")
 
     person.click(tile(page, 16))
     expect(result(page, "facts")).to_contain_text("From seed")
-    person.click(result(page, "touch"))
-    person.paint(page, result(page, "strokes"))
+    person.click(result(page, "touch-up"))
+    person.paint(page, result(page, "touch-up-editor"))
     assert_accessible(page)
-    person.click(result(page, "retouch"))
+    person.click(result(page, "repaint"))
     expect(tiles(page)).to_have_count(24)
     expect(result(page, "status")).to_contain_text("4 images in")
 

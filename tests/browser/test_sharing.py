@@ -589,6 +589,10 @@ def test_an_image_dropped_on_an_input_is_that_input_s(page: Page, address: str) 
         assert not drop(editor.locator("canvas").first, png(None, color))
         expect(editor.locator(".picture")).not_to_have_attribute("src", former)
     page.locator(".block.heading").dispatch_event("dragend")
+    former = editor.locator(".picture").get_attribute("src")
+    editor.locator("canvas").first.evaluate(DROP_JS.replace("image/png", "text/plain"), ["text.txt", "AAAA"])
+    expect(page.get_by_test_id("toast-body")).to_contain_text("This is not an image that can be read")
+    expect(editor.locator(".picture")).to_have_attribute("src", former)
     assert taken.evaluate("input => input.files.length") == 0
 
     drop(page.locator(".block.heading"), png(png_info(PLAIN, "a" * 16)))
