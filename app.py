@@ -51,7 +51,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         metavar="{auto,off,graph,inductor}",
-        help="what may speed up the network on a GPU, behind the running page (default: auto, which changes no image)",
+        help="what may speed up the network on a GPU, in the background (default: auto, which changes no image)",
     )
     parser.add_argument(
         "--workers",
@@ -59,7 +59,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         help="sample in this many processes, or one per GPU, instead of in the page's own; needs Ray, see "
         "amused/serving/README.md",
     )
-    parser.add_argument("--ray-address", metavar="HOST:PORT", help="run the workers in a Ray cluster that is there")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="run the workers in an existing Ray cluster")
     flags = parser.parse_args(arguments)
     for name in ("host", "port", "model", "quantize", "adapters", "compile", "workers", "ray_address"):
         value = getattr(flags, name)
@@ -121,7 +121,7 @@ def check_address(host: str | None, port: int | None) -> None:
         reasons = {
             errno.EADDRINUSE: f"--port {port} is in use: choose another one.",
             errno.EADDRNOTAVAIL: f"--host {host} is not an address of this machine.",
-            errno.EACCES: f"--port {port} needs more rights: choose one from 1024.",
+            errno.EACCES: f"--port {port} needs root privileges: choose 1024 or above.",
         }
         sentence = reasons.get(error.errno or 0, f"--host and --port cannot be used: {error.strerror}.")
         raise UserError(sentence) from error
@@ -140,7 +140,7 @@ def check_model(model: str) -> None:
 
 
 def bypass_proxy(host: str | None) -> None:
-    """Gradio asks the page for itself as it starts: a proxy must not get that request, as it cannot answer it."""
+    """Gradio requests its own page at start-up: a proxy must not get that request."""
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = ",".join(filter(None, [others, "localhost,127.0.0.1,::1", host]))
 

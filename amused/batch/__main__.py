@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -37,6 +38,7 @@ from amused.serving.runtime import choice_of, choices, load_model
 from amused.serving.worker import Engine, Loaded, LoadModel
 from amused.serving.workers import InProcess, WorkerPool
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ENCODERS = os.cpu_count() or 1
 SHEET_IMAGES = 256
 SHEET_SIDE = 256
@@ -51,6 +53,10 @@ def main() -> None:
         run(options)
     except UserError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sys.exit("The disk is full. The shards that are complete are kept: free space and run the same command again.")
     except KeyboardInterrupt:
         sys.exit("Stopped. The shards that are complete are kept; the same command goes on from there.")
 
@@ -62,14 +68,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="nouns", help='"nouns", "amused-256", "amused-512", a folder, "owner/name"')
     parser.add_argument("--prompts", type=Path, required=True, help="text file, one prompt a line, or .csv")
     parser.add_argument("--seeds", default="0", help='of each prompt, for example "0-63" (default: 0)')
-    parser.add_argument("--output", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the images")
     parser.add_argument("--format", choices=FORMATS, default="png", help="folders of PNG files, or tar files")
-    parser.add_argument("--shard-size", type=int, default=1000, help="images that appear together (default: 1000)")
+    parser.add_argument("--shard-size", type=int, default=1000, help="images per folder or tar file (default: 1000)")
     parser.add_argument("--sheets", action="store_true", help="also a contact sheet for each line of the prompts")
     parser.add_argument("--adapters", type=Path, help='folder of adapters, for a column "adapter"')
     parser.add_argument("--quantize", help='"int8", as for app.py')
     parser.add_argument("--workers", metavar="{auto,N}", help="processes, as for app.py; needs Ray")
-    parser.add_argument("--ray-address", metavar="HOST:PORT", help="a Ray cluster that is there")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="an existing Ray cluster")
     options = parser.parse_args(arguments)
     if options.shard_size < 1:
         parser.error("--shard-size must be at least 1.")
@@ -209,7 +215,7 @@ class Progress:
         if self._tty:
             print(file=sys.stderr)
         if self._cut:
-            print(f"{self._cut} images have a prompt that is longer than the model reads.", file=sys.stderr)
+            print(f"{self._cut} images have a prompt that is longer than the model can read.", file=sys.stderr)
 
 
 def describe_time(seconds: float) -> str:

@@ -123,7 +123,7 @@ def read_alpha(config: dict[str, Any]) -> float:
             raise CheckpointError(f"{CONFIG}: {key} is {shown(config[key])}, which is not supported.")
     alpha = config.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 100_000:
-        raise CheckpointError(f"{CONFIG}: lora_alpha is {shown(alpha)}, must be from 0 to 100000.")
+        raise CheckpointError(f"{CONFIG}: lora_alpha is {shown(alpha)}, must be above 0 and at most 100000.")
     return float(alpha)
 
 

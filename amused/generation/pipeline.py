@@ -75,7 +75,7 @@ class Picture:
 
     Attributes:
         tokens: (h, w), on the CPU.
-        cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
+        cut: names of the texts that are longer than the model can read: "prompt", "negative prompt".
     """
 
     index: int
@@ -242,7 +242,7 @@ class Amused:
         events = self.generate(Recipe(task, prompt, model=self.name, **{**self.defaults, **options}), *inputs)
         results = [event for event in events if isinstance(event, Picture)]
         for name in results[0].cut:
-            warnings.warn(f"The {name} is longer than the model reads: its end is ignored.", stacklevel=3)
+            warnings.warn(f"The {name} is longer than the model can read: its end is ignored.", stacklevel=3)
         return [result.image for result in results]
 
     # Sampling
@@ -274,7 +274,7 @@ class Amused:
             if model.former is None:
                 versions = " and ".join(str(one) for one in sorted(known))
                 raise UserError(
-                    f"This needs version {version} of the model {self.name}, but here is version {versions}: "
+                    f"This needs version {version} of the model {self.name}, and version {versions} is here: "
                     "use the release of aMUSEd that made it."
                 )
             model = model.former

@@ -124,7 +124,7 @@ def expand(recipe: Recipe, across: str, across_values: str, down: str, down_valu
     columns, rows = parse(across, across_values), parse(down, down_values)
     for axis, points in ((across, columns), (down, rows)):
         if not points:
-            raise UserError(f"Give the values of {axis}.")
+            raise UserError(f'Enter values for "{axis}".')
     if len(columns) * len(rows) > MAX_SEEDS:
         raise UserError(f"That makes {len(columns) * len(rows)} images: ask for at most {MAX_SEEDS}.")
     start = replace(recipe, seeds=recipe.seeds[:1])

@@ -200,7 +200,7 @@ class Recipe:
         for name in ("parent", "share", "cells"):
             if (getattr(self, name) is not None) != (name in wanted):
                 needs = "needs" if name in wanted else "takes no"
-                raise UserError(f"The task {self.task} {needs} {name}.")
+                raise UserError(f'The task "{self.task}" {needs} {name}.')
         if self.parent is None:
             return
         if not isinstance(self.parent, Recipe) or len(self.parent.seeds) != 1:

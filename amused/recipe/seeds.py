@@ -10,7 +10,7 @@ from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import MAX_CELLS, MAX_SEED, whole
 
 LENGTH_PER_NUMBER = 40  # characters: two numbers of ten digits, and generous space
-RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
+RANGE = re.compile(r"([0-9]{1,30})(?:-([0-9]{1,30}))?")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

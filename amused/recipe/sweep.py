@@ -133,9 +133,9 @@ def count_prompts(lines: list[list[Part]]) -> int:
 
 def too_many(num_prompts: int, num_seeds: int) -> str:
     if num_prompts > MAX_COUNT:
-        return f"These are over {MAX_COUNT} prompts: at most {MAX_SEEDS} images can be made at once."
+        return f"More than {MAX_COUNT} prompts: make at most {MAX_SEEDS} images at once."
     seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
-    return f"{num_prompts} prompts × {seeds} are {num_prompts * num_seeds} images: make at most {MAX_SEEDS} at once."
+    return f"{num_prompts} prompts × {seeds} = {num_prompts * num_seeds} images: make at most {MAX_SEEDS} at once."
 
 
 def prompts_of(

@@ -93,7 +93,7 @@ class Result:
         recipe: replays exactly this image: of its seed alone, with the digests of its inputs and its size.
         tokens: an array (height, width).
         fingerprint: what every bit of the image depends on besides the recipe (`Model.fingerprint`).
-        cut: names of the texts that are longer than the model reads: "prompt", "negative prompt".
+        cut: names of the texts that are longer than the model can read: "prompt", "negative prompt".
         ends_batch: no image that was sampled together with this one is still to come.
     """
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 3  # at an image that loses its workers
 MAX_UNREAD = 64  # images of a run that nobody has taken; then its others wait
 
-MOVED = "A worker was lost: another one makes its images"
-HOPELESS = f"This image was given up: it has ended {MAX_ATTEMPTS} workers."
+MOVED = "A worker was lost: another one is making its images"
+HOPELESS = f"This image was abandoned: it crashed {MAX_ATTEMPTS} workers."
 
 Images = Iterator[tuple[int, Recipe]]
 

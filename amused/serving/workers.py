@@ -40,7 +40,7 @@ RESTART_SECONDS = 1.0  # before a worker is started for the second time in a row
 DEMAND_SECONDS = 5.0  # that images wait until a second worker loads their model
 
 STARTING = "Starting the workers"
-ALL_LOST = "No worker is left: they failed too often. Ask the owner of this page."
+ALL_LOST = "All workers failed too often and were shut down: ask the owner of this page."
 
 
 class WorkerPool(Collector):

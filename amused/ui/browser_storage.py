@@ -131,7 +131,7 @@ def connect_browser_storage(
 
     def add_recent(values: Values) -> Updates:
         state: ResultState = values[result.state]
-        return storage.add_recent(state.images, values)
+        return {} if state.images == result.ready else storage.add_recent(state.images, values)
 
     outputs = [storage.recent, storage.picker]
     result.ended.change(add_recent, {result.state, storage.shared}, outputs, **UI_ONLY)

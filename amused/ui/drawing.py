@@ -18,7 +18,7 @@ from amused.generation.pixel_masks import load_mask
 from amused.serving import file_cache
 from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url
 
-NOTHING_PAINTED = "Paint over the part to change first."
+NOTHING_PAINTED = "First paint over the part to change."
 MAX_SHOWN_SIDE = 768  # pixels: larger images are painted on as a reduced copy
 
 SCRIPT = 'window.amusedEditor(element, props, watch, (file) => trigger("upload", file), upload)'

@@ -34,8 +34,11 @@ def merge(updates: Sequence[Updates]) -> Updates:
     }
 
 
-# For UI-only events: they bypass the generation queue.
+# For UI-only events that are never refused: they bypass Gradio's queue, and with it (6.31) the message of an error.
 UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+# For UI-only events that may be refused: the visitor sees the sentence.
+REFUSABLE: dict[str, Any] = {**UI_ONLY, "queue": True, "concurrency_limit": None}
 
 # For UI-only events that follow their inputs: a second one is answered after the first. Gradio drops it by default.
 LATEST: dict[str, Any] = {**UI_ONLY, "trigger_mode": "always_last"}
@@ -67,6 +70,7 @@ def on_select(
     inputs: AbstractSet[Block],
     outputs: Sequence[Block],
     closing: bool = False,
+    **options: Any,
 ) -> None:
     """Answer a selection; the handler finds the index in `index`.
 
@@ -75,11 +79,12 @@ def on_select(
 
     Args:
         closing: answer also when the open image is closed; the index is -1.
+        options: of the event, instead of those of `LATEST`.
     """
     given = {index, *inputs}
     script = send_instead(given, index, selected_js(gallery))
     events = [gallery.select, gallery.preview_close] if closing else [gallery.select]
-    gr.on(events, handler, given, outputs, js=script, **LATEST)
+    gr.on(events, handler, given, outputs, js=script, **(LATEST | options))
 
 
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"

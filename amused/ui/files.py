@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from amused.errors import UserError
 from amused.generation.images import digest, png_bytes, strip_metadata
 from amused.recipe.links import to_query
 from amused.recipe.metadata import png_info
 from amused.recipe.recipe import Recipe
 from amused.serving import file_cache
 from amused.serving.jobs import Result
+
+GONE = "The file of this image is not kept any longer: generate it again."
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,14 @@ def save_input(image: Image.Image | None, name: str = "given.png") -> str | None
 
 
 def open_image(path: str) -> Image.Image:
-    """An image from one of our own files, which needs no check."""
-    with Image.open(path) as image:
-        image.load()
+    """An image from one of our own files, which needs no check.
+
+    Raises:
+        UserError: old files were deleted meanwhile.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError as error:
+        raise UserError(GONE) from error
     return image

@@ -26,7 +26,17 @@ from amused.ui.derive import continue_request, derive_request, painted_cells
 from amused.ui.describe import describe_image, note
 from amused.ui.drawing import Drawing, build_editor, show_grid
 from amused.ui.enlarge import FACTORS, write_enlarged
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates, Values, on_select, scroll_to, selected_js, send_instead
+from amused.ui.events import (
+    NO_CHANGE,
+    REFUSABLE,
+    UI_ONLY,
+    Updates,
+    Values,
+    on_select,
+    scroll_to,
+    selected_js,
+    send_instead,
+)
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
 from amused.ui.latest import sync
@@ -35,9 +45,12 @@ from amused.ui.runs import RunAction, connect
 from amused.ui.setting_examples import low_high
 from amused.ui.settings import Settings
 from amused.ui.sharing import CopyLink
+from amused.ui.status import status_line
 from amused.ui.tab import Tab
 
+KEEP, KEPT = "Keep", "Kept ♥"
 NOTHING_SELECTED = "Select an image first."
+LOST = "The server was restarted and no longer has these images: reload the page."
 UNFINISHED = "This image is not finished yet."
 IMPROVE_ROUNDS = 2  # as long as four steps
 
@@ -76,12 +89,13 @@ class TouchUpForm:
 class DetailsView:
     """The selected image and its actions.
 
-    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html.
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html. `close` closes a kept
+    image; one in the gallery has a button there.
     """
 
     def __init__(self, result: ResultView) -> None:
         self.buttons: dict[str, gr.Button] = {}
-        self.keep_tile = gr.Button("Keep", visible="hidden", elem_id="result-keep-tile")
+        self.keep_tile = gr.Button(KEEP, visible="hidden", elem_id="result-keep-tile")
         with result.details as self.place:
             self.selected = gr.State(None)
             self.image = gr.Image(
@@ -94,9 +108,10 @@ class DetailsView:
                 elem_id="result-kept-image",
             )
             with gr.Row(elem_classes="button-row"):
-                self.buttons["keep"] = gr.Button("Keep", min_width=90, elem_id="result-keep")
+                self.buttons["keep"] = gr.Button(KEEP, min_width=90, elem_id="result-keep")
                 self.buttons["vary"] = gr.Button("Vary", min_width=90, elem_id="result-vary")
                 self.buttons["touch up"] = gr.Button("Touch up", min_width=100, elem_id="result-touch-up")
+                self.close = gr.Button("Close", visible=False, min_width=90, elem_id="result-close")
             self.stars = gr.Radio(
                 [*range(1, MAX_STARS + 1)], label="Stars", elem_id="result-stars", elem_classes="stars"
             )
@@ -105,7 +120,7 @@ class DetailsView:
             with gr.Row(elem_classes="button-row"):
                 self.buttons["improve"] = small_button("Improve", 80, "result-improve")
                 self.buttons["use seed"] = small_button("Use this seed", 110, "result-use-seed")
-                compare_button("result-compare-open", result.gallery)
+                self.compare = compare_button("result-compare-open", result.gallery)
                 self.copy_link = CopyLink()
                 self.buttons[IMAGE_TO_IMAGE] = small_button("Send to Image to image", 170, "result-to-image")
                 self.buttons[INPAINT] = small_button("Send to Inpaint", 110, "result-to-inpaint")
@@ -133,16 +148,20 @@ class DetailsView:
         """All that `show` updates."""
         return [
             self.place, self.selected, self.image, self.stars, self.facts, self.note, self.vary.place,
-            self.touch_up.place, self.mask, self.comparison, self.slider, *self.copy_link.outputs,
+            self.touch_up.place, self.mask, self.comparison, self.slider, self.close, self.compare,
+            self.buttons["keep"], *self.copy_link.outputs,
         ]  # fmt: skip
 
-    def show(self, image: GeneratedImage, kept: KeptImages | None = None, in_gallery: bool = True) -> Updates:
+    def show(self, image: GeneratedImage, kept: KeptImages, in_gallery: bool = True) -> Updates:
         before = before_image(image)
         return {
             self.place: gr.Column(visible=True),
             self.selected: image,
             self.image: gr.Image(value=None if in_gallery else image.path, visible=not in_gallery),
-            self.stars: None if kept is None else kept.stars.get(image.path),
+            self.stars: kept.stars.get(image.path),
+            self.buttons["keep"]: gr.Button(KEPT if image in kept.images else KEEP),
+            self.close: gr.Button(visible=not in_gallery),
+            self.compare: gr.Button(visible=in_gallery),
             self.facts: describe_image(image),
             self.note: "",
             self.vary.place: gr.Column(visible=False),
@@ -173,14 +192,19 @@ def connect_actions(
 
     def reopen(values: Values) -> Updates:
         state: ResultState = values[result.state]
-        state.opened = None
+        state.opened, state.num_openings = None, state.num_openings + 1
         kept = values[tray.state].kept.select(values[tray.index])
         shown = view.show(kept.selected_image(), kept, in_gallery=False)
         return {result.gallery: gr.Gallery(selected_index=None), **shown}
 
+    def close(values: Values) -> Updates:
+        values[result.state].num_openings += 1
+        return {view.place: gr.Column(visible=False)}
+
     inputs = {*tray.shown, result.state}
     outputs = [result.gallery, *view.outputs]
-    reopened = tray.reopen.click(reopen, inputs, outputs, js=tray.send_selected(inputs), **UI_ONLY)
+    view.close.click(close, {result.state}, view.place, **UI_ONLY)
+    reopened = tray.reopen.click(reopen, inputs, outputs, js=tray.send_selected(inputs), **REFUSABLE)
     scroll_to(view.place, reopened)
 
 
@@ -199,7 +223,7 @@ def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
 
 
 def compare_button(elem_id: str, gallery: gr.Gallery) -> gr.Button:
-    """Shows images of a gallery side by side, in the browser alone."""
+    """A button that shows images of a gallery side by side, in the browser alone."""
     button = small_button("Compare", 90, elem_id)
     button.click(None, None, None, js=f"() => window.amusedCompare('{gallery.elem_id}')", **UI_ONLY)
     return button
@@ -217,10 +241,11 @@ def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView)
 
     def select(values: Values) -> Updates:
         state: ResultState = values[result.state]
-        state.opened = values[result.index]
+        state.opened, state.num_openings = values[result.index], state.num_openings + 1
         image = image_at(state.shown, state.opened)
         if image is None:  # it was closed, or is the preview of the next image
-            return {view.place: gr.Column(visible=False)}
+            is_lost = state.opened != -1 and not state.shown and not state.num_runs
+            return {view.place: gr.Column(visible=False), **({result.status: status_line(LOST)} if is_lost else {})}
         if image is values[view.selected]:  # it was clicked again: a form may be open already
             return {view.place: gr.Column(visible=True), view.image: gr.Image(value=None, visible=False)}
         return view.show(image, values[tray.state].kept)
@@ -234,7 +259,7 @@ def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView)
         return view.show(image, values[tray.state].kept)
 
     inputs: set[Block] = {result.state, tray.state, view.selected}
-    on_select(result.gallery, result.index, select, inputs, view.outputs, closing=True)
+    on_select(result.gallery, result.index, select, inputs, [*view.outputs, result.status], closing=True)
     result.ended.change(show_finished, inputs, view.outputs, **UI_ONLY)
 
 
@@ -249,11 +274,15 @@ def connect_use_seed(view: DetailsView, all_settings: Sequence[Settings]) -> Non
         return updates
 
     outputs = [part for settings in all_settings for part in (settings.seeds, settings.random_seeds)]
-    view.buttons["use seed"].click(use_seed, view.selected, [view.note, *outputs], **UI_ONLY)
+    view.buttons["use seed"].click(use_seed, view.selected, [view.note, *outputs], **REFUSABLE)
 
 
 def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
     """Keep the open image or a tile, or give the open image stars, which keeps it too."""
+    kept_parts = [view.buttons["keep"], view.note]
+
+    def show_kept() -> Updates:
+        return {view.buttons["keep"]: gr.Button(KEPT), view.note: note("Added to Kept images")}
 
     def opened(values: Values) -> GeneratedImage:
         state: ResultState = values[result.state]
@@ -262,11 +291,12 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
     def keep(values: Values) -> Updates:
         image = opened(values)
         shown = tray.show_changed(values[tray.state], lambda kept: kept.keep(image))
-        return {**shown, view.note: note("Added to Kept images")}
+        return {**shown, **show_kept()}
 
     def rate(values: Values) -> Updates:
         image = opened(values)
-        return tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars]))
+        shown = tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars]))
+        return {**shown, **show_kept()}
 
     def keep_tile(values: Values) -> Updates:
         state: ResultState = values[result.state]
@@ -277,13 +307,13 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
 
     opened_js = selected_js(result.gallery)
     for event, handler, index_js, inputs, outputs in (
-        (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, view.note]),
-        (view.stars.input, rate, opened_js, {view.selected, view.stars}, tray.outputs),
+        (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, *kept_parts]),
+        (view.stars.input, rate, opened_js, {view.selected, view.stars}, [*tray.outputs, *kept_parts]),
         (view.keep_tile.click, keep_tile, "window.amusedTile", set[Block](), tray.outputs),
     ):
         given: set[Block] = {result.state, tray.state, result.index, *inputs}
         script = send_instead(given, result.index, index_js)
-        event(handler, given, outputs, js=script, trigger_mode="multiple", **UI_ONLY)
+        event(handler, given, outputs, js=script, trigger_mode="multiple", **REFUSABLE)
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:
@@ -293,8 +323,8 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
     def open_tab(selected: GeneratedImage | None) -> Updates:
         return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(required(selected).recipe.prompt)}
 
-    sent = button.click(open_tab, view.selected, [tab_bar, prompt], **UI_ONLY).success(
-        lambda selected: required(selected).path, view.selected, image_input, **UI_ONLY
+    sent = button.click(open_tab, view.selected, [tab_bar, prompt], **REFUSABLE).success(
+        lambda selected: required(selected).path, view.selected, image_input, **REFUSABLE
     )
     scroll_to(image_input, sent)
 
@@ -302,7 +332,8 @@ def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target:
 def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     form = view.vary
 
-    def unfold() -> Updates:
+    def unfold(values: Values) -> Updates:
+        values[result.state].num_openings += 1
         return {form.place: gr.Column(visible=True), view.touch_up.place: gr.Column(visible=False)}
 
     def read(values: Values) -> Request:
@@ -311,7 +342,7 @@ def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> Non
     def name(values: Values) -> str:
         return f"{count_of(values[form.count], 'variation')} of {seed_of(values[view.selected])}"
 
-    unfolded = view.buttons["vary"].click(unfold, None, [form.place, view.touch_up.place], **UI_ONLY)
+    unfolded = view.buttons["vary"].click(unfold, {result.state}, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
     action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
     connect(runtime, result, [form.run.click], action)
@@ -320,8 +351,9 @@ def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> Non
 def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     form = view.touch_up
 
-    def unfold(selected: GeneratedImage | None) -> Updates:
-        required(selected)
+    def unfold(values: Values) -> Updates:
+        required(values[view.selected])
+        values[result.state].num_openings += 1
         return {view.vary.place: gr.Column(visible=False), form.place: gr.Column(visible=True)}
 
     def fill(selected: GeneratedImage | None) -> Updates:
@@ -345,8 +377,9 @@ def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) ->
     def name(values: Values) -> str:
         return f"{count_of(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
 
-    unfolded = view.buttons["touch up"].click(unfold, view.selected, [view.vary.place, form.place], **UI_ONLY)
-    scroll_to(form.place, unfolded.success(fill, view.selected, [form.drawing, form.prompt], **UI_ONLY))
+    places = [view.vary.place, form.place]
+    unfolded = view.buttons["touch up"].click(unfold, {view.selected, result.state}, places, **REFUSABLE)
+    unfolded.success(fill, view.selected, [form.drawing, form.prompt], **REFUSABLE)  # the editor scrolls to itself
     inputs: set[Block] = {view.selected, form.drawing, form.prompt, form.count}
     action = deriving(view, read, inputs, name, form.progress)
     connect(runtime, result, [form.run.click], action)
@@ -373,7 +406,7 @@ def connect_enlarged(runtime: Runtime, view: DetailsView, tray: KeptImagesView) 
             choice = runtime.choice(image.recipe.model)
             return {tray.file: write_enlarged(image, factor, choice, values[tray.write_metadata])}
 
-        start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **UI_ONLY))
+        start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **REFUSABLE))
 
 
 def connect_more(runtime: Runtime, result: ResultView) -> None:
@@ -395,7 +428,7 @@ def deriving(
     """More images in the gallery, the first of which is open at the end."""
 
     def finish(request: Request, images: Sequence[GeneratedImage]) -> Updates:
-        return view.show(images[0])
+        return view.show(images[0], KeptImages())
 
     outputs = tuple(view.outputs)
     return RunAction(read, inputs, name, progress, append=True, opens=True, finish=finish, outputs=outputs)

@@ -46,10 +46,10 @@ ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 @dataclass(frozen=True, kw_only=True)
 class GridRequest(PartlyMade):
-    """The cells that were not made before; `places` are the cells of the images made before, then of the others."""
+    """The cells that were not made before; `cells` are the recipes of all, as their images have them."""
 
     grid: Grid
-    places: tuple[int, ...]
+    cells: tuple[Recipe, ...]
 
 
 class Axis:
@@ -135,24 +135,21 @@ class GridSection:
         request = self.tab.read_typed(values)
         grid = self.expand(self.tab.settings.single(request.recipes[0]), values)
         known = made_before(values[self.tab.result.state])
-        recipes = [self.tab.runtime.freeze_recipe(recipe, request.image, request.mask) for recipe in grid.recipes]
-        made = {place: known[recipe] for place, recipe in enumerate(recipes) if recipe in known}
-        missing = [place for place in range(len(recipes)) if place not in made]
+        freeze = self.tab.runtime.freeze_recipe
+        cells = tuple(freeze(recipe, request.image, request.mask) for recipe in grid.recipes)
         return GridRequest(
-            tuple(grid.recipes[place] for place in missing),
+            tuple(recipe for recipe, cell in zip(grid.recipes, cells) if cell not in known),
             request.image,
             request.mask,
-            made=tuple(made.values()),
+            made=tuple(known[cell] for cell in cells if cell in known),
             grid=grid,
-            places=(*made, *missing),
+            cells=cells,
         )
 
     def show_sheet(self, request: GridRequest, images: Sequence[GeneratedImage]) -> Updates:
         """The sheet of the finished images, as a file: Gradio would compress an image."""
-        finished = dict(zip(request.places, images, strict=False))
-        cells = [
-            open_image(finished[place].path) if place in finished else None for place in range(len(request.places))
-        ]
+        finished = {image.recipe: image.path for image in images}
+        cells = [open_image(finished[cell]) if cell in finished else None for cell in request.cells]
         sheet = draw_grid(cells, request.grid.across, request.grid.down, request.grid.recipes[0].prompt)
         return {self.sheet: gr.Image(value=file_cache.save(png_bytes(sheet), "amused-grid.png"), visible=True)}
 

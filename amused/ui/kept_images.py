@@ -19,11 +19,21 @@ from amused.generation.images import png_bytes, strip_metadata
 from amused.recipe.metadata import png_info, to_json
 from amused.serving import file_cache
 from amused.ui.describe import note
-from amused.ui.events import UI_ONLY, Updates, Values, hidden_number, on_select, selected_js, send_instead
+from amused.ui.events import (
+    REFUSABLE,
+    UI_ONLY,
+    Updates,
+    Values,
+    hidden_number,
+    on_select,
+    selected_js,
+    send_instead,
+)
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import ResultView, image_at
 
 NOTHING_KEPT = "No images kept yet: select one and press Keep."
+COMPARE = "Compare by slider"
 MAX_KEPT = 100
 MAX_STARS = 5
 SHEET_SIDE = 512  # of an image on the contact sheet, in pixels at most
@@ -155,7 +165,7 @@ class KeptImagesView:
             self.note = gr.HTML(padding=False, elem_id="tray-note")
             with gr.Row(elem_classes="button-row"):
                 self.reopen = gr.Button("Open", size="sm", min_width=80, elem_id="tray-open")
-                self.compare = gr.Button("Compare two", size="sm", min_width=110, elem_id="tray-compare")
+                self.compare = gr.Button(COMPARE, size="sm", min_width=130, elem_id="tray-compare")
                 self.side_by_side = gr.Button("Side by side", size="sm", min_width=110, elem_id="tray-side-by-side")
                 self.sort = gr.Button("Best first", size="sm", min_width=90, elem_id="tray-sort")
                 self.discard = gr.Button("Discard", size="sm", min_width=90, elem_id="tray-discard")
@@ -215,7 +225,7 @@ class KeptImagesView:
         if kept.comparing and pair is not None:
             first, second = pair
             slider |= {"value": (first.path, second.path), "label": f"Seed {first.seed} and seed {second.seed}"}
-        label = "Stop comparing" if slider["visible"] else "Compare two"
+        label = "Hide the slider" if slider["visible"] else COMPARE
         return {
             self.place: gr.Accordion(label=f"Kept images ({count})", visible=bool(count or kept.discarded)),
             self.note: note(describe_selection(kept)),
@@ -274,7 +284,7 @@ def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[K
         return {view.file: write(tray.kept.select(values[view.index]), values[view.write_metadata])}
 
     inputs = {*view.shown, view.write_metadata}
-    start_download(button.click(prepare, inputs, [view.file], js=view.send_selected(inputs), **UI_ONLY))
+    start_download(button.click(prepare, inputs, [view.file], js=view.send_selected(inputs), **REFUSABLE))
 
 
 def start_download(prepared: Any) -> None:

@@ -102,7 +102,7 @@ def take(watcher: Watcher, due: float) -> list[Updates | Ended]:
 
 
 def watch(runs: Sequence[LiveRun], watcher: Watcher) -> Iterator[Updates]:
-    """The updates of runs to which the watcher was added, until all have ended; the error of a run that is alone.
+    """The updates of runs to which the watcher was added, until all have ended; then the first error, if any.
 
     What arrives within `PACE`, or while the page is still busy with the last update, is one update.
     """
@@ -116,5 +116,6 @@ def watch(runs: Sequence[LiveRun], watcher: Watcher) -> Iterator[Updates]:
     finally:
         for run in runs:
             run.remove(watcher)
-    if len(runs) == 1 and (error := runs[0].error) is not None:
-        raise error
+    for run in runs:
+        if run.error is not None:
+            raise run.error

@@ -41,6 +41,15 @@ HEADING = "# aMUSEd\nImages from text, many tokens at a time."
 
 
 class AmusedBlocks(GatedBlocks):
+    """The page. `reopening` restores the states of pages that stay open for long."""
+
+    reopening: Reopening | None = None
+
+    async def process_api(self, *args: Any, **more: Any) -> dict[str, Any]:
+        if self.reopening is not None:
+            self.reopening.restore_states(more["state"], more.get("session_hash"))
+        return await super().process_api(*args, **more)
+
     def queue(self, **options: Any) -> AmusedBlocks:
         """Gradio calls this once itself; to call it again would create the server application again.
 
@@ -90,8 +99,11 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         gallery_actions.connect_actions(runtime, result, tabs, tab_bar, tray_view)
         history_view = HistoryView()
         filler = restore.PageFiller(runtime, tabs, tab_bar, card)
-        reopening = Reopening(Visits(), VisitView(), result, tabs, tab_bar, tray_view, history_view)
-        restore.connect_restore(page, filler, restore.RestoreSection(), tray_view, reopening)
+        section = restore.RestoreSection()
+        lists = section.storage.shared
+        reopening = Reopening(Visits(), VisitView(), result, tabs, tab_bar, tray_view, history_view, lists)
+        restore.connect_restore(page, filler, section, tray_view, reopening)
+        page.reopening = reopening
         api.build(runtime)
         note = gr.Markdown(elem_classes="status-note")
         page.load(runtime.compile_status, None, note, **UI_ONLY)
@@ -101,7 +113,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
 
 
 def build_result(runtime: Runtime) -> results.ResultView:
-    """Arrives at the ready images of the model that the page starts with."""
+    """Shows the ready images of the model that the page starts with."""
     ready = ready_images(runtime.default)
     hint = "Examples. Press Generate to make your own" if ready else "Images appear here, one by one"
     return results.ResultView(TASKS, hint, ready)

@@ -81,7 +81,8 @@ def hint(traits: dict[str, Any] | None, prompt: str) -> str:
     if not said or "character" in prompt.lower() or not single_words(traits).isdisjoint(said):
         return ""
     head, glasses, body = (known[part][0] for part in ("head", "glasses", "body"))
-    return f"This model draws pixel-art characters: a {head} head, {glasses} glasses, a {body} body and more."
+    known_ones = f"heads such as {head}, glasses such as {glasses}, bodies such as {body}"
+    return f"This model draws pixel-art characters: {known_ones} and more."
 
 
 def surprise(traits: dict[str, Any] | None, rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""Images to arrive at: made by the bundled model, each with its recipe, so that all actions work on them."""
+"""Images shown when the page opens: made by the bundled model, each with its recipe, so all actions work on them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.state_holder import SessionState
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
@@ -42,6 +43,10 @@ class VisitView:
 
 @dataclass(frozen=True)
 class Reopening:
+    """Attributes:
+    lists: the State of the SharedLists of the visit.
+    """
+
     visits: Visits
     view: VisitView
     result: ResultView
@@ -49,6 +54,7 @@ class Reopening:
     tab_bar: gr.Tabs
     tray: KeptImagesView
     history: HistoryView
+    lists: gr.State
 
     @property
     def inputs(self) -> set[Block]:
@@ -63,11 +69,13 @@ class Reopening:
         """The event after which `open` can be called."""
         return page.load(None, None, self.view.id, js=FIND_JS, **UI_ONLY)
 
-    def open(self, values: Values) -> Updates:
-        """Show a visit again; a new one has what the page has already."""
-        known, is_taken = read_id(values[self.view.id])
+    def open(self, values: Values, session: str | None) -> Updates:
+        """Show a visit again; a new one has what the page has already, at first its ready images."""
+        said = Said.read(values[self.view.id])
         own: ResultState = values[self.result.state]
-        visit = self.visits.open(known, is_taken, own, values[self.tray.state])
+        if not own.num_runs and not own.images:
+            own.images = own.shown = self.result.ready
+        visit = self.visits.open(said.id, said.is_taken, own, values[self.tray.state], session)
         visit.forget_missing_files()
         updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
         if visit.state is not own:
@@ -81,6 +89,25 @@ class Reopening:
         if visit.history.sweeps:
             updates |= self.history.show(visit.history)
         return updates
+
+    def restore_states(self, states: SessionState, session: str | None) -> None:
+        """Give a page that is still open its visit again.
+
+        Gradio (6.31) forgets the states of a page whose connection broke an hour ago, as that of a computer that slept,
+        and of the sessions that were used the longest ago.
+        """
+        visit = self.visits.of_session(session)
+        if visit is None:
+            return
+        for state, value in (
+            (self.view.visit, visit),
+            (self.result.state, visit.state),
+            (self.tray.state, visit.tray),
+            (self.lists, visit.shared),
+            (self.history.shown, visit.history.sweeps),
+        ):
+            if state._id not in states:
+                states[state._id] = value
 
     def connect(self, opened: Any) -> None:
         """`opened` is the event that has called `open`."""
@@ -128,10 +155,24 @@ def recipe_of(sweep: Sweep) -> Recipe:
     return last.with_seeds(list(dict.fromkeys(seeds)))
 
 
-def read_id(said: Any) -> tuple[str, bool]:
-    """What the browser says: the id of its visit, and whether another of its tabs has that open."""
-    try:
-        found = json.loads(said)
-        return str(found["id"]), bool(found["taken"])
-    except (TypeError, ValueError, KeyError):
-        return "", False
+@dataclass(frozen=True)
+class Said:
+    """What the browser says when the page opens.
+
+    Attributes:
+        id: of its visit.
+        is_taken: another of its tabs has that open.
+        is_reload: of a page that was open in the same tab.
+    """
+
+    id: str = ""
+    is_taken: bool = False
+    is_reload: bool = False
+
+    @classmethod
+    def read(cls, said: Any) -> Said:
+        try:
+            found = json.loads(said)
+            return cls(str(found["id"]), bool(found["taken"]), bool(found["reload"]))
+        except (TypeError, ValueError, KeyError):
+            return cls()

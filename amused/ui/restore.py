@@ -23,12 +23,22 @@ from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.browser_storage import build_browser_storage, connect_browser_storage, label, restore_settings
 from amused.ui.describe import TITLES, describe_origin
-from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, hidden_number, on_select, scroll_to
+from amused.ui.events import (
+    LATEST,
+    NO_CHANGE,
+    REFUSABLE,
+    UI_ONLY,
+    Updates,
+    Values,
+    hidden_number,
+    on_select,
+    scroll_to,
+)
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
-from amused.ui.reopen import Reopening, recipe_of
+from amused.ui.reopen import Reopening, Said, recipe_of
 from amused.ui.runs import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
@@ -75,21 +85,25 @@ def is_quick(runtime: Runtime, recipe: Recipe) -> bool:
     return recipe.first.task == TEXT_TO_IMAGE and len(recipe.seeds) == 1 and is_here
 
 
-def describe_shared(runtime: Runtime, shared: Shared, runs: bool = False) -> list[str]:
-    """What the recipe generates, what it needs, and which parts of it were ignored."""
+def describe_shared(runtime: Runtime, shared: Shared, is_filled: bool = False) -> list[str]:
+    """What the recipe generates, what it needs, and which parts of it were ignored.
+
+    Args:
+        is_filled: its settings are filled in, and it waits for Replay.
+    """
     recipe, first = shared.recipe, shared.recipe.first
     changed = "" if recipe.parent is None else ", varied or touched up"
     what = f"{TITLES[first.task]} with {recipe.model}, {count_images(len(recipe.seeds))}{changed}."
     if first.task in STRENGTHS:
         needed = "image and mask" if first.task == INPAINT else "image"
         sentences = [
-            f"{what} Its settings are filled in.",
+            f"{what} Its settings are filled in." if is_filled else f"From a link: {what}",
             f"It needs the original {needed}: upload below, then press Replay.",
         ]
-    elif runs:
-        sentences = [f"From a link: {what}"]
-    else:
+    elif is_filled:
         sentences = [f"{what} Its settings are filled in: press Replay."]
+    else:
+        sentences = [f"From a link: {what}"]
     download = runtime.choice(recipe.model).download
     if download and not runtime.is_loaded(recipe.model):
         sentences.append(f"Replay downloads {recipe.model} first ({download}).")
@@ -143,10 +157,21 @@ class PageFiller:
         return [tab.settings.adapter for tab in self.tabs]
 
     def fill(self, read: Callable[[], Shared | None], adapters: Values, is_link: bool = False) -> Updates:
-        """Show a recipe from outside in its own tab, or on the card why it cannot be opened. A quick link runs.
+        """Show a recipe from outside on the card and in its own tab. A quick link runs.
 
         The other tabs take over its model, and drop their adapter (its value in `adapters`) if it does not fit.
         """
+        updates = self.show(read, is_filled=True)
+        shared: Shared | None = updates.get(self.card.shared)
+        if shared is None:
+            return updates
+        if is_link and is_quick(self.runtime, shared.recipe):
+            updates |= self.card.show(describe_shared(self.runtime, shared), shared)
+            updates[self.card.opened] = 1
+        return {**updates, **self.settings(shared.recipe, adapters)}
+
+    def show(self, read: Callable[[], Shared | None], is_filled: bool = False) -> Updates:
+        """Show a recipe from outside on the card alone, or why it cannot be opened."""
         try:
             shared = read()
             if shared is None:
@@ -157,11 +182,7 @@ class PageFiller:
             return self.card.show([str(error)])
         except Exception as error:
             return self.card.show([f"This recipe cannot be opened. {explain(error)}"])
-        runs = is_link and is_quick(self.runtime, shared.recipe)
-        updates = self.card.show(describe_shared(self.runtime, shared, runs), shared)
-        if runs:
-            updates[self.card.opened] = 1
-        return {**updates, **self.settings(shared.recipe, adapters)}
+        return self.card.show(describe_shared(self.runtime, shared, is_filled), shared)
 
     def settings(self, recipe: Recipe, adapters: Values) -> Updates:
         """Fill in a recipe in its own tab."""
@@ -189,11 +210,14 @@ def connect_restore(
     storage, tabs, history = section.storage, filler.tabs, reopening.history
 
     def open_page(values: Values, request: gr.Request) -> Updates:
-        """A link wins over what the browser remembers."""
+        """A link wins over what the browser remembers, but for a reload: the visitor has worked on since."""
         restored = restore_settings(filler.runtime, tabs, values[storage.settings])
-        adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
-        filled = filler.fill(lambda: from_request(request), adapters, is_link=True)
-        opened = reopening.open(values)
+        if Said.read(values[reopening.view.id]).is_reload:
+            filled = filler.show(lambda: from_request(request))
+        else:
+            adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}
+            filled = filler.fill(lambda: from_request(request), adapters, is_link=True)
+        opened = reopening.open(values, request.session_hash)
         remembered = storage.open(opened[reopening.view.visit].shared, values)
         return {**opened, **restored, **filled, **remembered}
 
@@ -216,7 +240,7 @@ def connect_restore(
     cleared = [*history.outputs, storage.recent, storage.picker]
     history.clear.click(clear_history, {reopening.view.visit, storage.shared}, cleared, **UI_ONLY)
     inputs: set[Block] = {history.shown, reopening.view.visit, *filler.adapters}
-    on_select(history.gallery, history.index, restore_sweep, inputs, outputs)
+    on_select(history.gallery, history.index, restore_sweep, inputs, outputs, **REFUSABLE)
     model = tabs[0].settings.model  # which is that of all tabs
     for file in (section.file, section.dropped):
         connect_file(filler, file, model)

@@ -1,12 +1,13 @@
-"""The results, which all tabs share: a status and a gallery, what runs (`runs`) share of them, and how it is shown."""
+"""The result area that all tabs share, and the state that its runs (`runs`) update."""
 
 from __future__ import annotations
 
 import html
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import gradio as gr
 from gradio.blocks import Block
@@ -19,8 +20,6 @@ from amused.ui.live_runs import LiveRun
 from amused.ui.queue_list import DROP_JS, show_waiting
 from amused.ui.status import status_line
 
-REQUEST_TIMEOUT = 60.0  # seconds until a requested run has arrived, or never will
-
 MORE = 4  # images that continue a sweep
 
 MAX_TILES = 100_000
@@ -29,26 +28,19 @@ ARRIVED_JS = f"(number) => window.amusedArrived(number % {MAX_TILES})"
 # State
 
 
-class Requested(NamedTuple):
-    """A run that was asked for and has not begun. It `has_waited` if another run of its page was before it."""
-
-    has_waited: bool
-    num_stops: int
-    time: float
-
-
 @dataclass(eq=False)
 class ResultState:
     """What the events of a page share about its runs. It is their session.
 
     Attributes:
-        images: of the latest run that has finished one, and of those that it was added to.
+        images: of the latest run that has finished one, after those that it was appended to.
         shown: the finished ones in the gallery: those of the run before until a new one has something to show.
         opened: index in the gallery of the image that is open; if none is, -1 or None.
-        note: how the run ended that made the last of them; empty while it goes on.
+        num_openings: how often an image or a form was opened or closed.
+        note: how the latest run ended; empty while it goes on.
         groups: where in `images` those of a run begin that was added to others, and what they are.
         num_runs: runs that are queued or going on.
-        num_stops: how often Stop was pressed.
+        stopped_at: when Stop was last pressed, as `ResultView.pressed_at`: it ends the runs that were asked for before.
         num_dropped: queued runs that the last Stop cancelled.
         num_arrived: how often an image was brought into view.
         awaits_end: a page that was opened again shows a run, of which it has yet to hear.
@@ -60,33 +52,31 @@ class ResultState:
     images: tuple[GeneratedImage, ...] = ()
     shown: tuple[GeneratedImage, ...] = ()
     opened: Any = None
+    num_openings: int = 0
     note: str = ""
     groups: tuple[tuple[int, str], ...] = ()
-    requested: list[Requested] = field(default_factory=list)
     num_runs: int = 0
-    num_stops: int = 0
+    stopped_at: float = 0.0
     num_dropped: int = 0
     num_arrived: int = 0
     awaits_end: bool = False
     live: tuple[LiveRun, ...] = ()
     status: str = ""
     history: History = field(default_factory=History)
+    _lock: ClassVar[threading.Lock] = threading.Lock()  # of all, as Gradio copies a State's first value
 
-    def request(self) -> None:
-        self._forget_lost()
-        has_waited = bool(self.num_runs or self.requested)
-        self.requested.append(Requested(has_waited, self.num_stops, time.monotonic()))
+    def add(self, run: LiveRun) -> None:
+        with self._lock:
+            self.live = (*self.live, run)
 
-    def begin(self) -> Requested:
-        """A requested run arrives."""
-        self._forget_lost()
+    def remove(self, run: LiveRun) -> None:
+        with self._lock:
+            self.live = tuple(other for other in self.live if other is not run)
+
+    def begin(self) -> bool:
+        """A run arrives. Whether it waits for another run of its page."""
         self.num_runs += 1
-        return self.requested.pop(0) if self.requested else Requested(self.num_runs > 1, self.num_stops, 0)
-
-    def _forget_lost(self) -> None:
-        """Drop requests whose run never arrived: Gradio refused it, or the visitor left."""
-        oldest = time.monotonic() - REQUEST_TIMEOUT
-        self.requested = [one for one in self.requested if one.time > oldest]
+        return self.num_runs > 1
 
 
 # Components
@@ -107,9 +97,8 @@ class RunControls:
 class ResultView:
     """The components that runs fill.
 
-    `ready` are the images to arrive at.
-
     Attributes:
+        ready: the images that a new visitor sees first.
         controls: by task.
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
@@ -119,6 +108,7 @@ class ResultView:
         state: a ResultState.
         write_metadata: whether files carry their recipe.
         arrived: see `bring_into_view`.
+        pressed_at: when a button was pressed, in milliseconds of the browser's clock, see `events.send_instead`.
         shown_by_runs: what any run may update.
         outputs: all that runs update, with what only some do.
         progress: the status again, at Generate in each tab.
@@ -129,7 +119,7 @@ class ResultView:
 
     def __init__(self, tasks: Sequence[str], hint: str, ready: tuple[GeneratedImage, ...] = ()) -> None:
         self.controls = {task: RunControls(task) for task in tasks}
-        self.hint = hint
+        self.hint, self.ready = hint, ready
         with gr.Column(scale=6, min_width=320, elem_classes="result"):
             self.gallery = gr.Gallery(
                 [image.tile for image in ready],
@@ -155,6 +145,7 @@ class ResultView:
             self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-more")
             self.index = hidden_number()
             self.arrived = hidden_number()
+            self.pressed_at = hidden_number(0)
             self.ended = gr.Number(0, visible="hidden", container=False, elem_id="result-ended")
             self.sheet = gr.Image(
                 label="Grid",
@@ -165,7 +156,7 @@ class ResultView:
                 buttons=["download", "fullscreen"],
                 elem_id="result-sheet",
             )
-        self.state, self.write_metadata = gr.State(ResultState(ready, ready)), gr.State(True)
+        self.state, self.write_metadata = gr.State(ResultState()), gr.State(True)
         self.progress = [controls.progress for controls in self.controls.values()]
         self.stops = [controls.stop for controls in self.controls.values()]
         self.waiting = [controls.waiting for controls in self.controls.values()]
@@ -211,7 +202,7 @@ def show_end(view: ResultView, progress: Sequence[gr.HTML], values: Values) -> U
         view.gallery: show_gallery(state.images),
         view.groups: show_groups(state.groups),
         view.more: gr.Button(visible=bool(state.images)),
-        **view.offer_stop(bool(state.requested)),
+        **view.offer_stop(False),
         **view.show_waiting(state),
         **dict.fromkeys([*view.progress, *progress], ""),
     }

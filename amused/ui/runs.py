@@ -20,7 +20,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, send_instead
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
@@ -30,6 +30,7 @@ from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
 WAITING = json.dumps(busy_line("Waiting for the model"))
+NOW_JS = "Date.now()"
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,20 @@ def connect_result(runtime: Runtime, view: ResultView) -> None:
     """Bring new images into view, stop runs, and drop those that wait."""
 
     def stop(values: Values) -> Updates:
-        stop_runs(runtime, values[view.state])
-        return {view.status: busy_line("Stopping"), **view.offer_stop(False)}
+        state: ResultState = values[view.state]
+        stop_runs(runtime, state, values[view.pressed_at])
+        if not state.num_runs:  # the page has yet to hear that the run has ended
+            return show_end(view, view.progress, values)
+        return {**dict.fromkeys([view.status, *view.progress], busy_line("Stopping")), **view.offer_stop(False)}
 
     def drop_run(state: ResultState, event: gr.EventData) -> Updates:
         drop(state.live, getattr(event, "run", None))
         return view.show_waiting(state)
 
     view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UI_ONLY)
-    gr.on([one.click for one in view.stops], stop, {view.state}, [view.status, *view.stops], **UI_ONLY)
+    inputs: set[Block] = {view.state, view.pressed_at}
+    stops: list[Any] = [one.click for one in view.stops]
+    gr.on(stops, stop, inputs, view.shown_by_runs, js=send_instead(inputs, view.pressed_at, NOW_JS), **UI_ONLY)
     dropped: list[Any] = [one.click for one in view.waiting]
     gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UI_ONLY)
 
@@ -88,8 +94,7 @@ def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAc
     progress = places_of(view, action)
     waiting = [view.status, *progress, *view.stops]
     gr.on(events, None, None, waiting, js=waiting_js(1 + len(progress), len(view.stops)), show_progress="hidden")
-    gr.on(events, lambda state: state.request(), view.state, None, trigger_mode="multiple", **UI_ONLY)
-    inputs = {view.state, view.write_metadata, *action.inputs}
+    inputs = {view.state, view.write_metadata, view.pressed_at, *action.inputs}
     own: list[Block] = [*progress, *action.outputs]
     if action.settings is not None:
         inputs.add(action.settings.random_seeds)
@@ -101,6 +106,7 @@ def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAc
         partial(run_live, runtime, view, action),
         inputs,
         list(dict.fromkeys([*view.shown_by_runs, *own])),
+        js=send_instead(inputs, view.pressed_at, NOW_JS),
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="multiple",
@@ -122,10 +128,10 @@ def waiting_js(num_statuses: int, num_stops: int) -> str:
     return f"() => [{', '.join([WAITING] * num_statuses + [stop] * num_stops)}]"
 
 
-def stop_runs(runtime: Runtime, state: ResultState) -> None:
+def stop_runs(runtime: Runtime, state: ResultState, pressed_at: float) -> None:
     """Stop the run of the page, and cancel those queued behind it or still on their way."""
-    state.num_stops += 1
-    state.num_dropped = max(0, state.num_runs + len(state.requested) - 1)
+    state.stopped_at = pressed_at
+    state.num_dropped = max(0, state.num_runs - 1)
     runtime.stop(state)
 
 
@@ -133,7 +139,7 @@ def run_live(runtime: Runtime, view: ResultView, action: RunAction, values: Valu
     """Start a run and show it while the page is there."""
     state: ResultState = values[view.state]
     run, watcher, progress = LiveRun(action.name(values)), Watcher(), places_of(view, action)
-    state.live = (*state.live, run)
+    state.add(run)
 
     def updates() -> Generator[Updates]:
         try:
@@ -143,10 +149,10 @@ def run_live(runtime: Runtime, view: ResultView, action: RunAction, values: Valu
                     update |= dict.fromkeys(progress, status)
                 yield update
         finally:
-            state.live = tuple(other for other in state.live if other is not run)
+            state.remove(run)
 
     run.start(updates(), watcher)
-    yield view.show_waiting(state)
+    yield {**view.show_waiting(state), **view.offer_stop(True)}
     yield from watch([run], watcher)
     yield show_end(view, progress, values)
 
@@ -156,12 +162,12 @@ def stream_run(
 ) -> Generator[Updates]:
     """Generate the images of one request, and show every step. An error keeps the finished images."""
     state: ResultState = values[view.state]
-    requested, run = state.begin(), run or LiveRun(action.name(values))
-    shown = ShownRun(view, action, values, requested.has_waited, run)
+    run, pressed_at = run or LiveRun(action.name(values)), values[view.pressed_at]
+    shown = ShownRun(view, action, values, state.begin(), run)
     sentence = None
 
     def should_stop() -> bool:
-        return run.is_dropped or state.num_stops > requested.num_stops
+        return run.is_dropped or state.stopped_at > pressed_at
 
     try:
         for event in runtime.run(lambda: action.read(values), state, should_stop):
@@ -170,7 +176,7 @@ def stream_run(
         sentence = explain(error)
     finally:
         state.num_runs -= 1
-        if shown.images:
+        if shown.finished:
             state.history.add(run.name, shown.images)
     if sentence is not None:  # outside of `except`, where the error and all that it refers to would live on
         if shown.num_tiles or not state.num_runs:  # otherwise the page shows another run
@@ -187,6 +193,8 @@ class ShownRun:
         self.earlier: tuple[GeneratedImage, ...] = ()  # in the gallery before those of this run
         self.finished: dict[int, GeneratedImage] = {}  # by index: workers finish them in any order
         self.closes = not (action.append or has_waited)  # the open image
+        self.num_openings = self.state.num_openings
+        self.groups: tuple[tuple[int, str], ...] = ()
         self.has_tiles = False
         self.made: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
@@ -216,7 +224,7 @@ class ShownRun:
                 self.state.opened += 1  # the open image stays open
                 options["selected_index"] = self.state.opened
             self.finished[event.index] = image
-            self.state.images = self.earlier + self.images
+            self.keep_images()
             updates = self.tiles(**options)
         else:
             updates = self.end(event)
@@ -231,6 +239,7 @@ class ShownRun:
         self.request, self.run.has_started = event.request, True
         replaces = self.closes and not starts_from(event.request, self.state.images)
         self.earlier = () if replaces else self.state.images
+        self.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
         self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
         self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
         self.state.note = ""
@@ -261,13 +270,22 @@ class ShownRun:
         if not self.images:
             return {}
         updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
-        self.state.images = self.earlier + self.images
-        updates |= self.action.finish(self.request, self.images)
+        self.keep_images()
         if self.action.opens:
-            updates |= self.bring_into_view()
-            self.state.opened = len(self.earlier)
-            updates[self.view.gallery] = gr.Gallery(selected_index=self.state.opened)
-        return updates
+            return updates | self.open()
+        return updates | self.action.finish(self.request, self.images)
+
+    def keep_images(self) -> None:
+        self.state.images, self.state.groups = self.earlier + self.images, self.groups
+
+    def open(self) -> Updates:
+        """Open the first image, unless the visitor has opened something else meanwhile, perhaps to paint on it."""
+        if self.state.num_openings != self.num_openings:
+            return {}
+        self.state.num_openings += 1
+        self.state.opened = len(self.earlier)
+        gallery = gr.Gallery(selected_index=self.state.opened)
+        return {**self.action.finish(self.request, self.images), **self.bring_into_view(), self.view.gallery: gallery}
 
     def tiles(self, working: Progress | None = None, **options: Any) -> Updates:
         self.state.shown = self.earlier + self.images
@@ -276,13 +294,12 @@ class ShownRun:
         if self.has_tiles:
             return {self.view.gallery: gallery(**options)}
         self.has_tiles = True
-        self.state.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
         updates: Updates = {self.view.gallery: gallery(**options)}
         if self.closes:
             updates = {**self.close(), self.view.gallery: gallery(selected_index=None)}
         if not self.action.opens:
             updates |= self.bring_into_view()
-        return {**updates, self.view.groups: show_groups(self.state.groups)}
+        return {**updates, self.view.groups: show_groups(self.groups)}
 
     def bring_into_view(self) -> Updates:
         """The first image of this run. One that waited leaves the visitor at what they do."""
@@ -297,6 +314,7 @@ class ShownRun:
         the first new image, as a visitor may have opened one meanwhile.
         """
         self.state.opened = None
+        self.state.num_openings += 1
         return {self.view.gallery: gr.Gallery(selected_index=None), **self.view.hide_details()}
 
 

@@ -268,7 +268,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
             [(name.capitalize(), name) for name in SAMPLERS],
             value=own["sampler"],
             label="Sampler",
-            info="Annealed: the likeliest tokens after half of the steps",
+            info="Annealed: the likeliest tokens in the second half of the steps",
             elem_id=f"{task}-sampler",
         )
         corrector_rounds = gr.Slider(
@@ -277,7 +277,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
             value=own["corrector_rounds"],
             step=1,
             label="Corrector rounds",
-            info="Redraw the least likely tokens, as long as two steps each",
+            info="Each redraws the least likely tokens and takes as long as two steps",
             elem_classes=low_high("corrector_rounds"),
             elem_id=f"{task}-corrector-rounds",
         )
@@ -285,7 +285,7 @@ def build_sampling_settings(task: str, runtime: Runtime) -> dict[str, Component]
         [(name.capitalize(), name) for name in MASK_BY],
         value=own["mask_by"],
         label="Masked by",
-        info="Prompt: what fits it least is redrawn first",
+        info="Prompt: tokens that fit it least are redrawn",
         visible=task == IMAGE_TO_IMAGE,
         elem_id=f"{task}-mask-by",
     )

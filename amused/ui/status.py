@@ -46,8 +46,8 @@ def describe_summary(event: Summary, num_dropped: int = 0) -> str:
 def describe_cut(cut: Sequence[str]) -> str:
     """Which of the texts ("prompt", "negative prompt") the model did not read to the end."""
     if len(cut) == 1:
-        return f"The {cut[0]} is longer than the model reads: its end was ignored"
-    return f"The {' and the '.join(cut)} are longer than the model reads: their ends were ignored"
+        return f"The {cut[0]} is longer than the model can read: its end was ignored"
+    return f"The {' and the '.join(cut)} are longer than the model can read: their ends were ignored"
 
 
 def describe_seconds(seconds: float) -> str:

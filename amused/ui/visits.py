@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from amused.limits import SESSIONS
 from amused.ui.browser_storage import SharedLists
@@ -50,31 +51,46 @@ def without_missing_files(kept: KeptImages) -> KeptImages:
 
 
 class Visits:
-    """The visits of a page; beyond `limit` the one that was opened the longest ago is forgotten."""
+    """The visits of a page; beyond `limit` the one that was used the longest ago is forgotten."""
 
     def __init__(self, limit: int = SESSIONS) -> None:
         self._limit = limit
         self._visits: OrderedDict[str, Visit] = OrderedDict()
+        self._by_session: WeakValueDictionary[str, Visit] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def open(self, id: str, is_taken: bool, state: ResultState, tray: Tray) -> Visit:
+    def open(self, id: str, is_taken: bool, state: ResultState, tray: Tray, session: str | None = None) -> Visit:
         """The visit of that id, or a new one with this state. What the page has kept by then, in `tray`, is added.
 
         Args:
             is_taken: another tab of the browser has it open; the new one begins with its history and what it kept.
+            session: Gradio's, of the page.
         """
         with self._lock:
             found = self._visits.get(id)
             if found is not None and not is_taken:
-                self._visits.move_to_end(id)
                 found.tray.change(lambda kept: kept.join(tray.kept))
-                return found
-            visit = Visit(state, tray=tray)
-            if found is not None:
-                visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
-                former = found.tray.kept
-                visit.tray.change(former.join)
+                if state.live and not found.state.live:  # the visitor was quicker than the page
+                    found.state, state.history = state, found.history
+                visit = found
+            else:
+                visit = Visit(state, tray=tray)
+                if found is not None:
+                    visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
+                    former = found.tray.kept
+                    visit.tray.change(former.join)
             self._visits[visit.id] = visit
+            self._visits.move_to_end(visit.id)
             while len(self._visits) > self._limit:
                 self._visits.popitem(last=False)
+            if session is not None:
+                self._by_session[session] = visit
+            return visit
+
+    def of_session(self, session: str | None) -> Visit | None:
+        """The visit that a page with this session has opened."""
+        with self._lock:
+            visit = None if session is None else self._by_session.get(session)
+            if visit is not None and visit.id in self._visits:
+                self._visits.move_to_end(visit.id)
             return visit

@@ -496,6 +496,110 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
     expect(named).to_have_count(0)
 
 
+def test_an_open_image_of_a_group_has_its_own_colours(page: Page) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, 0)
+    vary(page, 0.4, 1)
+    shown = result(page, "gallery").locator(".preview[data-group] .media-button img")
+    expect(shown).to_be_visible()
+    expect(result(page, "status")).to_contain_text("1 image in")
+    shown.evaluate("image => image.decode()")
+    seen = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
+    middle, side = seen.width // 2, seen.height // 2  # in the middle, with space at its sides
+    seen = seen.crop((middle - side, 0, middle + side, seen.height))
+    made = files(page)[2].convert("RGB").resize(seen.size)
+    assert np.abs(np.asarray(seen).mean((0, 1)) - np.asarray(made).mean((0, 1))).max() < 4
+
+
+def test_a_finished_variation_leaves_what_was_opened_meanwhile(page: Page, turnstile: Turnstile) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, 0)
+    turnstile.open.clear()
+    vary(page, 0.4, 1)
+    expect(result(page, "vary-progress")).to_contain_text(re.compile("Starting|Loading"))
+    select(page, 1)
+    result(page, "touch-up").click()
+    paint_the_middle(page, result(page, "touch-up-editor"))
+    turnstile.open.set()
+    expect(result(page, "status")).to_contain_text("1 variation of seed 8: 1 image in")
+    expect(tiles(page)).to_have_count(3)
+    expect(result(page, "facts")).to_contain_text("Seed 9")
+    expect(result(page, "touch-up-form")).to_be_visible()
+    expect(result(page, "touch-up-editor").get_by_role("button", name="Undo")).to_be_enabled()
+
+
+def test_keys_do_not_take_a_painted_mask_away(page: Page) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, 0)
+    result(page, "touch-up").click()
+    editor = result(page, "touch-up-editor")
+    paint_the_middle(page, editor)
+    page.locator(".block.heading").click()
+    press(page, "ArrowRight", "Escape", "ArrowLeft")
+    expect(result(page, "facts")).to_contain_text("Seed 8")
+    expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+    editor.get_by_role("button", name="Clear mask").click()
+    press(page, "ArrowRight")
+    expect(result(page, "facts")).to_contain_text("Seed 9")
+
+
+def test_an_open_kept_image_answers_to_keys_and_can_be_closed(page: Page) -> None:
+    make(page, TEXT, "8", 1)
+    select(page, 0)
+    press(page, "k")
+    expect(result(page, "keep")).to_have_text("Kept ♥")
+    make(page, TEXT, "20", 2)
+    opened = result(page, "kept-image")
+    for close in ("key", "button"):
+        kept(page).first.click()
+        page.locator("#tray-open").click()
+        expect(opened).to_be_visible()
+        expect(result(page, "keep")).to_have_text("Kept ♥")
+        expect(result(page, "compare-open")).to_be_hidden()  # it is not in the gallery
+        press(page, "v")
+        expect(result(page, "vary-form")).to_be_visible()
+        if close == "key":
+            press(page, "Escape")
+        else:
+            result(page, "close").click()
+        expect(opened).to_be_hidden()
+    select(page, 1)
+    expect(result(page, "keep")).to_have_text("Keep")
+    expect(result(page, "close")).to_be_hidden()
+    expect(result(page, "compare-open")).to_be_visible()
+
+
+def test_arrow_keys_turn_the_image_after_a_star_was_clicked(page: Page) -> None:
+    make(page, TEXT, "8", 2)
+    select(page, 0)
+    result(page, "stars").get_by_role("radio").nth(2).check()
+    expect(kept(page)).to_have_text(["★★★ seed 8"])
+    press(page, "ArrowRight")
+    expect(result(page, "facts")).to_contain_text("Seed 9")
+    expect(kept(page)).to_have_text(["★★★ seed 8"])
+
+
+def test_a_double_click_is_one(page: Page, turnstile: Turnstile) -> None:
+    """Its second half would turn the image that the first has opened, or generate where Stop was."""
+    make(page, TEXT, "8", 4)
+    tiles(page).first.dblclick(delay=100)
+    expect(result(page, "facts")).to_contain_text("Seed 8")
+    page.keyboard.press("Escape")
+    turnstile.open.clear()
+    set_seeds(page, TEXT, "20", 8)
+    box = part(page, TEXT, "run").bounding_box()
+    page.mouse.dblclick(box["x"] + 20, box["y"] + 20, delay=100)
+    expect_begun(page)
+    turnstile.passes.release(6)
+    expect(tiles(page).first).to_contain_text("seed 20")
+    stop = part(page, TEXT, "stop").bounding_box()
+    page.mouse.dblclick(stop["x"] + 20, stop["y"] + 20, delay=100)
+    turnstile.open.set()
+    expect(result(page, "status")).to_contain_text("Stopped after")
+    expect(part(page, TEXT, "stop")).to_be_hidden()
+    expect(tiles(page).first).to_contain_text("seed 20")
+
+
 def test_images_of_a_grid_come_into_view_on_a_phone(browser: Browser, address: str, turnstile: Turnstile) -> None:
     with open_page(browser, address, 390, 600) as page:
         page.locator(f"#{TEXT}-grid").get_by_role("button", name="Grid").click()
@@ -797,7 +901,7 @@ def test_a_run_that_waited_keeps_the_images_of_the_one_before(page: Page, turnst
         expect_begun(page)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
-        expect(result(page, "status")).to_contain_text("Waiting")
+        expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
     finally:
         turnstile.open.set()
     expect(tiles(page)).to_have_count(3)
@@ -817,7 +921,7 @@ def test_stop_ends_all_runs_of_the_page(page: Page, turnstile: Turnstile) -> Non
         expect_begun(page)
         set_seeds(page, TEXT, "70", 1)
         run(page, TEXT)
-        expect(status).to_contain_text("Waiting")
+        expect(part(page, TEXT, "waiting")).to_contain_text("Drop")
         part(page, TEXT, "stop").click()
         expect(status).to_contain_text("Stopping")
     finally:
@@ -840,7 +944,7 @@ def test_strokes_belong_to_the_image_they_were_painted_on(page: Page) -> None:
     result(page, "touch-up").click()
     expect(result(page, "touch-up-editor").get_by_role("button", name="Undo")).to_be_disabled()
     result(page, "repaint").click()
-    expect(result(page, "status")).to_contain_text("Paint over the part to change first")
+    expect(result(page, "status")).to_contain_text("First paint over the part to change")
     expect(tiles(page)).to_have_count(3)
     expect(part(page, TEXT, "stop")).to_be_hidden()
 

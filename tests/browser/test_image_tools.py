@@ -768,7 +768,7 @@ def test_what_no_editor_sends_is_no_drawing(value: object) -> None:
     drawing = MaskEditor().preprocess(value)
     with pytest.raises(UserError, match="Upload an image first"):
         drawing.image()
-    with pytest.raises(UserError, match="Paint over the part"):
+    with pytest.raises(UserError, match="First paint over the part"):
         drawing.mask((8, 8))
 
 

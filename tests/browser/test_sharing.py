@@ -22,7 +22,7 @@ import pytest
 from fake import fake_runtime
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers.browser import expect_begun, new_page, open_tab, part, result
+from helpers.browser import expect_begun, expect_done, new_page, open_tab, part, result, run, set_seeds, tiles
 from helpers.serve import serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
@@ -549,6 +549,24 @@ def test_an_image_dropped_anywhere_restores_its_settings(page: Page, address: st
     expect(card(page)).to_contain_text("Ignored (unknown or invalid): Sampler, Size, Model.")
 
 
+def test_a_reload_of_a_link_keeps_what_was_done_since(page: Page, address: str) -> None:
+    open_link(page, address, to_query(PLAIN))
+    expect(status(page)).to_contain_text("1 image in")
+    prompt(page).fill("something else")
+    set_seeds(page, "text_to_image", "70", 2)
+    run(page, "text_to_image")
+    expect_done(page, 2)
+    page.reload()
+    page.wait_for_function("window.amusedRestored")
+    expect(prompt(page)).to_have_value("something else")
+    expect(tiles(page)).to_have_count(2)
+    expect(card(page)).to_contain_text("From a link: Text to image with nouns, 1 image.")
+    expect(replay(page)).to_contain_text("1 image in")
+    page.goto("about:blank")
+    open_link(page, address, to_query(PLAIN))  # again, which is no reload
+    expect(prompt(page)).to_have_value(PLAIN.prompt)
+
+
 def test_what_cannot_be_restored_is_said_where_it_is_seen(page: Page, address: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     visit(page, address)
@@ -671,7 +689,7 @@ def test_a_lost_connection_clears_nothing(page: Page, address: str, runtime: Run
 def test_a_prompt_that_is_cut_is_told(page: Page, address: str) -> None:
     long = "a pixel art character with " + "very " * 90 + "red glasses"
     open_link(page, address, to_query(Recipe("text_to_image", long, (1,), steps=2)))
-    expect(status(page)).to_contain_text("The prompt is longer than the model reads: its end was ignored")
+    expect(status(page)).to_contain_text("The prompt is longer than the model can read: its end was ignored")
 
 
 def test_a_phone_shows_a_link_without_scrolling_sideways(page: Page, address: str) -> None:

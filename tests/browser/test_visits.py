@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from fake import Turnstile
@@ -21,10 +22,11 @@ from helpers.browser import (
     set_seeds,
     tiles,
 )
-from helpers.serve import serve
+from helpers.serve import PAGES, forget_sessions, serve
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from amused.serving.runtime import Runtime
+from amused.ui.visits import Visits
 
 TEXT = "text_to_image"
 
@@ -109,6 +111,55 @@ def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> 
     opened(page)
     expect(result(page, "gallery").locator(".preview")).to_be_visible()
     expect(result(page, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))
+
+
+def test_a_page_that_gradio_has_forgotten_goes_on(page: Page, address: str) -> None:
+    """As after the sleep of a computer, or where many others came."""
+    make(page, "8", 2)
+    make(page, "20", 3)
+    open_image(page, 0)
+    result(page, "keep").click()
+    expect(kept(page)).to_have_count(1)
+    page.keyboard.press("Escape")
+    forget_sessions(address)
+    open_image(page, 1)
+    expect(result(page, "facts")).to_contain_text("Seed 21")
+    result(page, "keep").click()
+    expect(kept(page)).to_have_count(2)
+    forget_sessions(address)
+    sweeps(page).nth(1).click()
+    expect(tiles(page)).to_have_count(2)
+    assert captions(page) == ["seed 8", "seed 9"]
+    forget_sessions(address)
+    make(page, "30", 1)
+    expect(sweeps(page)).to_have_count(3)
+    page.reload()
+    opened(page)
+    expect(kept(page)).to_have_count(2)
+
+
+def test_a_page_of_a_server_that_was_restarted_says_so(
+    page: Page, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(page, "8", 2)
+    served = PAGES[address]
+    monkeypatch.setattr(served, "reopening", replace(served.reopening, visits=Visits()))
+    forget_sessions(address)
+    tiles(page).nth(1).click()
+    expect(result(page, "status")).to_contain_text("The server was restarted")
+    expect(result(page, "details")).to_be_hidden()
+
+
+def test_a_history_click_during_a_run_is_refused_in_a_sentence(page: Page, held: Turnstile) -> None:
+    held.open.set()
+    make(page, "8", 2)
+    held.open.clear()
+    start(page, "20", 2)
+    expect_begun(page)
+    sweeps(page).first.click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("A run is going on: let it end, or stop it first.")
+    held.open.set()
+    expect_done(page, 2)
 
 
 def test_a_running_sweep_goes_on_and_is_joined_after_a_reload(page: Page, held: Turnstile, runtime: Runtime) -> None:

@@ -38,5 +38,5 @@ def values_of(tab: Tab, state: ResultState | None = None, **changes: Any) -> Val
     named = {**own, **tab.settings.components()}
     values = {component: component.value for component in named.values()}
     values |= {component: Drawing(None, ()) for component in own.values() if isinstance(component, MaskEditor)}
-    values |= {tab.result.state: state or ResultState(), tab.result.write_metadata: True}
+    values |= {tab.result.state: state or ResultState(), tab.result.write_metadata: True, tab.result.pressed_at: 0}
     return values | {named[name]: value for name, value in (SETTINGS | changes).items()}

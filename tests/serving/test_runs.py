@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import tempfile
@@ -31,7 +32,7 @@ from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Event, Request, Result, Started, Summary
 from amused.serving.queue import MAX_WAITING_RUNS
 from amused.serving.runtime import Choice, Runtime
-from amused.ui import history, live_runs, results
+from amused.ui import history, live_runs
 from amused.ui.events import NO_CHANGE, Updates, merge
 from amused.ui.explain import DISK_FULL, FAILED, OUT_OF_MEMORY, explain
 from amused.ui.files import GeneratedImage
@@ -57,20 +58,21 @@ class Visitor:
         self.runtime = runtime
         self.tab = build_tab(text.build, runtime)
         self.state = ResultState()
+        self.clock = itertools.count(1)
 
     @property
     def seeds(self) -> list[int]:
         return [image.seed for image in self.state.images]
 
     def start(self, first: int, count: int = 1, **changes: Any) -> Iterator[Updates]:
-        self.state.request()
         action = RunAction(read=self.tab.read, inputs=self.tab.inputs, settings=self.tab.settings)
         action = replace(action, **{name: changes.pop(name) for name in ("append", "remark") if name in changes})
         values = values_of(self.tab, self.state, seeds=str(first), count=count, steps=2, **changes)
+        values = {**values, self.tab.result.pressed_at: next(self.clock)}
         return stream_run(self.runtime, self.tab.result, action, values)
 
     def stop(self) -> None:
-        stop_runs(self.runtime, self.state)
+        stop_runs(self.runtime, self.state, next(self.clock))
 
     def status(self, update: Updates) -> str:
         return str(update.get(self.tab.result.status, ""))
@@ -128,15 +130,15 @@ def test_stop_ends_the_run_at_work_and_cancels_those_that_wait(which_ends_first:
     visitor.until_first_image(first)
     assert visitor.seeds == [10]
     next(second)
-    requested = visitor.start(30)  # the server has yet to hear of this one
+    late = visitor.start(30)  # the server has yet to hear of this one
     visitor.stop()
-    note = "Stopped after 1 of 64. Cancelled 2 queued runs"
+    note = "Stopped after 1 of 64. Cancelled 1 queued run"
     for running in (first, second) if which_ends_first == 0 else (second, first):
         updates = list(running)
         assert running is first or all(is_nothing(update) for update in updates)
         assert visitor.state.note == (note if running is first or which_ends_first == 0 else "")
-    assert all(is_nothing(update) for update in requested)
-    assert visitor.seeds == [10] and visitor.state.note == note
+    finish(late)
+    assert visitor.seeds == [10]
     assert numbers(runtime)['amused_requests_total{outcome="stopped"}'] == 3
     finish(visitor.start(40))
     assert visitor.seeds == [40]
@@ -155,16 +157,6 @@ def test_a_run_that_is_asked_for_after_stop_goes_on() -> None:
     assert all(is_nothing(update) for update in second)
     finish(third)
     assert visitor.state.note.startswith("1 image in") and visitor.seeds == [30]
-
-
-def test_a_request_whose_run_never_arrives_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when Gradio's own queue is full."""
-    visitor = Visitor(fake_runtime())
-    visitor.state.request()
-    visitor.stop()
-    monkeypatch.setattr(results, "REQUEST_TIMEOUT", 0.0)
-    finish(visitor.start(10))
-    assert visitor.seeds == [10]
 
 
 def test_stop_leaves_other_tabs_alone() -> None:
@@ -269,15 +261,12 @@ def test_the_end_is_shown_unless_the_next_run_goes_on() -> None:
         and not any(shown[stop].visible for stop in view.stops)
     )
     second = visitor.start(20)
-    shown = show_end(view, view.progress, values)
-    assert all(shown[stop].visible for stop in view.stops)
     next(second)
     assert set(show_end(view, view.progress, values)) == {view.ended}
 
 
 def live(visitor: Visitor, first: int, count: int = 1) -> Iterator[Updates]:
     """As the page starts a run: it goes on without the page."""
-    visitor.state.request()
     action = RunAction(read=visitor.tab.read, inputs=visitor.tab.inputs, name=visitor.tab.name)
     values = values_of(visitor.tab, visitor.state, seeds=str(first), count=count, steps=2, prompt=f"fox {first}")
     return run_live(visitor.runtime, visitor.tab.result, action, values)
@@ -360,6 +349,44 @@ def test_a_joined_run_that_fails_shows_its_end() -> None:
         for update in shown:
             last = visitor.status(update)
     assert OUT_OF_MEMORY in last and visitor.seeds == [10]
+
+
+def test_of_several_joined_runs_the_first_error_is_told() -> None:
+    turnstile = Turnstile()
+    turnstile.open.clear()
+
+    def step() -> None:
+        turnstile()
+        raise MemoryError
+
+    visitor = Visitor(fake_runtime(before_step=step))
+    for first in (10, 20):
+        running = live(visitor, first)
+        next(running)
+        wait_for(lambda: visitor.state.num_runs == len(visitor.state.live))
+        running.close()
+    shown = join(visitor)
+    next(shown)
+    turnstile.open.set()
+    with pytest.raises(gr.Error) as refused:
+        finish(shown)
+    assert refused.value.message == OUT_OF_MEMORY
+
+
+def test_stop_before_the_first_image_leaves_the_names_of_groups() -> None:
+    visitor = Visitor(runtime := fake_runtime())
+    finish(visitor.start(10, 2))
+    action = RunAction(read=visitor.tab.read, name=lambda _: "more", append=True)
+    values = values_of(visitor.tab, visitor.state, seeds="20", steps=2)
+    finish(stream_run(runtime, visitor.tab.result, action, values))
+    assert visitor.state.groups == ((2, "more"),)
+    stopped = visitor.start(30, 2)
+    for update in stopped:
+        if "step 1 of 2" in visitor.status(update):
+            break
+    visitor.stop()
+    finish(stopped)
+    assert visitor.seeds == [10, 11, 20] and visitor.state.groups == ((2, "more"),)
 
 
 def test_a_page_that_is_slower_than_its_run_gets_what_it_missed_as_one_update() -> None:
@@ -456,6 +483,36 @@ def test_a_grid_makes_only_the_cells_that_are_not_there() -> None:
     assert count() > 12  # a file is gone
 
 
+def test_a_grid_that_was_stopped_has_each_image_in_its_own_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers finish images in any order."""
+    visitor = Visitor(runtime := fake_runtime())
+    with gr.Blocks():
+        section = GridSection(visitor.tab)
+    axes = dict(zip(section.axes, ("guidance", "2, 4, 6", "nothing", ""), strict=True))
+    values = {**values_of(visitor.tab, visitor.state), **axes}
+    request = section.read(values)
+
+    def make(*indices: int) -> np.ndarray:
+        """The sheet after these images."""
+
+        def events(*_: Any) -> Iterator[Event]:
+            yield Started(request, 3)
+            for index in indices:
+                cell = request.cells[index]
+                (made,) = (event for event in FakeModel("nouns").generate(cell) if isinstance(event, FakeImage))
+                yield Result(index, 0, cell, made.image, made.tokens, FakeModel.fingerprint)
+            yield Summary(len(indices) < 3, len(indices), 3, 1.0)
+
+        monkeypatch.setattr(runtime, "run", events)
+        updates = list(stream_run(runtime, visitor.tab.result, section.action, values))
+        *_, sheet = (update[section.sheet].value for update in updates if section.sheet in update)
+        return np.asarray(Image.open(sheet["path"] if isinstance(sheet, dict) else sheet))
+
+    is_same = (make(2, 0) == make(0, 1, 2)).all(axis=(0, 2))  # by column of pixels
+    third = len(is_same) // 3
+    assert is_same[:third].all() and is_same[-third:].all() and not is_same.all()
+
+
 def test_the_same_prompt_twice_is_two_sweeps_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MAX_SWEEPS", 3)
     visitor = Visitor(fake_runtime())
@@ -507,9 +564,9 @@ def test_errors_are_told_without_what_nobody_needs_to_know(error: Exception, sen
 def test_the_note_names_the_text_that_was_too_long() -> None:
     visitor = Visitor(fake_runtime())
     finish(visitor.start(10, negative_prompt="hat " * 80))
-    assert visitor.state.note.endswith("The negative prompt is longer than the model reads: its end was ignored")
+    assert visitor.state.note.endswith("The negative prompt is longer than the model can read: its end was ignored")
     finish(visitor.start(10, prompt="hat " * 80))
-    assert visitor.state.note.endswith("The prompt is longer than the model reads: its end was ignored")
+    assert visitor.state.note.endswith("The prompt is longer than the model can read: its end was ignored")
 
 
 class FullDisk:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 import pytest
 from fake import TRAITS, FakeModel, fake_runtime
 from helpers.images import png
-from helpers.serve import serve
+from helpers.serve import answers, serve
 from helpers.tabs import build_tab, values_of
 from PIL import Image
 
@@ -33,7 +32,8 @@ from amused.ui.events import NO_CHANGE
 from amused.ui.files import GeneratedImage
 from amused.ui.gallery_actions import before_image
 from amused.ui.grid import GridSection
-from amused.ui.kept_images import KeptImages, Tray, write_sheet
+from amused.ui.kept_images import KeptImages, Tray, write_bundle, write_sheet, write_single
+from amused.ui.live_runs import LiveRun
 from amused.ui.page import build_result
 from amused.ui.prompt_help import describe_prompt, word_choices
 from amused.ui.results import ResultState, image_at
@@ -144,18 +144,19 @@ def test_images_kept_in_the_same_moment_are_all_kept(tmp_path: Path) -> None:
         count = len(ready["props"]["value"])
         keep = next(one for one in config["dependencies"] if one["targets"] == [[parts["result-keep-tile"], "click"]])
         numbers = {one["id"] for one in config["components"] if one["type"] == "number"}
+        opened = next(one for one in config["dependencies"] if one["backend_fn"] and parts["visit"] in one["inputs"])
+        client = httpx.Client(base_url=address)
+        answers(client, opened, [[None] * len(opened["inputs"])], "visitor")
 
-        def kept_after(index: int) -> int:
-            data = [index if place in numbers else None for place in keep["inputs"]]
-            body = {"fn_index": keep["id"], "data": data, "session_hash": "visitor"}
-            answer = httpx.post(f"{address}gradio_api/run/predict", json=body).json()
+        def num_kept(*indices: int) -> list[int]:
+            sent = [[index if place in numbers else None for place in keep["inputs"]] for index in indices]
+            tray = keep["outputs"].index(parts["tray-gallery"])
             # Nothing where another one has been kept meanwhile: its answer shows both.
-            return len(answer["data"][keep["outputs"].index(parts["tray-gallery"])].get("value", ()))
+            return [len(one["data"][tray].get("value", ())) for one in answers(client, keep, sent, "visitor")]
 
-        assert kept_after(0) == 1
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(kept_after, range(1, count)))
-        assert kept_after(0) == count > 4
+        assert num_kept(0) == [1]
+        num_kept(*range(1, count))
+        assert num_kept(0) == [count] and count > 4
 
 
 def test_a_visit_whose_kept_files_are_partly_gone_shows_the_others(tmp_path: Path) -> None:
@@ -182,6 +183,34 @@ def test_what_is_kept_before_the_visit_is_found_stays_kept(is_taken: bool, tmp_p
     assert again.tray.kept.stars == {images[1].path: 2, images[2].path: 5}
     assert (again is visit) is not is_taken
     assert visit.tray.kept.images == (tuple(images[:2]) if is_taken else tuple(images))
+
+
+def test_the_visit_that_was_used_the_longest_ago_is_forgotten() -> None:
+    visits = Visits(limit=2)
+    first, second = (visits.open("", False, ResultState(), Tray(), session) for session in ("one", "two"))
+    assert visits.of_session("one") is first
+    third = visits.open("", False, ResultState(), Tray(), "three")
+    assert visits.of_session("one") is first and visits.of_session("three") is third
+    assert visits.open(second.id, False, ResultState(), Tray()) is not second
+    assert visits.of_session("nobody") is visits.of_session(None) is None
+
+
+def test_a_run_that_began_before_the_visit_was_found_is_the_visit_s() -> None:
+    visits = Visits()
+    visit = visits.open("", False, ResultState(), Tray())
+    begun = ResultState()
+    begun.add(LiveRun("a fox"))
+    assert visits.open(visit.id, False, begun, Tray()) is visit
+    assert visit.state is begun and begun.history is visit.history
+    assert visits.open(visit.id, False, ResultState(), Tray()).state is begun
+
+
+def test_an_image_whose_file_is_gone_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    image = kept(1, tmp_path / "1.png")
+    Path(image.path).unlink()
+    for write in (write_single, write_bundle, write_sheet):
+        with pytest.raises(UserError, match="The file of this image is not kept any longer"):
+            write(KeptImages((image,)).select(0), True)
 
 
 def test_kept_images_are_sorted_by_their_stars(tmp_path: Path) -> None:
@@ -235,7 +264,7 @@ def test_text_to_image_has_the_selected_shape() -> None:
 def test_the_page_opens_with_images_that_their_recipes_make() -> None:
     model = amused.load("nouns", device="cpu", dtype="float32")
     with gr.Blocks():
-        images = build_result(fake_runtime()).state.value.images
+        images = build_result(fake_runtime()).ready
     assert len(images) == 8
     for image in images:
         (made,) = (event for event in model.generate(image.recipe) if isinstance(event, amused.Picture))
@@ -248,7 +277,7 @@ def test_a_prompt_of_known_words_needs_no_hint(prompt: str) -> None:
 
 
 def test_a_prompt_far_from_the_models_words_gets_a_hint() -> None:
-    assert "a baseball head" in prompts.hint(TRAITS, "a castle by the sea")
+    assert "heads such as baseball" in prompts.hint(TRAITS, "a castle by the sea")
     assert prompts.hint(None, "a castle by the sea") == ""
 
 

@@ -786,7 +786,7 @@ def test_long_prompts_are_counted_before_training(model, pictures, tmp_path, mon
         caplog.clear()
         with pytest.raises(pytest.fail.Exception):
             train(model, pictures, tmp_path / "out", validation_prompts=["hat", "hat " * 100])
-        assert "2 of 3 captions are longer than the model reads; their end is ignored." in caplog.text
+        assert "2 of 3 captions are longer than the model can read; their end is ignored." in caplog.text
         assert "1 of 2 validation prompts are longer" in caplog.text
 
 

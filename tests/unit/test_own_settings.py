@@ -106,13 +106,13 @@ def test_a_recipe_of_a_former_version_is_made_by_it_or_refused(tmp_path) -> None
 
     between = replace(recipe, model_version=2)
     with pytest.raises(
-        UserError, match="needs version 2 of the model own, but here is version 1 and 3: use the release"
+        UserError, match="needs version 2 of the model own, and version 1 and 3 is here: use the release"
     ):
         run(new, between)
     with pytest.raises(UserError, match="can only be varied with version 1 of its model"):
         replace(variation, model_version=3)
     shutil.rmtree(tmp_path / "own" / FORMER)
-    with pytest.raises(UserError, match="needs version 1 of the model own, but here is version 3"):
+    with pytest.raises(UserError, match="needs version 1 of the model own, and version 3 is here"):
         run(load(tmp_path / "own"), recipe)
 
 

@@ -127,10 +127,10 @@ def test_a_model_without_a_list_of_words_draws_none() -> None:
 @pytest.mark.parametrize(
     ("typed", "seeds", "sentence"),
     [
-        ("{a|b|c}{d|e}", 11, "^6 prompts × 11 seeds are 66 images: make at most 64 at once"),
-        ("{a|b|c}{d|e}\na", 10, "^7 prompts × 10 seeds are 70 images"),
-        ("{a|b}" * 7, 1, "^128 prompts × 1 seed are 128 images"),
-        ("{a|b}" * 2000, 1, "^These are over 9999 prompts"),
+        ("{a|b|c}{d|e}", 11, "^6 prompts × 11 seeds = 66 images: make at most 64 at once"),
+        ("{a|b|c}{d|e}\na", 10, "^7 prompts × 10 seeds = 70 images"),
+        ("{a|b}" * 7, 1, "^128 prompts × 1 seed = 128 images"),
+        ("{a|b}" * 2000, 1, "^More than 9999 prompts"),
         ("\n".join("a" * 5000), 1, "^5000 prompts"),
     ],
 )

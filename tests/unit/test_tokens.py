@@ -176,9 +176,9 @@ def test_refuses_cells_outside_the_picture(model) -> None:
 
 def test_a_prompt_that_is_cut_gives_a_warning(model) -> None:
     long = "cat " * 200
-    with pytest.warns(UserWarning, match="^The prompt is longer than the model reads"):
+    with pytest.warns(UserWarning, match="^The prompt is longer than the model can read"):
         model.text_to_image(long, steps=1)
-    with pytest.warns(UserWarning, match="^The negative prompt is longer than the model reads"):
+    with pytest.warns(UserWarning, match="^The negative prompt is longer than the model can read"):
         model.text_to_image("a cat", negative_prompt=long, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -77,7 +77,7 @@ def warn_of_long(tokenizer: CLIPTokenizer, texts: Sequence[str], what: str) -> N
     cut = {text for text in {*texts} if is_truncated(tokenizer, text)}
     if cut:
         count = sum(text in cut for text in texts)
-        log.warning("%d of %d %s are longer than the model reads; their end is ignored.", count, len(texts), what)
+        log.warning("%d of %d %s are longer than the model can read; their end is ignored.", count, len(texts), what)
 
 
 class CachedEmbeddings:

@@ -120,7 +120,7 @@ def build_inputs() -> dict[str, Any]:
             [*SHAPES, OWN_SHAPE],
             value=SQUARE,
             label="Shape",
-            info="The models were made for squares",
+            info="The models were trained on squares",
             elem_id=f"{IMAGE_TO_IMAGE}-shape",
         )
         fit_mode = gr.Radio(
