@@ -241,10 +241,11 @@ def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView)
 
     def select(values: Values) -> Updates:
         state: ResultState = values[result.state]
-        state.opened, state.num_openings = values[result.index], state.num_openings + 1
+        former, state.opened = state.opened, None if values[result.index] == -1 else values[result.index]
+        state.num_openings += state.opened != former  # a gallery that gets images may report its selection again
         image = image_at(state.shown, state.opened)
         if image is None:  # it was closed, or is the preview of the next image
-            is_lost = state.opened != -1 and not state.shown and not state.num_runs
+            is_lost = state.opened is not None and not state.shown and not state.num_runs
             return {view.place: gr.Column(visible=False), **({result.status: status_line(LOST)} if is_lost else {})}
         if image is values[view.selected]:  # it was clicked again: a form may be open already
             return {view.place: gr.Column(visible=True), view.image: gr.Image(value=None, visible=False)}

@@ -40,12 +40,15 @@ class LiveRun:
         has_started: it no longer waits for another run of its page.
         is_dropped: to be cancelled, without those behind it.
         error: the sentence that it ended with.
+        last: what its pages show in the same update as its end: of two quick updates of a component, Gradio (6.31)
+            may drop what only the first one changes.
     """
 
     def __init__(self, name: str) -> None:
         self.number, self.name = next(NUMBERS), name
         self.has_started = self.is_dropped = False
         self.error: Exception | None = None
+        self.last: Updates = {}
         self._lock = threading.Lock()
         self._watchers: list[Watcher] = []
         self._alone_since = time.monotonic()

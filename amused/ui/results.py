@@ -35,7 +35,7 @@ class ResultState:
     Attributes:
         images: of the latest run that has finished one, after those that it was appended to.
         shown: the finished ones in the gallery: those of the run before until a new one has something to show.
-        opened: index in the gallery of the image that is open; if none is, -1 or None.
+        opened: index in the gallery of the image that is open, or None.
         num_openings: how often an image or a form was opened or closed.
         note: how the latest run ended; empty while it goes on.
         groups: where in `images` those of a run begin that was added to others, and what they are.

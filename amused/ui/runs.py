@@ -20,7 +20,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, send_instead
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, merge, send_instead
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
@@ -154,7 +154,7 @@ def run_live(runtime: Runtime, view: ResultView, action: RunAction, values: Valu
     run.start(updates(), watcher)
     yield {**view.show_waiting(state), **view.offer_stop(True)}
     yield from watch([run], watcher)
-    yield show_end(view, progress, values)
+    yield merge([show_end(view, progress, values), run.last])
 
 
 def stream_run(
@@ -272,7 +272,8 @@ class ShownRun:
         updates: Updates = {} if self.has_tiles else self.tiles()  # all were made before
         self.keep_images()
         if self.action.opens:
-            return updates | self.open()
+            self.run.last = self.open()
+            return updates
         return updates | self.action.finish(self.request, self.images)
 
     def keep_images(self) -> None:
@@ -340,6 +341,6 @@ def join_runs(view: ResultView, values: Values) -> Iterator[Updates]:
         failure = error
     if state.awaits_end:
         state.awaits_end = False
-        yield show_end(view, view.places, values)
+        yield merge([show_end(view, view.places, values), *(run.last for run in runs)])
     if failure is not None:
         raise failure
