@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amused.benchmark.startup import resident_bytes
 from amused.memory import keep_freed_memory
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Progress, Result
@@ -174,18 +173,3 @@ def with_nouns(repeats: int, num_images: int = NUM_NOUNS) -> dict[str, Any]:
 
 def digest(results: Sequence[Result]) -> str:
     return hashlib.sha256(b"".join(result.image.tobytes() for result in results)).hexdigest()
-
-
-def driver_memory(num_images: int, every: int, count: int = 2) -> list[int]:
-    """Resident bytes of this process at every so many images of a model that takes no time."""
-    sizes = []
-    with started(partial(load_sleeping, step_seconds=0.0), count) as pool:
-        for number, _ in enumerate(sample(pool, recipes_of(num_images), previews=False), 1):
-            if number % every == 0:
-                sizes.append(resident_bytes("self"))
-    return sizes
-
-
-def recipes_of(count: int) -> Generator[Recipe]:
-    for seed in range(count):
-        yield Recipe(TEXT_TO_IMAGE, PROMPT, (seed,), steps=1)

@@ -46,8 +46,8 @@ class AmusedBlocks(GatedBlocks):
     reopening: Reopening | None = None
 
     async def process_api(self, *args: Any, **more: Any) -> dict[str, Any]:
-        if self.reopening is not None:
-            self.reopening.restore_states(more["state"], more.get("session_hash"))
+        if self.reopening is not None and (states := more.get("state")) is not None:
+            self.reopening.restore_states(states, more.get("session_hash"))
         return await super().process_api(*args, **more)
 
     def queue(self, **options: Any) -> AmusedBlocks:

@@ -43,9 +43,7 @@ class VisitView:
 
 @dataclass(frozen=True)
 class Reopening:
-    """Attributes:
-    lists: the State of the SharedLists of the visit.
-    """
+    """Opens visits in the page. `lists` is the State of the SharedLists of the visit."""
 
     visits: Visits
     view: VisitView
@@ -71,11 +69,11 @@ class Reopening:
 
     def open(self, values: Values, session: str | None) -> Updates:
         """Show a visit again; a new one has what the page has already, at first its ready images."""
-        said = Said.read(values[self.view.id])
+        claim = VisitClaim.read(values[self.view.id])
         own: ResultState = values[self.result.state]
         if not own.num_runs and not own.images:
             own.images = own.shown = self.result.ready
-        visit = self.visits.open(said.id, said.is_taken, own, values[self.tray.state], session)
+        visit = self.visits.open(claim.id, claim.is_taken, own, values[self.tray.state], session)
         visit.forget_missing_files()
         updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
         if visit.state is not own:
@@ -156,8 +154,8 @@ def recipe_of(sweep: Sweep) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the browser says when the page opens.
+class VisitClaim:
+    """What the browser says of its visit as the page opens.
 
     Attributes:
         id: of its visit.
@@ -170,7 +168,7 @@ class Said:
     is_reload: bool = False
 
     @classmethod
-    def read(cls, said: Any) -> Said:
+    def read(cls, said: Any) -> VisitClaim:
         try:
             found = json.loads(said)
             return cls(str(found["id"]), bool(found["taken"]), bool(found["reload"]))

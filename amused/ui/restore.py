@@ -38,7 +38,7 @@ from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.model_choice import use_model
-from amused.ui.reopen import Reopening, Said, recipe_of
+from amused.ui.reopen import Reopening, VisitClaim, recipe_of
 from amused.ui.runs import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
 from amused.ui.status import count_images, status_line
@@ -212,7 +212,7 @@ def connect_restore(
     def open_page(values: Values, request: gr.Request) -> Updates:
         """A link wins over what the browser remembers, but for a reload: the visitor has worked on since."""
         restored = restore_settings(filler.runtime, tabs, values[storage.settings])
-        if Said.read(values[reopening.view.id]).is_reload:
+        if VisitClaim.read(values[reopening.view.id]).is_reload:
             filled = filler.show(lambda: from_request(request))
         else:
             adapters: Updates = {adapter: restored.get(adapter, "") for adapter in filler.adapters}

@@ -215,8 +215,9 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence(page: Page, tmp_path: 
     open_tab(page, "Image to image")
     part(page, "image_to_image", "picture").locator("input[type=file]").set_input_files(file)
     expect(part(page, "image_to_image", "picture").locator("img")).to_be_attached()
-    run(page, "image_to_image")
     expect(result(page, "status")).to_contain_text("This is not an image that can be read")
+    run(page, "image_to_image")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("This is not an image that can be read")
 
 
 # Inpaint

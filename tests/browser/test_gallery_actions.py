@@ -579,6 +579,18 @@ def test_arrow_keys_turn_the_image_after_a_star_was_clicked(page: Page) -> None:
     expect(kept(page)).to_have_text(["★★★ seed 8"])
 
 
+def test_keys_leave_no_list_open_and_a_run_by_key_keeps_the_focus(page: Page) -> None:
+    for name in ("model", "shape"):
+        part(page, TEXT, name).get_by_role("combobox").focus()
+        expect(page.get_by_role("listbox")).to_have_count(1)
+        page.keyboard.press("Tab")
+    set_seeds(page, TEXT, "8", 1)
+    prompt = part(page, TEXT, "prompt").get_by_role("textbox")
+    prompt.press("Control+Enter")
+    expect_done(page, 1)
+    expect(prompt).to_be_focused()
+
+
 def test_a_double_click_is_one(page: Page, turnstile: Turnstile) -> None:
     """Its second half would turn the image that the first has opened, or generate where Stop was."""
     make(page, TEXT, "8", 4)

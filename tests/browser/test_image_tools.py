@@ -502,12 +502,12 @@ def test_what_the_model_will_see_follows_shape_and_fit(page: Page, image_files: 
     seen = part(page, IMAGE_TO_IMAGE, "seen")
     expect(seen).to_be_hidden()
     choose(page, IMAGE_TO_IMAGE, "picture", image_files / "wide.png")
-    expect(seen).to_contain_text("What the model sees: 256 x 256")  # a square crop
+    expect(seen).to_contain_text("What the model sees: 256 × 256")  # a square crop
     keep_shape(page)
-    expect(seen).to_contain_text("What the model sees: 256 x 128")
+    expect(seen).to_contain_text("What the model sees: 256 × 128")
     part(page, IMAGE_TO_IMAGE, "shape").get_by_role("combobox").click()
     page.get_by_role("option", name="Square", exact=True).click()
-    expect(seen).to_contain_text("What the model sees: 256 x 256")
+    expect(seen).to_contain_text("What the model sees: 256 × 256")
     former = seen.locator("img").get_attribute("src")
     part(page, IMAGE_TO_IMAGE, "fit").get_by_role("radio", name="Pad").check()
     expect(seen.locator("img")).not_to_have_attribute("src", former)

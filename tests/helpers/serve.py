@@ -35,12 +35,19 @@ def serve(runtime: Runtime, cache: Path, **options: Any) -> Iterator[str]:
         page.close()
 
 
-def answers(client: httpx.Client, event: dict[str, Any], sent: list[list[Any]], session: str) -> list[dict[str, Any]]:
+def answers(
+    client: httpx.Client,
+    event: dict[str, Any],
+    sent: list[list[Any]],
+    session: str,
+    event_data: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """What an event of the page (from its configuration) answers to each of these inputs: "data", or "error".
 
     Those of an event that Gradio queues are all sent before the first answer is read.
     """
-    bodies = [{"fn_index": event["id"], "data": data, "session_hash": session} for data in sent]
+    common = {"fn_index": event["id"], "session_hash": session, "event_data": event_data}
+    bodies = [{**common, "data": data} for data in sent]
     if not event["queue"]:
         return [client.post("gradio_api/run/predict", json=body).json() for body in bodies]
     joined = [client.post("gradio_api/queue/join", json=body).json()["event_id"] for body in bodies]

@@ -20,6 +20,7 @@ from amused.ui.inputs import NO_IMAGE, ImageInput, Raw
 from amused.ui.latest import sync
 from amused.ui.results import ResultView
 from amused.ui.shapes import OWN_SHAPE, SHAPES, SQUARE, shape_of, sides
+from amused.ui.status import status_line
 from amused.ui.tab import Tab, build_controls, connect_tab
 
 FIT_LABELS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
@@ -69,16 +70,17 @@ class ImageTab(Tab):
         return {} if image is None else {self.image: image}
 
     def show_seen(self, values: Values) -> Updates:
-        """What the model will be given; nothing while there is no readable image."""
+        """What the model will be given; why an image cannot be read."""
         try:
             image = read_image(values[self.image])
             recipe = self.sized(Recipe(IMAGE_TO_IMAGE, "", (0,), model=values[self.settings.model]), values)
             recipe = self.runtime.with_default_size(recipe, image)
             assert recipe.width is not None and recipe.height is not None
             shown = fit(image, recipe.width, recipe.height, recipe.fit)
-        except UserError:
-            return {self.seen: gr.Image(value=None, visible=False), self.fit_row: gr.Row(visible=False)}
-        label = f"What the model sees: {shown.width} x {shown.height}"
+        except UserError as error:
+            hidden: Updates = {self.seen: gr.Image(value=None, visible=False), self.fit_row: gr.Row(visible=False)}
+            return hidden if values[self.image] is None else {**hidden, self.result.status: status_line(str(error))}
+        label = f"What the model sees: {shown.width} × {shown.height}"
         return {self.seen: gr.Image(value=shown, visible=True, label=label), self.fit_row: gr.Row(visible=True)}
 
 
@@ -91,7 +93,7 @@ def build(runtime: Runtime, result: ResultView) -> ImageTab:
         examples.connect(tab)
         grid.GridSection(tab)
         changing = [*tab.sources, tab.settings.model]
-        sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row])
+        sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row, result.status])
     return tab
 
 
