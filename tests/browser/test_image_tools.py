@@ -710,7 +710,7 @@ def test_one_click_on_an_example_fills_the_tab_and_it_runs(page: Page) -> None:
         expect(part(page, task, "prompt").get_by_role("textbox")).to_have_value(example.prompt)
         expect(part(page, task, "seeds").get_by_role("textbox")).to_have_value(example.seeds)
         if task == IMAGE_TO_IMAGE:
-            expect(part(page, task, "seen")).to_contain_text("256 x 256")
+            expect(part(page, task, "seen")).to_contain_text("256 × 256")
         if task == INPAINT:
             expect(part(page, task, "cells")).to_contain_text("of 1024 cells")
         run(page, task)
