@@ -127,7 +127,9 @@ def build_editor(label: str, elem_id: str, upload: bool = False) -> MaskEditor:
 
 def take_upload(event: gr.EventData) -> str:
     """The path of an uploaded file; a file that is no image is refused, and the image that was there stays."""
-    path: str = event._data["path"]
+    path = event._data.get("path") if isinstance(event._data, dict) else None
+    if not isinstance(path, str):
+        raise UserError(NO_IMAGE)
     load_image(Path(path))
     return path
 
