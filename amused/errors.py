@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(ValueError):
     """One plain sentence that says what to do. Safe to show: no path, no token, no traceback."""
@@ -19,3 +21,7 @@ def chain(error: BaseException) -> list[BaseException]:
         errors.append(cause)
         cause = cause.__cause__ or cause.__context__
     return errors
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ from amused.atomic import atomic_file
 from amused.batch.job import FORMATS, Job, read_job
 from amused.batch.shards import EncodedImage, Folder, ShardWriter, encode, read_images
 from amused.checkpoints.adapters import with_digests
-from amused.errors import UserError
+from amused.errors import UserError, is_disk_full
 from amused.generation.contact_sheet import sheet
 from amused.memory import keep_freed_memory
 from amused.recipe.recipe import Recipe
@@ -38,7 +37,6 @@ from amused.serving.runtime import choice_of, choices, load_model
 from amused.serving.worker import Engine, Loaded, LoadModel
 from amused.serving.workers import InProcess, WorkerPool
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ENCODERS = os.cpu_count() or 1
 SHEET_IMAGES = 256
 SHEET_SIDE = 256
@@ -54,7 +52,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not is_disk_full(error):
             raise
         sys.exit("The disk is full. The shards that are complete are kept: free space and run the same command again.")
     except KeyboardInterrupt:

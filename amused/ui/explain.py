@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 
 import gradio as gr
 
-from amused.errors import UserError
+from amused.errors import UserError, is_disk_full
 from amused.serving.queue import forget_frames
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,3 @@ def explain(error: BaseException) -> str:
         return str(error.message)
     log.error("a run failed", exc_info=error)
     return FAILED
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -13,8 +13,8 @@ from typing import Any
 import gradio as gr
 from gradio import utils
 
-from amused.errors import UserError
-from amused.ui.explain import explain, is_disk_full
+from amused.errors import UserError, is_disk_full
+from amused.ui.explain import explain
 
 NOT_UPLOADED = "This file was not uploaded to this page: upload it and try again."
 
