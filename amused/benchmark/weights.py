@@ -51,18 +51,12 @@ def random_checkpoint(folder: Path, size: int) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.device("meta"):
-        transformer, vqgan = UViT(SIZES[size]), VQGAN(VQGAN_CONFIG)
-    for network in (transformer, vqgan):
+        transformer, vqgan, text_encoder = UViT(SIZES[size]), VQGAN(VQGAN_CONFIG), build_text_encoder(text)
+    for network in (transformer, vqgan, text_encoder):
         network.to_empty(device="cpu").requires_grad_(False)
         fill(network)
     scale_logits(transformer)
-    save_checkpoint(
-        folder,
-        transformer=transformer,
-        vqgan=vqgan,
-        text_encoder=build_text_encoder(text),
-        tokenizer=tokenizer,
-    )
+    save_checkpoint(folder, transformer=transformer, vqgan=vqgan, text_encoder=text_encoder, tokenizer=tokenizer)
 
 
 def fill(network: nn.Module) -> None:
@@ -74,13 +68,14 @@ def fill(network: nn.Module) -> None:
                 parameter.add_(1.0)
         else:
             fan_in = parameter.shape[1] if "embedding" in name else parameter[0].numel()
-            parameter.uniform_(-1, 1).mul_((1 / fan_in) ** 0.5)
+            bound = (1 / fan_in) ** 0.5
+            parameter.uniform_(-bound, bound)
 
 
 def scale_logits(transformer: UViT) -> None:
     """Scale the last layer so that logits have a standard deviation of `LOGITS_STD`."""
     config = transformer.config
-    tokens = torch.randint(config.codebook_size, (1, config.sample_size, config.sample_size))
+    tokens = torch.randint(config.codebook_size, (1, 8, 8))
     tokens[:, ::2] = config.vocab_size - 1
     with torch.no_grad():
         conditioning = transformer.condition(

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont, features
 
+from amused.wording import shorten
+
 Font = ImageFont.FreeTypeFont
 Ink = tuple[int, int, int]
 
@@ -80,7 +82,7 @@ class Lettering:
             char if self._is_drawable(char, base) else self._replacement(char)
             for base, char in zip((" ", *text), text[: MAX_LENGTH + 1])
         )
-        return spelled if len(spelled) <= MAX_LENGTH else spelled[: MAX_LENGTH - 1] + "…"
+        return shorten(spelled, MAX_LENGTH)
 
     def _is_drawable(self, char: str, base: str) -> bool:
         """Not so: control and format characters, which may turn the text around, and marks that `base` cannot take."""

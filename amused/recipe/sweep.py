@@ -17,6 +17,7 @@ from random import Random
 from amused.errors import UserError
 from amused.limits import MAX_SEEDS
 from amused.recipe.recipe import Recipe
+from amused.wording import plural, shorten
 
 TOKEN = re.compile(r"\\[\\{}|\r\n]|[{}|\n]|\\|[^\\{}|\n]+")
 SPECIAL = re.compile(r"\\(?=[\\{}|\r\n])|[{}\r\n]")
@@ -71,7 +72,8 @@ def expand(recipe: Recipe, words: Words) -> Sweep:
     for line in lines:
         for prompt, choices, seeds in prompts_of(line, words, recipe.seeds):
             recipes.append(replace(recipe, prompt=prompt, seeds=seeds))
-            labels.append(shorten(prompt if len(lines) > 1 else ", ".join(choices)))
+            label = prompt if len(lines) > 1 else ", ".join(choices)
+            labels.append(shorten(" ".join(label.split()), MAX_LABEL))
     if len(lines) == 1 and all(isinstance(part, str) for part in lines[0]):
         labels = []
     return Sweep(num_prompts, tuple(recipes), tuple(labels))
@@ -122,7 +124,7 @@ def choice(options: list[str], words: Words) -> Part:
     known = ", one of " + ", ".join(f"{{{word}}}" for word in words) if words else ""
     here = "" if words else " with this model"
     raise UserError(
-        f"{{{shorten(name)}}} cannot be filled in{here}: write alternatives, as in {{fox|cow}}{known}, "
+        f"{{{shorten(name, MAX_LABEL)}}} cannot be filled in{here}: write alternatives, as in {{fox|cow}}{known}, "
         r"or \{ for a plain brace."
     )
 
@@ -134,8 +136,8 @@ def count_prompts(lines: list[list[Part]]) -> int:
 def too_many(num_prompts: int, num_seeds: int) -> str:
     if num_prompts > MAX_COUNT:
         return f"More than {MAX_COUNT} prompts: make at most {MAX_SEEDS} images at once."
-    seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
-    return f"{num_prompts} prompts × {seeds} = {num_prompts * num_seeds} images: make at most {MAX_SEEDS} at once."
+    count = f"{num_prompts} prompts × {plural(num_seeds, 'seed')} = {num_prompts * num_seeds} images"
+    return f"{count}: make at most {MAX_SEEDS} at once."
 
 
 def prompts_of(
@@ -162,8 +164,3 @@ def fill(parts: Sequence[str | Wildcard], words: Words, seed: int) -> list[str]:
         else:
             texts.append(part)
     return texts
-
-
-def shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"

@@ -22,8 +22,10 @@ from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import ResultState, ResultView
 from amused.ui.settings import Settings, to_recipe
 from amused.ui.tab import Tab
+from amused.wording import plural, shorten
 
 MAX_RECIPES = 30
+MAX_PROMPT_LENGTH = 70  # of a label, in characters
 MAX_QUERY_LENGTH = 4000  # the browser keeps a few megabytes in all
 SECRET = "amused"  # fixed: a new one at each restart would make browsers forget. Nothing in it is secret
 
@@ -196,6 +198,5 @@ def read_query(query: str) -> Recipe | None:
 
 
 def label(recipe: Recipe) -> str:
-    seeds = f"seed {recipe.seeds[0]}" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
-    prompt = recipe.prompt if len(recipe.prompt) <= 70 else recipe.prompt[:70] + "…"
-    return f"{prompt or 'no prompt'} · {seeds}"
+    seeds = f"seed {recipe.seeds[0]}" if len(recipe.seeds) == 1 else plural(len(recipe.seeds), "seed")
+    return f"{shorten(recipe.prompt, MAX_PROMPT_LENGTH) or 'no prompt'} · {seeds}"

@@ -52,20 +52,37 @@ def hidden_number(value: int = -1, **options: Any) -> gr.Number:
     return gr.Number(value, precision=0, visible="hidden", container=False, **options)
 
 
-def send_instead(inputs: AbstractSet[Block], replaced: Block, expression: str) -> str:
-    """A script that sends the value of an expression as one of an event's inputs. Gradio sorts these by their ids."""
-    place = sorted(block._id for block in inputs).index(replaced._id)
-    return f"(...values) => values.toSpliced({place}, 1, {expression})"
+class SentNumber(gr.Number):
+    """Hidden: an input whose value is that of a script's expression at the time of the event, see `send`."""
+
+    is_template = True  # for Gradio a Number
+    expression: str
 
 
-def selected_js(gallery: gr.Gallery) -> str:
-    """The index of its selected image as the visitor sees it, -1 if there is none."""
-    return f"window.amusedSelected('{gallery.elem_id}')"
+def sent_number(expression: str) -> SentNumber:
+    number = SentNumber(-1, precision=0, visible="hidden", container=False)
+    number.expression = expression
+    return number
+
+
+def selected_index(gallery: gr.Gallery) -> SentNumber:
+    """The index of its selected image as the visitor sees it, -1 if there is none.
+
+    The server may not know of the last arrow key yet.
+    """
+    return sent_number(f"window.amusedSelected('{gallery.elem_id}')")
+
+
+def send(inputs: AbstractSet[Block]) -> str:
+    """The script of an event with these inputs, some of which are `SentNumber`s. Gradio sorts them by their ids."""
+    blocks = sorted(inputs, key=lambda block: block._id)
+    sent = [(place, block.expression) for place, block in enumerate(blocks) if isinstance(block, SentNumber)]
+    return "(...values) => values" + "".join(f".toSpliced({place}, 1, {expression})" for place, expression in sent)
 
 
 def on_select(
     gallery: gr.Gallery,
-    index: gr.Number,
+    index: SentNumber,
     handler: Callable[[Values], Updates],
     inputs: AbstractSet[Block],
     outputs: Sequence[Block],
@@ -82,9 +99,8 @@ def on_select(
         options: of the event, instead of those of `LATEST`.
     """
     given = {index, *inputs}
-    script = send_instead(given, index, selected_js(gallery))
     events = [gallery.select, gallery.preview_close] if closing else [gallery.select]
-    gr.on(events, handler, given, outputs, js=script, **(LATEST | options))
+    gr.on(events, handler, given, outputs, js=send(given), **(LATEST | options))
 
 
 SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"

@@ -34,8 +34,8 @@ from amused.ui.events import (
     Values,
     on_select,
     scroll_to,
-    selected_js,
-    send_instead,
+    send,
+    sent_number,
 )
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.kept_images import MAX_STARS, KeptImages, KeptImagesView, start_download
@@ -47,6 +47,7 @@ from amused.ui.settings import Settings
 from amused.ui.sharing import CopyLink
 from amused.ui.status import status_line
 from amused.ui.tab import Tab
+from amused.wording import plural
 
 KEEP, KEPT = "Keep", "Kept ♥"
 NOTHING_SELECTED = "Select an image first."
@@ -89,15 +90,17 @@ class TouchUpForm:
 class DetailsView:
     """The selected image and its actions.
 
-    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html. `close` closes a kept
-    image; one in the gallery has a button there.
+    `selected` is the State of a GeneratedImage or None. `keep_tile` is pressed by page.html, `tile` is the index of its
+    tile. `close` closes a kept image; one in the gallery has a button there. `seen_by` is what `seen` needs.
     """
 
     def __init__(self, result: ResultView) -> None:
         self.buttons: dict[str, gr.Button] = {}
         self.keep_tile = gr.Button(KEEP, visible="hidden", elem_id="result-keep-tile")
+        self.tile = sent_number("window.amusedTile")
+        self.result, self.selected = result, gr.State(None)
+        self.seen_by: set[Block] = {result.state, result.index, self.selected}
         with result.details as self.place:
-            self.selected = gr.State(None)
             self.image = gr.Image(
                 label="Kept image",
                 format="png",
@@ -152,6 +155,11 @@ class DetailsView:
             self.buttons["keep"], *self.copy_link.outputs,
         ]  # fmt: skip
 
+    def seen(self, values: Values) -> GeneratedImage | None:
+        """The open image as the visitor sees it: the server may not have selected it yet."""
+        state: ResultState = values[self.result.state]
+        return image_at(state.shown, values[self.result.index]) or values[self.selected]
+
     def show(self, image: GeneratedImage, kept: KeptImages, in_gallery: bool = True) -> Updates:
         before = before_image(image)
         return {
@@ -204,7 +212,7 @@ def connect_actions(
     inputs = {*tray.shown, result.state}
     outputs = [result.gallery, *view.outputs]
     view.close.click(close, {result.state}, view.place, **UI_ONLY)
-    reopened = tray.reopen.click(reopen, inputs, outputs, js=tray.send_selected(inputs), **REFUSABLE)
+    reopened = tray.reopen.click(reopen, inputs, outputs, js=send(inputs), **REFUSABLE)
     scroll_to(view.place, reopened)
 
 
@@ -267,15 +275,16 @@ def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView)
 def connect_use_seed(view: DetailsView, all_settings: Sequence[Settings]) -> None:
     """The seed of the image becomes that of all tabs."""
 
-    def use_seed(selected: GeneratedImage | None) -> Updates:
-        seed = required(selected).seed
+    def use_seed(values: Values) -> Updates:
+        seed = required(view.seen(values)).seed
         updates: Updates = {view.note: note(f"The next runs start from seed {seed}")}
         for settings in all_settings:
             updates |= {settings.seeds: gr.Textbox(value=str(seed), interactive=True), settings.random_seeds: False}
         return updates
 
     outputs = [part for settings in all_settings for part in (settings.seeds, settings.random_seeds)]
-    view.buttons["use seed"].click(use_seed, view.selected, [view.note, *outputs], **REFUSABLE)
+    given = view.seen_by
+    view.buttons["use seed"].click(use_seed, given, [view.note, *outputs], js=send(given), **REFUSABLE)
 
 
 def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) -> None:
@@ -285,48 +294,46 @@ def connect_keep(result: ResultView, view: DetailsView, tray: KeptImagesView) ->
     def show_kept() -> Updates:
         return {view.buttons["keep"]: gr.Button(KEPT), view.note: note("Added to Kept images")}
 
-    def opened(values: Values) -> GeneratedImage:
-        state: ResultState = values[result.state]
-        return image_at(state.shown, values[result.index]) or required(values[view.selected])
-
     def keep(values: Values) -> Updates:
-        image = opened(values)
+        image = required(view.seen(values))
         shown = tray.show_changed(values[tray.state], lambda kept: kept.keep(image))
         return {**shown, **show_kept()}
 
     def rate(values: Values) -> Updates:
-        image = opened(values)
+        image = required(view.seen(values))
         shown = tray.show_changed(values[tray.state], lambda kept: kept.rate(image, values[view.stars]))
         return {**shown, **show_kept()}
 
     def keep_tile(values: Values) -> Updates:
         state: ResultState = values[result.state]
-        image = image_at(state.shown, values[result.index])
+        image = image_at(state.shown, values[view.tile])
         if image is None:
             raise UserError(UNFINISHED)
         return tray.show_changed(values[tray.state], lambda kept: kept.keep(image))
 
-    opened_js = selected_js(result.gallery)
-    for event, handler, index_js, inputs, outputs in (
-        (view.buttons["keep"].click, keep, opened_js, {view.selected}, [*tray.outputs, *kept_parts]),
-        (view.stars.input, rate, opened_js, {view.selected, view.stars}, [*tray.outputs, *kept_parts]),
-        (view.keep_tile.click, keep_tile, "window.amusedTile", set[Block](), tray.outputs),
+    for event, handler, inputs, outputs in (
+        (view.buttons["keep"].click, keep, view.seen_by, [*tray.outputs, *kept_parts]),
+        (view.stars.input, rate, {*view.seen_by, view.stars}, [*tray.outputs, *kept_parts]),
+        (view.keep_tile.click, keep_tile, {result.state, view.tile}, tray.outputs),
     ):
-        given: set[Block] = {result.state, tray.state, result.index, *inputs}
-        script = send_instead(given, result.index, index_js)
-        event(handler, given, outputs, js=script, trigger_mode="multiple", **REFUSABLE)
+        given = {tray.state, *inputs}
+        event(handler, given, outputs, js=send(given), trigger_mode="multiple", **REFUSABLE)
 
 
 def connect_send(view: DetailsView, button: gr.Button, tab_bar: gr.Tabs, target: Tab) -> None:
     """The image and its prompt to another tab, or to the same one. An editor gets its image once it is visible."""
     prompt, image_input = target.settings.prompt, target.file_inputs[0]
 
-    def open_tab(selected: GeneratedImage | None) -> Updates:
-        return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(required(selected).recipe.prompt)}
+    def open_tab(values: Values) -> Updates:
+        image = required(view.seen(values))
+        return {tab_bar: gr.Tabs(selected=target.task), prompt: escape(image.recipe.prompt)}
 
-    sent = button.click(open_tab, view.selected, [tab_bar, prompt], **REFUSABLE).success(
-        lambda selected: required(selected).path, view.selected, image_input, **REFUSABLE
-    )
+    def give(values: Values) -> Updates:
+        return {image_input: required(view.seen(values)).path}
+
+    given = view.seen_by
+    sent = button.click(open_tab, given, [tab_bar, prompt], js=send(given), **REFUSABLE)
+    sent = sent.success(give, given, [image_input], js=send(given), **REFUSABLE)
     scroll_to(image_input, sent)
 
 
@@ -338,14 +345,15 @@ def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> Non
         return {form.place: gr.Column(visible=True), view.touch_up.place: gr.Column(visible=False)}
 
     def read(values: Values) -> Request:
-        return derive_request(required(values[view.selected]), VARY, values[form.count], share=values[form.mask_ratio])
+        image = required(view.seen(values))
+        return derive_request(image, VARY, values[form.count], share=values[form.mask_ratio])
 
     def name(values: Values) -> str:
-        return f"{count_of(values[form.count], 'variation')} of {seed_of(values[view.selected])}"
+        return f"{plural(values[form.count], 'variation')} of {seed_of(view.seen(values))}"
 
     unfolded = view.buttons["vary"].click(unfold, {result.state}, [form.place, view.touch_up.place], **UI_ONLY)
     scroll_to(form.place, unfolded)
-    action = deriving(view, read, {view.selected, form.mask_ratio, form.count}, name, form.progress)
+    action = deriving(view, read, {*view.seen_by, form.mask_ratio, form.count}, name, form.progress)
     connect(runtime, result, [form.run.click], action)
 
 
@@ -376,7 +384,7 @@ def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) ->
         return {form.drawing: show_grid(image.size, *painted_cells(runtime, mask, image))}
 
     def name(values: Values) -> str:
-        return f"{count_of(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
+        return f"{plural(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
 
     places = [view.vary.place, form.place]
     unfolded = view.buttons["touch up"].click(unfold, {view.selected, result.state}, places, **REFUSABLE)
@@ -390,12 +398,12 @@ def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) ->
 def connect_improve(runtime: Runtime, result: ResultView, view: DetailsView) -> None:
     def read(values: Values) -> Request:
         changes = {"corrector_rounds": IMPROVE_ROUNDS, "sampler": "annealed"}
-        return derive_request(required(values[view.selected]), IMPROVE, 1, **changes)
+        return derive_request(required(view.seen(values)), IMPROVE, 1, **changes)
 
     def name(values: Values) -> str:
-        return f"Improvement of {seed_of(values[view.selected])}"
+        return f"Improvement of {seed_of(view.seen(values))}"
 
-    action = deriving(view, read, {view.selected}, name, view.progress)
+    action = deriving(view, read, view.seen_by, name, view.progress)
     connect(runtime, result, [view.buttons["improve"].click], action)
 
 
@@ -403,11 +411,12 @@ def connect_enlarged(runtime: Runtime, view: DetailsView, tray: KeptImagesView) 
     for factor, button in view.enlarged.items():
 
         def prepare(values: Values, factor: int = factor) -> Updates:
-            image = required(values[view.selected])
+            image = required(view.seen(values))
             choice = runtime.choice(image.recipe.model)
             return {tray.file: write_enlarged(image, factor, choice, values[tray.write_metadata])}
 
-        start_download(button.click(prepare, {view.selected, tray.write_metadata}, [tray.file], **REFUSABLE))
+        given = {*view.seen_by, tray.write_metadata}
+        start_download(button.click(prepare, given, [tray.file], js=send(given), **REFUSABLE))
 
 
 def connect_more(runtime: Runtime, result: ResultView) -> None:
@@ -437,10 +446,6 @@ def deriving(
 
 def seed_of(selected: GeneratedImage | None) -> str:
     return "an image" if selected is None else f"seed {selected.seed}"
-
-
-def count_of(count: float, noun: str) -> str:
-    return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def required(selected: GeneratedImage | None) -> GeneratedImage:

@@ -21,8 +21,9 @@ from amused.ui.files import GeneratedImage, open_image
 from amused.ui.latest import sync
 from amused.ui.results import ResultState, build_progress
 from amused.ui.runs import PartlyMade, RunAction, connect
-from amused.ui.status import count_images, describe_seconds, status_line
+from amused.ui.status import describe_seconds, status_line
 from amused.ui.tab import Tab
+from amused.wording import plural, shorten
 
 WORDING = "prompt wording"
 PLACEHOLDERS = {
@@ -125,7 +126,7 @@ class GridSection:
             grid = self.expand(settings.single(recipe), values)
         except UserError as error:
             return {self.estimate: status_line(str(error))}
-        text, seconds_per_step = count_images(len(grid.recipes)), self.tab.runtime.seconds_per_step(model)
+        text, seconds_per_step = plural(len(grid.recipes), "image"), self.tab.runtime.seconds_per_step(model)
         if seconds_per_step is not None:
             steps = sum(recipe.passes for recipe in grid.recipes)
             text += f", about {describe_seconds(seconds_per_step * steps)}"
@@ -167,11 +168,7 @@ def describe_axes(grid: Grid) -> list[str]:
     lines = [f"{name}: {', '.join(labels)}" for name, labels in axes if labels != ("",)]
     if len(prompts) > 1:
         lines.append(f"Prompts: {' | '.join(prompts)}")
-    return [shorten(line) for line in lines]
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
+    return [shorten(line, MAX_LINE) for line in lines]
 
 
 def offer_values(axis: gr.Dropdown) -> str:

@@ -14,7 +14,7 @@ from gradio.blocks import Block
 from PIL import Image
 
 from amused.serving import file_cache
-from amused.ui.events import Updates, hidden_number
+from amused.ui.events import Updates, selected_index
 from amused.ui.files import GeneratedImage, open_image
 
 MAX_SWEEPS = 40
@@ -73,7 +73,6 @@ class HistoryView:
 
     def __init__(self) -> None:
         self.shown = gr.State(())
-        self.index = hidden_number()
         with gr.Column(visible=False, elem_id="history") as self.place:
             with gr.Row(elem_classes="history-head"):
                 gr.Markdown("### History")
@@ -89,6 +88,7 @@ class HistoryView:
                 elem_id="history-gallery",
                 elem_classes="images strip",
             )
+        self.index = selected_index(self.gallery)
 
     @property
     def outputs(self) -> list[Block]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -24,10 +23,9 @@ from amused.ui.events import (
     UI_ONLY,
     Updates,
     Values,
-    hidden_number,
     on_select,
-    selected_js,
-    send_instead,
+    selected_index,
+    send,
 )
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.results import ResultView, image_at
@@ -146,7 +144,6 @@ class KeptImagesView:
     """`state` is a Tray; `file` is hidden by the style sheet, a click on it downloads its value."""
 
     def __init__(self) -> None:
-        self.index = hidden_number()
         self.state = gr.State(Tray())
         with gr.Accordion("Kept images", open=True, visible=False, elem_id="tray") as self.place:
             self.gallery = gr.Gallery(
@@ -190,11 +187,8 @@ class KeptImagesView:
                     elem_id="tray-tagged",
                 )
         self.file = gr.DownloadButton("File", elem_id="tray-file")
+        self.index = selected_index(self.gallery)
         self.shown: set[Block] = {self.state, self.index}
-
-    def send_selected(self, inputs: AbstractSet[Block]) -> str:
-        """A script for events about the selected image: the one that is seen, of which the server may not know yet."""
-        return send_instead(inputs, self.index, selected_js(self.gallery))
 
     @property
     def outputs(self) -> list[Block]:
@@ -270,7 +264,7 @@ def connect_kept_images(view: KeptImagesView, result: ResultView) -> None:
     view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
     view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
     view.sort.click(sort, view.state, view.outputs, **UI_ONLY)
-    view.discard.click(discard, view.shown, view.outputs, js=view.send_selected(view.shown), **UI_ONLY)
+    view.discard.click(discard, view.shown, view.outputs, js=send(view.shown), **UI_ONLY)
     view.undo.click(undo, view.state, view.outputs, **UI_ONLY)
 
     view.write_metadata.change(lambda on: on, view.write_metadata, result.write_metadata, **UI_ONLY)
@@ -284,7 +278,7 @@ def connect_download(view: KeptImagesView, button: gr.Button, write: Callable[[K
         return {view.file: write(tray.kept.select(values[view.index]), values[view.write_metadata])}
 
     inputs = {*view.shown, view.write_metadata}
-    start_download(button.click(prepare, inputs, [view.file], js=view.send_selected(inputs), **REFUSABLE))
+    start_download(button.click(prepare, inputs, [view.file], js=send(inputs), **REFUSABLE))
 
 
 def start_download(prepared: Any) -> None:

@@ -20,7 +20,7 @@ from amused.ui.describe import note
 from amused.ui.events import LATEST, UI_ONLY, Updates, Values
 from amused.ui.latest import sync
 from amused.ui.settings import Settings, draw_seeds
-from amused.ui.status import count_images
+from amused.wording import plural
 
 WILDCARDS = (
     "`{head}`, `{glasses}`, `{body}`, `{background}` and `{accessory}` in the prompt draw a word for each image."
@@ -103,8 +103,7 @@ def describe_prompt(settings: Settings, values: Values) -> str:
 def describe_sweep(sweep: Sweep, num_seeds: int) -> str:
     """How many images there will be, of which seeds; "" for a plain prompt."""
     if sweep.num_prompts > 1:
-        seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
-        images = count_images(sweep.num_prompts * num_seeds)
+        seeds, images = plural(num_seeds, "seed"), plural(sweep.num_prompts * num_seeds, "image")
         return f"{sweep.num_prompts} prompts × {seeds} = {images}. Each prompt gets the same seeds."
     return "Each image draws its words by its seed." if sweep.labels else ""
 

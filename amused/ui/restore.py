@@ -41,8 +41,9 @@ from amused.ui.model_choice import use_model
 from amused.ui.reopen import Reopening, VisitClaim, recipe_of
 from amused.ui.runs import RunAction, connect
 from amused.ui.sharing import NO_RECIPE, NoRecipe, from_file, from_request, from_text, replay_request, verdict
-from amused.ui.status import count_images, status_line
+from amused.ui.status import status_line
 from amused.ui.tab import Tab
+from amused.wording import plural
 
 RESTORED_JS = "() => { window.amusedRestored = true; }"
 
@@ -93,7 +94,7 @@ def describe_shared(runtime: Runtime, shared: Shared, is_filled: bool = False) -
     """
     recipe, first = shared.recipe, shared.recipe.first
     changed = "" if recipe.parent is None else ", varied or touched up"
-    what = f"{TITLES[first.task]} with {recipe.model}, {count_images(len(recipe.seeds))}{changed}."
+    what = f"{TITLES[first.task]} with {recipe.model}, {plural(len(recipe.seeds), 'image')}{changed}."
     if first.task in STRENGTHS:
         needed = "image and mask" if first.task == INPAINT else "image"
         sentences = [

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from amused.serving.jobs import Progress
-from amused.ui.events import Updates, Values, hidden_number
+from amused.ui.events import Updates, Values, hidden_number, selected_index, sent_number
 from amused.ui.files import GeneratedImage, caption, save_preview
 from amused.ui.history import History
 from amused.ui.live_runs import LiveRun
@@ -102,13 +102,13 @@ class ResultView:
         controls: by task.
         more: continues the sweep, see `gallery_actions`.
         gallery: a click opens an image large in its place.
-        index: of an image in the gallery, see `events.send_instead`.
+        index: of the image in the gallery that is open, as the visitor sees it.
         details: below it, the facts and the actions of the open image, built by `gallery_actions`.
         sheet: of a grid.
         state: a ResultState.
         write_metadata: whether files carry their recipe.
         arrived: see `bring_into_view`.
-        pressed_at: when a button was pressed, in milliseconds of the browser's clock, see `events.send_instead`.
+        pressed_at: when a button was pressed, in milliseconds of the browser's clock.
         shown_by_runs: what any run may update.
         outputs: all that runs update, with what only some do.
         progress: the status again, at Generate in each tab.
@@ -143,9 +143,9 @@ class ResultView:
             )
             self.details = gr.Column(visible=False, elem_id="result-details", elem_classes="details")
             self.more = gr.Button(f"{MORE} more", size="sm", visible=bool(ready), elem_id="result-more")
-            self.index = hidden_number()
+            self.index = selected_index(self.gallery)
             self.arrived = hidden_number()
-            self.pressed_at = hidden_number(0)
+            self.pressed_at = sent_number("Date.now()")
             self.ended = gr.Number(0, visible="hidden", container=False, elem_id="result-ended")
             self.sheet = gr.Image(
                 label="Grid",

@@ -20,7 +20,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, merge, send_instead
+from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, merge, send
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
@@ -30,7 +30,6 @@ from amused.ui.settings import Settings
 from amused.ui.status import busy_line, describe_progress, describe_summary
 
 WAITING = json.dumps(busy_line("Waiting for the model"))
-NOW_JS = "Date.now()"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def connect_result(runtime: Runtime, view: ResultView) -> None:
     view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UI_ONLY)
     inputs: set[Block] = {view.state, view.pressed_at}
     stops: list[Any] = [one.click for one in view.stops]
-    gr.on(stops, stop, inputs, view.shown_by_runs, js=send_instead(inputs, view.pressed_at, NOW_JS), **UI_ONLY)
+    gr.on(stops, stop, inputs, view.shown_by_runs, js=send(inputs), **UI_ONLY)
     dropped: list[Any] = [one.click for one in view.waiting]
     gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UI_ONLY)
 
@@ -106,7 +105,7 @@ def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAc
         partial(run_live, runtime, view, action),
         inputs,
         list(dict.fromkeys([*view.shown_by_runs, *own])),
-        js=send_instead(inputs, view.pressed_at, NOW_JS),
+        js=send(inputs),
         show_progress="hidden",
         api_visibility="private",
         trigger_mode="multiple",

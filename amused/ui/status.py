@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 
 from amused.serving.jobs import Progress, Summary
+from amused.wording import plural
 
 
 def status_line(*sentences: str) -> str:
@@ -25,7 +26,7 @@ def describe_progress(event: Progress) -> str:
     if event.num_done is None:
         text = f"Image {event.index + 1} of {event.num_images}, step {event.step} of {event.steps}"
     else:
-        text = f"{event.num_done} of {count_images(event.num_images)} finished"
+        text = f"{event.num_done} of {plural(event.num_images, 'image')} finished"
     if event.seconds_left is None or event.seconds_left < 0.5:
         return text
     return f"{text}, about {describe_seconds(event.seconds_left)} left"
@@ -35,11 +36,10 @@ def describe_summary(event: Summary, num_dropped: int = 0) -> str:
     """How a run ended; `num_dropped` queued runs of its page were cancelled with it."""
     if event.stopped:
         note = f"Stopped after {event.num_done} of {event.num_images}" if event.num_done else "Stopped"
-        runs = "1 queued run" if num_dropped == 1 else f"{num_dropped} queued runs"
-        return f"{note}. Cancelled {runs}" if num_dropped else note
-    note = f"{count_images(event.num_done)} in {describe_seconds(event.seconds)}"
+        return f"{note}. Cancelled {plural(num_dropped, 'queued run')}" if num_dropped else note
+    note = f"{plural(event.num_done, 'image')} in {describe_seconds(event.seconds)}"
     if event.num_moved:
-        note += f". A worker was lost: another one made {count_images(event.num_moved)}"
+        note += f". A worker was lost: another one made {plural(event.num_moved, 'image')}"
     return f"{note}. {describe_cut(event.cut)}" if event.cut else note
 
 
@@ -52,7 +52,3 @@ def describe_cut(cut: Sequence[str]) -> str:
 
 def describe_seconds(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
-
-
-def count_images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

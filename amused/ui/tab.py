@@ -18,6 +18,7 @@ from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.results import ResultView
 from amused.ui.runs import RunAction, connect
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
+from amused.wording import shorten
 
 PLACEHOLDER = """Describe the image
 {fox|cow} tries both; each line is a prompt of its own"""
@@ -90,7 +91,7 @@ class Tab(ABC):
     def name(self, values: Values) -> str:
         """What Generate makes, for people."""
         prompt = " ".join(values[self.settings.prompt].split()) or "no prompt"
-        return prompt if len(prompt) <= MAX_NAME else prompt[: MAX_NAME - 1] + "…"
+        return shorten(prompt, MAX_NAME)
 
     def read_images(self, values: Values, expected: str | None = None) -> tuple[Image.Image | None, Image.Image | None]:
         """The input image and its mask, from the values of `sources`; refused if the task lacks them."""

@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -265,8 +266,9 @@ def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
     expect(page.locator(".is-kept")).to_have_count(0)
 
 
-def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
-    make(page, TEXT, "8", 3)
+@contextmanager
+def second_image_seen_only(page: Page) -> Iterator[None]:
+    """The visitor moves from the first image to the second one, of which the server hears only at the end."""
     select(page, 0)
     held: list[Route] = []
 
@@ -280,13 +282,60 @@ def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) ->
     with page.expect_request(is_of_the_arrow):
         page.keyboard.press("ArrowRight")
     expect(result(page, "gallery").locator(".preview caption")).to_have_text("seed 9")
-    page.keyboard.press("k")
-    expect(kept(page)).to_have_text(["seed 9"])
-    page.keyboard.press("4", delay=150)
-    expect(kept(page)).to_have_text(["★★★★ seed 9"])
-    held[0].continue_()
+    yield
+    for route in held:
+        route.continue_()
+    page.unroute("**/run/predict")
+
+
+def test_keep_keeps_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    with second_image_seen_only(page):
+        page.keyboard.press("k")
+        expect(kept(page)).to_have_text(["seed 9"])
+        page.keyboard.press("4", delay=150)
+        expect(kept(page)).to_have_text(["★★★★ seed 9"])
     expect(result(page, "facts")).to_contain_text("Seed 9")
     expect(result(page, "stars").get_by_role("radio").nth(3)).to_be_checked()
+
+
+def test_actions_are_about_the_image_that_is_seen_though_the_server_lags(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    with second_image_seen_only(page):
+        result(page, "use-seed").click()
+        expect(part(page, TEXT, "seeds").get_by_role("textbox")).to_have_value("9")
+        name, _ = downloaded(page, "#result-download-2")
+        assert "seed-9" in name
+        result(page, "to-image").click()
+        expect(part(page, "image_to_image", "picture").locator("img")).to_have_attribute("src", re.compile("seed-9"))
+        result(page, "improve").click()
+        expect(result(page, "groups")).to_contain_text("Improvement of seed 9")
+
+
+def test_back_closes_what_is_open(page: Page) -> None:
+    make(page, TEXT, "8", 3)
+    details, comparing = result(page, "details"), page.get_by_role("dialog", name="Compare images")
+    for _ in range(2):
+        select(page, 1)
+        page.go_back()
+        expect(details).to_be_hidden()
+    select(page, 1)
+    press(page, "Escape")
+    expect(details).to_be_hidden()
+    select(page, 2)
+    press(page, "c")
+    expect(comparing).to_be_visible()
+    page.go_back()
+    expect(comparing).to_be_hidden()
+    expect(details).to_be_visible()
+    keep(page, 1)
+    page.go_back()
+    expect(details).to_be_hidden()
+    page.locator("#tray-open").click()
+    expect(result(page, "kept-image")).to_be_visible()
+    page.go_back()
+    expect(details).to_be_hidden()
+    expect(tiles(page)).to_have_count(3)
 
 
 def test_arrow_keys_quicker_than_the_server_end_at_the_image_that_is_seen(page: Page) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    ["errors", "memory", "atomic"],
+    ["errors", "memory", "atomic", "wording"],
     ["limits"],
     ["recipe"],
     ["model"],
