@@ -110,8 +110,7 @@ class Components:
             CheckpointError: the files of the adapter are unusable.
         """
         if recipe.adapter is None or recipe.adapter_strength == 0:
-            # The text encoder first: transformers is imported while another thread reads the transformer.
-            return Networks(text_encoder=self.text_encoder.get(), transformer=self.transformer.get())
+            return Networks(self.transformer.get(), self.text_encoder.get())
         if self._placement.quantize:
             raise UserError("Adapters do not work with --quantize: choose no adapter.")
         key = (with_digests(self._adapters, recipe).adapter_digest, recipe.adapter_strength)

@@ -16,7 +16,7 @@ from amused.recipe.links import from_query, to_query
 from amused.recipe.recipe import Recipe
 from amused.recipe.seeds import parse_seeds
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import UNQUEUED, Updates, Values
 from amused.ui.files import GeneratedImage
 from amused.ui.kept_images import KeptImages, KeptImagesView
 from amused.ui.results import ResultState, ResultView
@@ -128,7 +128,7 @@ def connect_browser_storage(
         [storage.settings, *settings],
         storage.settings,
         js=REMEMBER_JS % json.dumps(fields),
-        **UI_ONLY,
+        **UNQUEUED,
     )
 
     def add_recent(values: Values) -> Updates:
@@ -136,13 +136,13 @@ def connect_browser_storage(
         return {} if state.images == result.ready else storage.add_recent(state.images, values)
 
     outputs = [storage.recent, storage.picker]
-    result.ended.change(add_recent, {result.state, storage.shared}, outputs, **UI_ONLY)
+    result.ended.change(add_recent, {result.state, storage.shared}, outputs, **UNQUEUED)
 
     def add_kept(values: Values) -> Updates:
         return storage.add_kept(values[tray.state].kept, values)
 
     # Follows the gallery: a State that changes in an event with `queue=False` triggers nothing (Gradio 6.31).
-    tray.gallery.change(add_kept, {tray.state, storage.shared}, [storage.kept, storage.picker], **UI_ONLY)
+    tray.gallery.change(add_kept, {tray.state, storage.shared}, [storage.kept, storage.picker], **UNQUEUED)
 
 
 # Restoring

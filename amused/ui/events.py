@@ -35,13 +35,13 @@ def merge(updates: Sequence[Updates]) -> Updates:
 
 
 # For UI-only events that are never refused: they bypass Gradio's queue, and with it (6.31) the message of an error.
-UI_ONLY: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 # For UI-only events that may be refused: the visitor sees the sentence.
-REFUSABLE: dict[str, Any] = {**UI_ONLY, "queue": True, "concurrency_limit": None}
+REFUSABLE: dict[str, Any] = {**UNQUEUED, "queue": True, "concurrency_limit": None}
 
 # For UI-only events that follow their inputs: a second one is answered after the first. Gradio drops it by default.
-LATEST: dict[str, Any] = {**UI_ONLY, "trigger_mode": "always_last"}
+LATEST: dict[str, Any] = {**UNQUEUED, "trigger_mode": "always_last"}
 
 # For events that use the model: the runtime decides who is next. Gradio would finish one run before it starts another.
 SAMPLING: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": None}

@@ -29,7 +29,7 @@ from amused.ui.enlarge import FACTORS, write_enlarged
 from amused.ui.events import (
     NO_CHANGE,
     REFUSABLE,
-    UI_ONLY,
+    UNQUEUED,
     Updates,
     Values,
     on_select,
@@ -211,7 +211,7 @@ def connect_actions(
 
     inputs = {*tray.shown, result.state}
     outputs = [result.gallery, *view.outputs]
-    view.close.click(close, {result.state}, view.place, **UI_ONLY)
+    view.close.click(close, {result.state}, view.place, **UNQUEUED)
     reopened = tray.reopen.click(reopen, inputs, outputs, js=send(inputs), **REFUSABLE)
     scroll_to(view.place, reopened)
 
@@ -233,7 +233,7 @@ def small_button(label: str, min_width: int, elem_id: str) -> gr.Button:
 def compare_button(elem_id: str, gallery: gr.Gallery) -> gr.Button:
     """A button that shows images of a gallery side by side, in the browser alone."""
     button = small_button("Compare", 90, elem_id)
-    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery.elem_id}')", **UI_ONLY)
+    button.click(None, None, None, js=f"() => window.amusedCompare('{gallery.elem_id}')", **UNQUEUED)
     return button
 
 
@@ -269,7 +269,7 @@ def connect_details(result: ResultView, view: DetailsView, tray: KeptImagesView)
 
     inputs: set[Block] = {result.state, tray.state, view.selected}
     on_select(result.gallery, result.index, select, inputs, [*view.outputs, result.status], closing=True)
-    result.ended.change(show_finished, inputs, view.outputs, **UI_ONLY)
+    result.ended.change(show_finished, inputs, view.outputs, **UNQUEUED)
 
 
 def connect_use_seed(view: DetailsView, all_settings: Sequence[Settings]) -> None:
@@ -351,7 +351,7 @@ def connect_vary(runtime: Runtime, result: ResultView, view: DetailsView) -> Non
     def name(values: Values) -> str:
         return f"{plural(values[form.count], 'variation')} of {seed_of(view.seen(values))}"
 
-    unfolded = view.buttons["vary"].click(unfold, {result.state}, [form.place, view.touch_up.place], **UI_ONLY)
+    unfolded = view.buttons["vary"].click(unfold, {result.state}, [form.place, view.touch_up.place], **UNQUEUED)
     scroll_to(form.place, unfolded)
     action = deriving(view, read, {*view.seen_by, form.mask_ratio, form.count}, name, form.progress)
     connect(runtime, result, [form.run.click], action)

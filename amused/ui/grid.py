@@ -16,11 +16,11 @@ from amused.generation.images import png_bytes
 from amused.recipe.grid import AXES, NONE, Grid, expand
 from amused.recipe.recipe import STRENGTHS, Recipe
 from amused.serving import file_cache
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import UNQUEUED, Updates, Values
 from amused.ui.files import GeneratedImage, open_image
 from amused.ui.latest import sync
 from amused.ui.results import ResultState, build_progress
-from amused.ui.runs import PartlyMade, RunAction, connect
+from amused.ui.runs import PartialRequest, RunAction, connect
 from amused.ui.status import describe_seconds, status_line
 from amused.ui.tab import Tab
 from amused.wording import plural, shorten
@@ -46,7 +46,7 @@ ACROSS, DOWN = ("steps", "4, 8, 12"), ("seed", "0-2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridRequest(PartlyMade):
+class GridRequest(PartialRequest):
     """The cells that were not made before; `cells` are the recipes of all, as their images have them."""
 
     grid: Grid
@@ -65,7 +65,7 @@ class Axis:
                 min_width=160,
                 elem_id=f"{elem_id}-values",
             )
-        self.name.input(None, self.name, self.values, js=offer_values(self.name), **UI_ONLY)
+        self.name.input(None, self.name, self.values, js=offer_values(self.name), **UNQUEUED)
 
 
 class GridSection:
@@ -142,7 +142,7 @@ class GridSection:
             tuple(recipe for recipe, cell in zip(grid.recipes, cells) if cell not in known),
             request.image,
             request.mask,
-            made=tuple(known[cell] for cell in cells if cell in known),
+            existing=tuple(known[cell] for cell in cells if cell in known),
             grid=grid,
             cells=cells,
         )
@@ -157,7 +157,7 @@ class GridSection:
 
 def made_before(state: ResultState) -> dict[Recipe, GeneratedImage]:
     """The images of the visit by recipe, as long as their files are there."""
-    images = (image for sweep in state.history.sweeps for image in sweep.images)
+    images = (image for entry in state.history.entries for image in entry.images)
     return {image.recipe: image for image in images if Path(image.path).exists()}
 
 

@@ -1,4 +1,4 @@
-"""The strip below the tabs: the sweeps of a visit, each a thumbnail that brings it back."""
+"""The strip below the tabs: the runs of a visit, each a thumbnail that brings its images back."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from amused.serving import file_cache
 from amused.ui.events import Updates, selected_index
 from amused.ui.files import GeneratedImage, open_image
 
-MAX_SWEEPS = 40
+MAX_ENTRIES = 40
 THUMBNAIL_SIDE = 128  # pixels, of up to four images
 
 
 @dataclass(frozen=True)
-class Sweep:
+class HistoryEntry:
     """The images of one run. `thumbnail` is a file."""
 
     title: str
@@ -35,21 +35,21 @@ class Sweep:
 
 
 class History:
-    """The latest sweeps of a visit, the last one first. `sweeps` is replaced, never changed: threads may read it."""
+    """The latest runs of a visit, the last one first. `entries` is replaced, never changed: threads may read it."""
 
     def __init__(self) -> None:
-        self.sweeps: tuple[Sweep, ...] = ()
+        self.entries: tuple[HistoryEntry, ...] = ()
 
     def add(self, title: str, images: tuple[GeneratedImage, ...]) -> None:
         with contextlib.suppress(OSError):  # a full disk
-            sweep = Sweep(title, images, save_thumbnail(images))
-            self.sweeps = (sweep, *self.sweeps)[:MAX_SWEEPS]
+            entry = HistoryEntry(title, images, save_thumbnail(images))
+            self.entries = (entry, *self.entries)[:MAX_ENTRIES]
 
     def forget_missing_files(self) -> None:
-        self.sweeps = tuple(
-            sweep
-            for sweep in self.sweeps
-            if all(Path(file).exists() for file in (sweep.thumbnail, *(image.path for image in sweep.images)))
+        self.entries = tuple(
+            entry
+            for entry in self.entries
+            if all(Path(file).exists() for file in (entry.thumbnail, *(image.path for image in entry.images)))
         )
 
 
@@ -69,7 +69,7 @@ def save_thumbnail(images: Sequence[GeneratedImage]) -> str:
 
 
 class HistoryView:
-    """`shown` is the State of the sweeps in the gallery, by which a click is understood."""
+    """`shown` is the State of the entries in the gallery, by which a click is understood."""
 
     def __init__(self) -> None:
         self.shown = gr.State(())
@@ -80,7 +80,7 @@ class HistoryView:
             self.gallery = gr.Gallery(
                 label="History",
                 show_label=False,
-                columns=MAX_SWEEPS,
+                columns=MAX_ENTRIES,
                 object_fit="cover",
                 allow_preview=False,
                 interactive=False,
@@ -95,14 +95,14 @@ class HistoryView:
         return [self.shown, self.place, self.gallery]
 
     @staticmethod
-    def at(shown: Sequence[Sweep], index: Any) -> Sweep | None:
+    def at(shown: Sequence[HistoryEntry], index: Any) -> HistoryEntry | None:
         """The clicked one, by an index that a browser sent."""
         return shown[index] if type(index) is int and 0 <= index < len(shown) else None
 
     def show(self, history: History) -> Updates:
-        sweeps = history.sweeps
+        entries = history.entries
         return {
-            self.shown: sweeps,
-            self.place: gr.Column(visible=bool(sweeps)),
-            self.gallery: gr.Gallery([(sweep.thumbnail, sweep.title) for sweep in sweeps], selected_index=None),
+            self.shown: entries,
+            self.place: gr.Column(visible=bool(entries)),
+            self.gallery: gr.Gallery([(entry.thumbnail, entry.title) for entry in entries], selected_index=None),
         }

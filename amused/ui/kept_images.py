@@ -20,7 +20,7 @@ from amused.serving import file_cache
 from amused.ui.describe import note
 from amused.ui.events import (
     REFUSABLE,
-    UI_ONLY,
+    UNQUEUED,
     Updates,
     Values,
     on_select,
@@ -261,13 +261,13 @@ def connect_kept_images(view: KeptImagesView, result: ResultView) -> None:
         return view.show_changed(tray, KeptImages.undo)
 
     on_select(view.gallery, view.index, select, {view.state}, view.outputs)
-    view.compare.click(compare, view.state, view.outputs, **UI_ONLY)
-    view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UI_ONLY)
-    view.sort.click(sort, view.state, view.outputs, **UI_ONLY)
-    view.discard.click(discard, view.shown, view.outputs, js=send(view.shown), **UI_ONLY)
-    view.undo.click(undo, view.state, view.outputs, **UI_ONLY)
+    view.compare.click(compare, view.state, view.outputs, **UNQUEUED)
+    view.side_by_side.click(None, None, None, js="() => window.amusedCompare('tray-gallery')", **UNQUEUED)
+    view.sort.click(sort, view.state, view.outputs, **UNQUEUED)
+    view.discard.click(discard, view.shown, view.outputs, js=send(view.shown), **UNQUEUED)
+    view.undo.click(undo, view.state, view.outputs, **UNQUEUED)
 
-    view.write_metadata.change(lambda on: on, view.write_metadata, result.write_metadata, **UI_ONLY)
+    view.write_metadata.change(lambda on: on, view.write_metadata, result.write_metadata, **UNQUEUED)
     for button, write in ((view.single, write_single), (view.bundle, write_bundle), (view.sheet, write_sheet)):
         connect_download(view, button, write)
 

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from amused.ui.events import LATEST, NO_CHANGE, UI_ONLY, Updates, Values, hidden_number
+from amused.ui.events import LATEST, NO_CHANGE, UNQUEUED, Updates, Values, hidden_number
 
 COUNT_JS = "() => (window.amusedChanges = (window.amusedChanges || 0) + 1)"
 
@@ -42,7 +42,7 @@ def sync(
 
     # The number is read before the values, so a higher number comes with values at least as new.
     changes = [component.change for component in changing]  # type: ignore[attr-defined]
-    gr.on(changes, None, None, number, js=COUNT_JS, **UI_ONLY).then(
+    gr.on(changes, None, None, number, js=COUNT_JS, **UNQUEUED).then(
         answer_latest, {number, latest, *inputs}, list(outputs), **LATEST
     )
 

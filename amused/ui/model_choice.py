@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from amused.serving.runtime import Runtime
-from amused.ui.events import LATEST, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, UNQUEUED, Updates, Values
 from amused.ui.prompt_help import prompt_help_for
 from amused.ui.settings import Settings, adapter_choices, model_note
 from amused.ui.tab import Tab
@@ -34,7 +34,7 @@ def connect_models(runtime: Runtime, tabs: Sequence[Tab]) -> None:
     for tab, picker in zip(tabs, pickers, strict=True):
         others = [other for other in pickers if other is not picker]
         picker.input(partial(follow, picker), {picker, *following}, [*others, *following], **LATEST)
-        picker.change(partial(hint, tab), picker, [picker, *tab.controls.prompt_help.outputs()], **UI_ONLY)
+        picker.change(partial(hint, tab), picker, [picker, *tab.controls.prompt_help.outputs()], **UNQUEUED)
 
 
 def connect_adapters(runtime: Runtime, tabs: Sequence[Tab], page: gr.Blocks) -> None:

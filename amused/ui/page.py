@@ -19,7 +19,7 @@ from amused.recipe.recipe import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE
 from amused.serving import file_cache, metrics
 from amused.serving.runtime import Runtime
 from amused.ui import api, gallery_actions, kept_images, restore, results, runs, setting_examples
-from amused.ui.events import NO_CHANGE, UI_ONLY, Updates
+from amused.ui.events import NO_CHANGE, UNQUEUED, Updates
 from amused.ui.history import HistoryView
 from amused.ui.latest import hide_progress
 from amused.ui.model_choice import connect_adapters, connect_models
@@ -106,7 +106,7 @@ def build_page(runtime: Runtime) -> gr.Blocks:
         page.reopening = reopening
         api.build(runtime)
         note = gr.Markdown(elem_classes="status-note")
-        page.load(runtime.compile_status, None, note, **UI_ONLY)
+        page.load(runtime.compile_status, None, note, **UNQUEUED)
         hide_progress(page)
     file_cache.sweep_while(partial(files_in_use, weakref.ref(page)))
     return page

@@ -17,7 +17,7 @@ from amused.recipe.words import LISTS, words
 from amused.serving.runtime import Runtime
 from amused.ui import prompts
 from amused.ui.describe import note
-from amused.ui.events import LATEST, UI_ONLY, Updates, Values
+from amused.ui.events import LATEST, UNQUEUED, Updates, Values
 from amused.ui.latest import sync
 from amused.ui.settings import Settings, draw_seeds
 from amused.wording import plural
@@ -80,7 +80,7 @@ def connect_prompt_help(prompt_help: PromptHelp, settings: Settings) -> None:
 
     changing = [prompt, model, settings.count, settings.seeds, settings.random_seeds]
     sync(changing, show_hint, {*changing}, [prompt_help.hint])
-    prompt_help.surprise.click(surprise, model, prompt, **UI_ONLY)
+    prompt_help.surprise.click(surprise, model, prompt, **UNQUEUED)
     chosen: list[Any] = [dropdown.input for dropdown in prompt_help.parts.values()]
     gr.on(chosen, write_prompt, {*prompt_help.parts.values()}, [prompt], **LATEST)
 

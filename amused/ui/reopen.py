@@ -15,8 +15,8 @@ from gradio.state_holder import SessionState
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
-from amused.ui.events import UI_ONLY, Updates, Values
-from amused.ui.history import HistoryView, Sweep
+from amused.ui.events import UNQUEUED, Updates, Values
+from amused.ui.history import HistoryEntry, HistoryView
 from amused.ui.kept_images import KeptImagesView
 from amused.ui.results import ResultState, ResultView, show_again
 from amused.ui.runs import join_runs
@@ -65,7 +65,7 @@ class Reopening:
 
     def find(self, page: gr.Blocks) -> Any:
         """The event after which `open` can be called."""
-        return page.load(None, None, self.view.id, js=FIND_JS, **UI_ONLY)
+        return page.load(None, None, self.view.id, js=FIND_JS, **UNQUEUED)
 
     def open(self, values: Values, session: str | None) -> Updates:
         """Show a visit again; a new one has what the page has already, at first its ready images."""
@@ -84,7 +84,7 @@ class Reopening:
             updates[self.tab_bar] = gr.Tabs(selected=visit.task)
         if visit.tray.kept.images:
             updates |= self.tray.show(visit.tray.kept)
-        if visit.history.sweeps:
+        if visit.history.entries:
             updates |= self.history.show(visit.history)
         return updates
 
@@ -102,7 +102,7 @@ class Reopening:
             (self.result.state, visit.state),
             (self.tray.state, visit.tray),
             (self.lists, visit.shared),
-            (self.history.shown, visit.history.sweeps),
+            (self.history.shown, visit.history.entries),
         ):
             if state._id not in states:
                 states[state._id] = value
@@ -110,7 +110,7 @@ class Reopening:
     def connect(self, opened: Any) -> None:
         """`opened` is the event that has called `open`."""
         result = self.result
-        opened.then(None, self.view.id, None, js=HOLD_JS, **UI_ONLY)
+        opened.then(None, self.view.id, None, js=HOLD_JS, **UNQUEUED)
         self.view.joining.change(
             partial(join_runs, result),
             {result.state},
@@ -119,8 +119,8 @@ class Reopening:
             api_visibility="private",
             concurrency_limit=None,
         )
-        result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UI_ONLY)
-        self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UI_ONLY)
+        result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UNQUEUED)
+        self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UNQUEUED)
 
     def show_history(self, visit: Visit | None) -> Updates:
         return {} if visit is None else self.history.show(visit.history)
@@ -131,25 +131,25 @@ class Reopening:
 
     def clear(self, visit: Visit | None) -> Updates:
         if visit is not None:
-            visit.history.sweeps = ()
+            visit.history.entries = ()
         return {} if visit is None else self.history.show(visit.history)
 
-    def restore(self, sweep: Sweep, visit: Visit) -> Updates:
-        """The images of a sweep, and its tab."""
+    def restore(self, entry: HistoryEntry, visit: Visit) -> Updates:
+        """The images of an entry, and its tab."""
         state = visit.state
         if state.num_runs:
             raise UserError(STILL_RUNNING)
-        state.images = state.shown = sweep.images
-        state.groups, state.note = (), sweep.title
-        visit.task = sweep.task
+        state.images = state.shown = entry.images
+        state.groups, state.note = (), entry.title
+        visit.task = entry.task
         shown = {**show_again(self.result, state), **self.result.bring_into_view(state, 0)}
-        return {**shown, self.tab_bar: gr.Tabs(selected=sweep.task)}
+        return {**shown, self.tab_bar: gr.Tabs(selected=entry.task)}
 
 
-def recipe_of(sweep: Sweep) -> Recipe:
+def recipe_of(entry: HistoryEntry) -> Recipe:
     """That of its last image, with the seeds of all that share it."""
-    last = sweep.images[-1].recipe
-    seeds = [image.seed for image in sweep.images if image.recipe.with_seeds(last.seeds) == last]
+    last = entry.images[-1].recipe
+    seeds = [image.seed for image in entry.images if image.recipe.with_seeds(last.seeds) == last]
     return last.with_seeds(list(dict.fromkeys(seeds)))
 
 

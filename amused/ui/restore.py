@@ -27,7 +27,7 @@ from amused.ui.events import (
     LATEST,
     NO_CHANGE,
     REFUSABLE,
-    UI_ONLY,
+    UNQUEUED,
     Updates,
     Values,
     hidden_number,
@@ -64,7 +64,7 @@ class Card:
                     for task in tasks
                 }
                 close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="shared-close")
-        close.click(lambda: gr.Column(visible=False), None, self.place, **UI_ONLY)
+        close.click(lambda: gr.Column(visible=False), None, self.place, **UNQUEUED)
 
     @property
     def outputs(self) -> list[Block]:
@@ -223,25 +223,25 @@ def connect_restore(
         return {**opened, **restored, **filled, **remembered}
 
     outputs = list(dict.fromkeys([*reopening.outputs, *filler.outputs, storage.shared, storage.picker]))
-    opened = reopening.find(page).then(open_page, {*storage.states, *reopening.inputs}, outputs, **UI_ONLY)
-    opened.then(None, None, None, js=RESTORED_JS, **UI_ONLY)
+    opened = reopening.find(page).then(open_page, {*storage.states, *reopening.inputs}, outputs, **UNQUEUED)
+    opened.then(None, None, None, js=RESTORED_JS, **UNQUEUED)
     reopening.connect(opened)
 
-    def restore_sweep(values: Values) -> Updates:
-        sweep = history.at(values[history.shown], values[history.index])
+    def restore_entry(values: Values) -> Updates:
+        entry = history.at(values[history.shown], values[history.index])
         visit = values[reopening.view.visit]
-        if sweep is None or visit is None:
+        if entry is None or visit is None:
             return NO_CHANGE
-        shown = reopening.restore(sweep, visit)
-        return {**filler.settings(recipe_of(sweep), values), **shown}
+        shown = reopening.restore(entry, visit)
+        return {**filler.settings(recipe_of(entry), values), **shown}
 
     def clear_history(values: Values) -> Updates:
         return {**reopening.clear(values[reopening.view.visit]), **storage.clear_recent(values[storage.shared])}
 
     cleared = [*history.outputs, storage.recent, storage.picker]
-    history.clear.click(clear_history, {reopening.view.visit, storage.shared}, cleared, **UI_ONLY)
+    history.clear.click(clear_history, {reopening.view.visit, storage.shared}, cleared, **UNQUEUED)
     inputs: set[Block] = {history.shown, reopening.view.visit, *filler.adapters}
-    on_select(history.gallery, history.index, restore_sweep, inputs, outputs, **REFUSABLE)
+    on_select(history.gallery, history.index, restore_entry, inputs, outputs, **REFUSABLE)
     model = tabs[0].settings.model  # which is that of all tabs
     for file in (section.file, section.dropped):
         connect_file(filler, file, model)

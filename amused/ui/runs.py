@@ -20,7 +20,7 @@ from amused.serving import jobs
 from amused.serving.jobs import Event, Progress, Request, Started, Summary
 from amused.serving.queue import Status
 from amused.serving.runtime import Runtime
-from amused.ui.events import NO_CHANGE, SAMPLING, UI_ONLY, Updates, Values, merge, send
+from amused.ui.events import NO_CHANGE, SAMPLING, UNQUEUED, Updates, Values, merge, send
 from amused.ui.explain import explain
 from amused.ui.files import GeneratedImage, save_input, save_result
 from amused.ui.live_runs import LiveRun, Watcher, watch
@@ -60,10 +60,10 @@ class RunAction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartlyMade(Request):
-    """A request of which some images were made before; its recipes are the others, perhaps none."""
+class PartialRequest(Request):
+    """A request of which some images exist; its recipes are the others, perhaps none."""
 
-    made: tuple[GeneratedImage, ...] = ()
+    existing: tuple[GeneratedImage, ...] = ()
 
 
 def connect_result(runtime: Runtime, view: ResultView) -> None:
@@ -80,12 +80,12 @@ def connect_result(runtime: Runtime, view: ResultView) -> None:
         drop(state.live, getattr(event, "run", None))
         return view.show_waiting(state)
 
-    view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UI_ONLY)
+    view.arrived.change(None, view.arrived, None, js=ARRIVED_JS, **UNQUEUED)
     inputs: set[Block] = {view.state, view.pressed_at}
     stops: list[Any] = [one.click for one in view.stops]
-    gr.on(stops, stop, inputs, view.shown_by_runs, js=send(inputs), **UI_ONLY)
+    gr.on(stops, stop, inputs, view.shown_by_runs, js=send(inputs), **UNQUEUED)
     dropped: list[Any] = [one.click for one in view.waiting]
-    gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UI_ONLY)
+    gr.on(dropped, drop_run, view.state, view.waiting, trigger_mode="multiple", **UNQUEUED)
 
 
 def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAction) -> None:
@@ -113,7 +113,7 @@ def connect(runtime: Runtime, view: ResultView, events: list[Any], action: RunAc
     )
     # Also of a run that never began. "multiple": else Gradio drops the end of a run that follows quickly.
     ended, outputs = partial(show_end, view, progress), list(dict.fromkeys([*view.shown_by_runs, *progress]))
-    running.failure(ended, {view.state}, outputs, trigger_mode="multiple", **UI_ONLY)
+    running.failure(ended, {view.state}, outputs, trigger_mode="multiple", **UNQUEUED)
 
 
 def places_of(view: ResultView, action: RunAction) -> list[gr.HTML]:
@@ -195,7 +195,7 @@ class ShownRun:
         self.num_openings = self.state.num_openings
         self.groups: tuple[tuple[int, str], ...] = ()
         self.has_tiles = False
-        self.made: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
+        self.existing: tuple[GeneratedImage, ...] = ()  # those of the request that were made before this run
         self.num_tiles = 0  # of the gallery, once all images are finished
         self.request: Request
         self.inputs: tuple[str | None, str | None] = (None, None)
@@ -217,7 +217,7 @@ class ShownRun:
         elif isinstance(event, jobs.Result):
             label = self.request.label(event.index)
             image = save_result(event, self.values[self.view.write_metadata], *self.inputs, label)
-            place = len(self.earlier) + len(self.made) + sum(index < event.index for index in self.finished)
+            place = len(self.earlier) + len(self.existing) + sum(index < event.index for index in self.finished)
             options: dict[str, Any] = {}
             if place < len(self.state.shown) and type(self.state.opened) is int and place <= self.state.opened:
                 self.state.opened += 1  # the open image stays open
@@ -232,15 +232,15 @@ class ShownRun:
     @property
     def images(self) -> tuple[GeneratedImage, ...]:
         """The finished ones, in the order of the request, after those made before."""
-        return (*self.made, *(self.finished[index] for index in sorted(self.finished)))
+        return (*self.existing, *(self.finished[index] for index in sorted(self.finished)))
 
     def start(self, event: Started) -> Updates:
         self.request, self.run.has_started = event.request, True
         replaces = self.closes and not starts_from(event.request, self.state.images)
         self.earlier = () if replaces else self.state.images
         self.groups = (*self.state.groups, (len(self.earlier), self.run.name)) if self.earlier else ()
-        self.made = event.request.made if isinstance(event.request, PartlyMade) else ()
-        self.num_tiles = len(self.earlier) + len(self.made) + event.num_images
+        self.existing = event.request.existing if isinstance(event.request, PartialRequest) else ()
+        self.num_tiles = len(self.earlier) + len(self.existing) + event.num_images
         self.state.note = ""
         updates: Updates = {
             self.view.status: busy_line("Starting"),
@@ -259,8 +259,8 @@ class ShownRun:
         if self.has_waited and not self.num_tiles:  # cancelled in the queue: the note is that of the earlier run
             return {}
         note = describe_summary(event, self.state.num_dropped)
-        if self.made:
-            note = f"{note}; {len(self.made)} made before" if event.num_images else "All images were made before"
+        if self.existing:
+            note = f"{note}; {len(self.existing)} made before" if event.num_images else "All images were made before"
         if not event.stopped and (remark := self.action.remark(self.values, self.images)):
             note = f"{remark} {note}"
         if self.earlier and self.run.name:
@@ -320,7 +320,7 @@ class ShownRun:
 
 def starts_from(request: Request, images: Sequence[GeneratedImage]) -> bool:
     """Whether the input image is one of these. A grid shows its cells alone."""
-    if isinstance(request, PartlyMade):
+    if isinstance(request, PartialRequest):
         return False
     digests = {image.digest for image in images}
     return any(recipe.first.image in digests for recipe in request.recipes)

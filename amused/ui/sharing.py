@@ -17,7 +17,7 @@ from amused.recipe.parameters import Parameters
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates
+from amused.ui.events import UNQUEUED, Updates
 from amused.ui.files import GeneratedImage
 from amused.ui.shapes import shape_of
 
@@ -46,7 +46,7 @@ class CopyLink:
     def __init__(self) -> None:
         self.button = gr.Button(COPY_LINK, size="sm", min_width=110, elem_id="result-copy-link")
         self.query = gr.Textbox(label="Link", visible=False, interactive=False, buttons=["copy"], elem_id="result-link")
-        self.button.click(None, self.query, [self.button, self.query], js=COPY_JS, **UI_ONLY)
+        self.button.click(None, self.query, [self.button, self.query], js=COPY_JS, **UNQUEUED)
 
     @property
     def outputs(self) -> list[Component]:

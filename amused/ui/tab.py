@@ -13,7 +13,7 @@ from PIL import Image
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
-from amused.ui.events import UI_ONLY, Updates, Values
+from amused.ui.events import UNQUEUED, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.results import ResultView
 from amused.ui.runs import RunAction, connect
@@ -128,7 +128,7 @@ def build_controls(task: str, runtime: Runtime, result: ResultView) -> Controls:
     settings = Settings(task=task, runtime=runtime, prompt=prompt, **basic, **model, **sampling)  # type: ignore[arg-type]
     connect_prompt_help(prompt_help, settings)
     settings.random_seeds.change(
-        lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UI_ONLY
+        lambda on: gr.Textbox(interactive=not on), settings.random_seeds, settings.seeds, **UNQUEUED
     )
     return Controls(settings, prompt_help, generate, another, adapter_row, basic_group)
 

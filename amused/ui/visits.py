@@ -76,7 +76,7 @@ class Visits:
             else:
                 visit = Visit(state, tray=tray)
                 if found is not None:
-                    visit.history.sweeps, visit.shared = found.history.sweeps, found.shared
+                    visit.history.entries, visit.shared = found.history.entries, found.shared
                     former = found.tray.kept
                     visit.tray.change(former.join)
             self._visits[visit.id] = visit

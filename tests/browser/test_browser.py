@@ -190,6 +190,20 @@ def test_a_refused_setting_is_told_and_costs_nothing(page: Page) -> None:
     expect(part(page, "text_to_image", "seeds").get_by_role("textbox")).to_have_value("eight")
 
 
+def test_a_refused_first_run_remembers_no_example(page: Page) -> None:
+    set_seeds(page, "text_to_image", "eight", 1)
+    run(page, "text_to_image")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Give seeds as whole numbers")
+    set_seeds(page, "text_to_image", "8", 1)
+    run(page, "text_to_image")
+    expect_done(page, 1)
+    page.locator("#restore").get_by_role("button", name="Recent recipes").click()
+    page.locator("#restore-recent").get_by_role("listbox").or_(
+        page.locator("#restore-recent").get_by_role("combobox")
+    ).first.click()
+    expect(page.get_by_role("option")).to_have_text([re.compile("seed 8")])
+
+
 # Image to image
 
 

@@ -309,7 +309,7 @@ def test_a_run_goes_on_without_its_page_and_is_joined_by_the_next() -> None:
     updates = list(again)
     assert visitor.seeds == [10, 11] and not visitor.state.live
     assert "2 images in" in updates[-1][view.status] and view.ended in updates[-1]
-    assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10"]
+    assert [sweep.title for sweep in visitor.state.history.entries] == ["fox 10"]
     assert numbers(runtime)['amused_requests_total{outcome="done"}'] == 1
 
 
@@ -421,7 +421,7 @@ def test_a_run_that_nobody_comes_back_to_is_given_up(monkeypatch: pytest.MonkeyP
     running.close()
     wait_for(lambda: numbers(runtime)['amused_requests_total{outcome="left"}'] == 1)
     wait_for(lambda: not visitor.state.live)
-    assert 1 <= len(visitor.seeds) < 64 and len(visitor.state.history.sweeps) == 1
+    assert 1 <= len(visitor.seeds) < 64 and len(visitor.state.history.entries) == 1
     assert list(join(visitor)) == [NO_CHANGE]
     finish(live(visitor, 20))
     assert visitor.seeds == [20]
@@ -473,6 +473,7 @@ def test_a_grid_makes_only_the_cells_that_are_not_there() -> None:
     assert visitor.state.note.endswith("; 4 made before") and visitor.state.note.startswith("2 images in")
     again = make("2, 4, 6", "5, 7")
     assert count() == 6 and visitor.state.note == "All images were made before" and len(visitor.seeds) == 6
+    assert len(visitor.state.history.entries) == 2
     other = Visitor(runtime)
     other.tab = visitor.tab
     visitor = other
@@ -514,14 +515,14 @@ def test_a_grid_that_was_stopped_has_each_image_in_its_own_cell(monkeypatch: pyt
 
 
 def test_the_same_prompt_twice_is_two_sweeps_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "MAX_SWEEPS", 3)
+    monkeypatch.setattr(history, "MAX_ENTRIES", 3)
     visitor = Visitor(fake_runtime())
     for _ in range(2):
         finish(live(visitor, 10))
-    assert [sweep.title for sweep in visitor.state.history.sweeps] == ["fox 10", "fox 10"]
+    assert [sweep.title for sweep in visitor.state.history.entries] == ["fox 10", "fox 10"]
     for first in (20, 30):
         finish(live(visitor, first, 5))
-    sweeps = visitor.state.history.sweeps
+    sweeps = visitor.state.history.entries
     assert [sweep.title for sweep in sweeps] == ["fox 30", "fox 20", "fox 10"] and len(sweeps[0].images) == 5
     assert all(Path(sweep.thumbnail).stat().st_size < 20_000 for sweep in sweeps)
 

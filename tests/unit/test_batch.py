@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import random
 import signal
 import subprocess
@@ -195,6 +197,31 @@ def test_an_interrupted_job_goes_on_where_it_stopped(
     assert not unfinished(tmp_path / "out") and len(list((tmp_path / "out").glob("0*"))) == 2
     assert tree(run(*arguments)) == whole
     assert added == 15 + 8  # two shards were there
+
+
+def test_a_full_disk_is_named_and_leaves_the_complete_shards(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--seeds", "0-4", "--shard-size", "2")
+    whole = tree(run("a cow", *arguments, output="whole"))
+    written, write = itertools.count(), Path.write_bytes
+
+    def write_three(path: Path, data: bytes) -> int:
+        if path.suffix == ".png" and next(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    command = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out"), *arguments]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_three)
+        patch.setattr(sys, "argv", ["amused.batch", *command])
+        patch.setattr(signal, "signal", lambda *handler: None)
+        with pytest.raises(SystemExit, match="The disk is full"):
+            batch.main()
+    kept = tree(tmp_path / "out")
+    assert sorted(kept) == [".lock", "00000/000000.png", "00000/000001.png", "job.json"]
+    assert kept.items() <= whole.items()
+    assert tree(run("a cow", *arguments)) == whole
 
 
 def test_the_order_of_finishing_does_not_change_a_shard(tmp_path: Path) -> None:
