@@ -384,6 +384,11 @@ class Vocabulary:
     glasses: list[str]
     words: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """The traits that a character has to have, by part, from bottom to top."""
+        return {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
+
     def sample(self, rng: random.Random, accessories: float, held_out: float = 0.0) -> Noun:
         """A random character.
 
@@ -394,20 +399,13 @@ class Vocabulary:
         is_held_out = rng.random() < held_out
         while True:
             accessory = rng.choice(self.accessories) if rng.random() < accessories else NO_ACCESSORY
-            noun = Noun(
-                background=rng.choice(list(self.backgrounds)),
-                body=rng.choice(self.bodies),
-                accessory=accessory,
-                head=rng.choice(self.heads),
-                glasses=rng.choice(self.glasses),
-            )
+            noun = Noun(accessory=accessory, **{part: rng.choice(names) for part, names in self.choices.items()})
             if held_out_pair(noun.head, noun.glasses) == is_held_out:
                 return noun
 
     def vary(self, noun: Noun, rng: random.Random, parts: Collection[str]) -> Noun:
         """The character with random traits in these parts, such as "head"."""
-        names = {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
-        return replace(noun, **{part: rng.choice(names[part]) for part in parts})
+        return replace(noun, **{part: rng.choice(self.choices[part]) for part in parts})
 
     def evaluation(self, count: int) -> list[Noun]:
         """Held-out characters for scoring, the same in every call."""

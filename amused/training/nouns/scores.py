@@ -23,15 +23,6 @@ SHARE_OF_TRAIT, SHARE_OF_WHOLE = 0.9, 0.98
 """Share of a real trait's visible art pixels, or of all of a character's, that must look right."""
 
 
-def choices(vocabulary: Vocabulary) -> dict[str, list[str]]:
-    return {
-        "glasses": vocabulary.glasses,
-        "head": vocabulary.heads,
-        "body": vocabulary.bodies,
-        "background": list(vocabulary.backgrounds),
-    }
-
-
 def trait_scores(
     nouns: Nouns,
     vocabulary: Vocabulary,
@@ -51,7 +42,7 @@ def trait_scores(
     """
     right = dict.fromkeys(PARTS, 0)
     for noun, image in zip(asked, art):
-        for kind, names in choices(vocabulary).items():
+        for kind, names in vocabulary.choices.items():
             renderings = nouns.variants(noun, kind, names)
             if style is not None:
                 renderings = np.stack([style(rendering) for rendering in renderings])
@@ -113,13 +104,7 @@ def best_fit(nouns: Nouns, vocabulary: Vocabulary, image: Art) -> Noun:
 
     A wrong pixel counts the same however wrong it is, so that a speck does not outweigh a trait.
     """
-    offered = {
-        "background": list(vocabulary.backgrounds),
-        "body": vocabulary.bodies,
-        "head": vocabulary.heads,
-        "glasses": vocabulary.glasses,
-        "accessory": [NO_ACCESSORY, *vocabulary.accessories],
-    }
+    offered = {**vocabulary.choices, "accessory": [NO_ACCESSORY, *vocabulary.accessories]}
     noun = Noun(**{kind: names[0] for kind, names in offered.items()})
 
     while True:
