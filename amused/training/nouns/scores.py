@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from amused.recipe.words import PARTS
@@ -71,15 +72,10 @@ def coherence(nouns: Nouns, vocabulary: Vocabulary, art: Art) -> dict[str, float
 def compare(nouns: Nouns, real: Noun, image: Art) -> dict[str, float]:
     distance = distances(nouns.render(real), image)
     right, kinds = distance <= LOOKS_RIGHT, visible_kinds(nouns, real)
-    scores: dict[str, float] = {}
-    for kind in PARTS:
-        visible = kinds == kind
-        scores[kind] = not visible.any() or right[visible].mean() >= SHARE_OF_TRAIT
-    padded = np.pad(~right, 1)
-    rows, columns = right.shape
-    around = sum(padded[y : y + rows, x : x + columns].astype(int) for y in range(3) for x in range(3))
+    visible = {kind: right[kinds == kind] for kind in PARTS}
+    around = sliding_window_view(np.pad(~right, 1), (3, 3)).sum(axis=(-2, -1))
     return {
-        **scores,
+        **{kind: not shown.size or shown.mean() >= SHARE_OF_TRAIT for kind, shown in visible.items()},
         "whole": right.mean() >= SHARE_OF_WHOLE,
         "exact": (distance <= IS_EXACT).mean(),
         "specks": int((~right & (around == 1)).sum()),
