@@ -9,7 +9,6 @@ to the same losses.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import logging
 import os
@@ -104,7 +103,7 @@ class Trainer:
         self.scaler_state: dict[str, Any] | None = progress.get("scaler")
         self.seed: int = progress["seed"] if options.seed is None else options.seed
         self.load_data()
-        free_memory()
+        self.accelerator.free_memory()
 
         torch.manual_seed(self.seed)  # new adapters are random
         self.model = build_model(self.checkpoint, options, self.accelerator.device)
@@ -306,7 +305,7 @@ class Trainer:
                 self.ema.swap(self.model)
             self.ema = None
             self.optimizer.state.clear()
-            free_memory()
+            self.accelerator.free_memory()
             write_results(self.options, self.model, self.checkpoint)
         self.accelerator.end_training()
 
@@ -361,9 +360,3 @@ def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
             f"--resolution must be a multiple of {checkpoint.multiple}; the model's own is {checkpoint.size}."
         )
     return resolution
-
-
-def free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
