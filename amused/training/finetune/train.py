@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -91,7 +92,8 @@ class Trainer:
             sweep(options.cache_dir)
         self.accelerator.wait_for_everyone()
         self.resumed = resumed = find_state(options.output_dir, options.resume_from_checkpoint)
-        progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": self.share_seed()}
+        new_seed = broadcast(torch.tensor(options.new_seed, device=self.accelerator.device))  # the main process's
+        progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": int(new_seed)}
         self.first_step: int = progress["step"]
         if resumed and self.first_step > options.max_train_steps:
             raise UserError(
@@ -119,11 +121,6 @@ class Trainer:
             log.info("Resuming from step %d", self.first_step)
         self.saved_step = self.first_step if is_inside(options.output_dir, resumed) else 0
         self.losses: LossLog | None = None  # on the main process only
-
-    def share_seed(self) -> int:
-        """The main process's new seed, on all processes."""
-        own = self.options.new_seed if self.accelerator.is_main_process else 0
-        return int(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
 
     def load_data(self) -> None:
         """Encode images and captions, or read them from the cache. One process per machine encodes, the others wait."""
