@@ -109,10 +109,8 @@ class Trainer:
 
         torch.manual_seed(self.seed)  # new adapters are random
         self.model = build_model(self.checkpoint, options, self.accelerator.device)
-        # Images per step, over all devices and accumulated passes.
-        self.batch_size = (
-            options.train_batch_size * self.accelerator.num_processes * options.gradient_accumulation_steps
-        )
+        self.passes = self.accelerator.num_processes * options.gradient_accumulation_steps  # per step, on all devices
+        self.batch_size = self.passes * options.train_batch_size  # images per step
         self.learning_rate = options.learning_rate * (self.batch_size if options.scale_lr else 1)  # before the schedule
         self.optimizer = new_optimizer(self.model, options, self.learning_rate)
         self.ema = EMA(self.model, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
@@ -203,8 +201,7 @@ class Trainer:
                 errors = wrapped(*tensors, self.captions.encode_captions([one.caption for one in part]))
                 total += errors.detach()
                 self.check_loss(errors, step)
-                passes = accelerator.num_processes * options.gradient_accumulation_steps  # accelerate takes their mean
-                accelerator.backward(errors * (passes / num_masked))
+                accelerator.backward(errors * (self.passes / num_masked))  # accelerate takes the mean of all passes
                 if options.max_grad_norm is not None and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.model.trainable().values(), options.max_grad_norm)
                 optimizer.step()
