@@ -192,7 +192,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         # The loss is the mean over all masked tokens of a step, however they are split over devices and passes.
-        samples = self.batches.draw(step, range(self.batch_size), self.batch_size)
+        samples = self.batches.draw(step, self.batch_size)
         num_masked = sum(int(one.masked.sum()) for one in samples)
         total = torch.zeros((), device=accelerator.device)
         for part in self.split(samples):
