@@ -312,7 +312,7 @@ def write_results(options: argparse.Namespace, model: TrainingModel, checkpoint:
         write_adapter(folder, model, checkpoint.name)
     else:
         write_model(folder, model, checkpoint)
-    log.info("The %s is in %s.", "adapter" if only_adapters else "model", folder)
+    log.info("The %s is in %s.", folder.name, folder)
 
 
 # Before the first step
