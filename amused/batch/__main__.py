@@ -83,9 +83,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: a sentence, or one for each bad line.
     """
-    offered = choices()
-    found = [choice for choice in offered if choice.name == options.model]
-    choice = found[0] if found else choice_of(options.model, [choice.name for choice in offered])
+    offered = {choice.name: choice for choice in choices()}
+    choice = offered.get(options.model) or choice_of(options.model, offered)
     settings = {"model": choice.name, **choice.defaults}
     freeze = partial(with_digests, options.adapters)
     job = read_job(
