@@ -88,13 +88,7 @@ def run(options: argparse.Namespace) -> None:
     settings = {"model": choice.name, **choice.defaults}
     freeze = partial(with_digests, options.adapters)
     job = read_job(
-        options.prompts,
-        options.seeds,
-        settings,
-        known_words(choice.traits),
-        options.format,
-        options.shard_size,
-        freeze,
+        options.prompts, options.seeds, settings, known_words(choice.traits), options.format, options.shard_size, freeze
     )
     load = partial(load_model, quantize=options.quantize, adapters=options.adapters, compile="graph")
     engine = make_engine(options, load)

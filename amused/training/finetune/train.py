@@ -36,14 +36,7 @@ from amused.generation.placement import place
 from amused.training.finetune.captions import CaptionEncoder
 from amused.training.finetune.data import AESTHETIC_SCORE, Batches, Sample, encode_images
 from amused.training.finetune.examples import read_examples
-from amused.training.finetune.model import (
-    EMA,
-    TrainingModel,
-    build_model,
-    new_optimizer,
-    write_adapter,
-    write_model,
-)
+from amused.training.finetune.model import EMA, TrainingModel, build_model, new_optimizer, write_adapter, write_model
 from amused.training.finetune.options import parse_options
 from amused.training.finetune.report import LossLog, save_images
 from amused.training.finetune.state import (

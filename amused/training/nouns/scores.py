@@ -25,11 +25,7 @@ SHARE_OF_TRAIT, SHARE_OF_WHOLE = 0.9, 0.98
 
 
 def trait_scores(
-    nouns: Nouns,
-    vocabulary: Vocabulary,
-    asked: Sequence[Noun],
-    art: Art,
-    style: Style | None = None,
+    nouns: Nouns, vocabulary: Vocabulary, asked: Sequence[Noun], art: Art, style: Style | None = None
 ) -> dict[str, float]:
     """Share of images whose trait is the one asked for, 0 to 1, by kind of trait.
 
