@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from amused.atomic import atomic_file
 from amused.batch.job import FORMATS, Job, read_job
@@ -29,7 +27,6 @@ from amused.checkpoints.adapters import with_digests
 from amused.errors import UserError, is_disk_full
 from amused.generation.contact_sheet import sheet
 from amused.memory import keep_freed_memory
-from amused.recipe.recipe import Recipe
 from amused.recipe.words import known_words
 from amused.serving.jobs import Result
 from amused.serving.ray_workers import RayWorkers, check_workers
@@ -86,19 +83,12 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: a sentence, or one for each bad line.
     """
-    offered = choices()
-    found = [choice for choice in offered if choice.name == options.model]
-    choice = found[0] if found else choice_of(options.model, [choice.name for choice in offered])
+    offered = {choice.name: choice for choice in choices()}
+    choice = offered.get(options.model) or choice_of(options.model, offered)
     settings = {"model": choice.name, **choice.defaults}
     freeze = partial(with_digests, options.adapters)
     job = read_job(
-        options.prompts,
-        options.seeds,
-        settings,
-        known_words(choice.traits),
-        options.format,
-        options.shard_size,
-        freeze,
+        options.prompts, options.seeds, settings, known_words(choice.traits), options.format, options.shard_size, freeze
     )
     load = partial(load_model, quantize=options.quantize, adapters=options.adapters, compile="graph")
     engine = make_engine(options, load)
@@ -224,37 +214,27 @@ def describe_time(seconds: float) -> str:
 
 
 def write_sheets(folder: Folder) -> None:
-    """A contact sheet for each line of the prompts, unless it is there."""
-    for line, images in by_line(folder):
+    """A contact sheet of the first images of each line of the prompts, unless it is there."""
+    job = folder.job
+    for line, made in itertools.groupby(read_images(folder.path), lambda one: job.rows[job.row_of(one[0])].line):
         path = folder.path / "sheets" / f"{line:06d}.png"
         if path.exists():
             continue
         path.parent.mkdir(exist_ok=True)
-        prompts = list(dict.fromkeys(recipe.prompt for recipe, _ in images))
+        recipes, images = [], []
+        for _, shared, image in itertools.islice(made, SHEET_IMAGES):
+            image.thumbnail((SHEET_SIDE, SHEET_SIDE))  # small enough to be held together
+            recipes.append(shared.recipe)
+            images.append(image)
+        prompts = {recipe.prompt for recipe in recipes}
         labels = [
             f"seed {recipe.seeds[0]}" if len(prompts) == 1 else f"{recipe.prompt} · seed {recipe.seeds[0]}"
-            for recipe, _ in images
+            for recipe in recipes
         ]
         columns = min(8, max(1, round(len(images) ** 0.5)))
-        page = sheet([image for _, image in images], labels, columns, prompts[0] if len(prompts) == 1 else "")
+        page = sheet(images, labels, columns, recipes[0].prompt if len(prompts) == 1 else "")
         with atomic_file(path) as part:
             page.save(part, "PNG")
-
-
-def by_line(folder: Folder) -> Iterator[tuple[int, list[tuple[Recipe, Image.Image]]]]:
-    """The first images of each line, small enough to be held together."""
-    line, images = 0, list[tuple[Recipe, Any]]()
-    for index, shared, image in read_images(folder.path):
-        own = folder.job.rows[folder.job.row_of(index)].line
-        if own != line and images:
-            yield line, images
-            images = []
-        line = own
-        if len(images) < SHEET_IMAGES:
-            image.thumbnail((SHEET_SIDE, SHEET_SIDE))
-            images.append((shared.recipe, image))
-    if images:
-        yield line, images
 
 
 if __name__ == "__main__":

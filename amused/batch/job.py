@@ -155,11 +155,10 @@ def read_job(
         UserError: names all bad lines with their numbers.
     """
     common = parse_seeds(seeds)
-    lines = read_lines(prompts)
     rows: list[Row] = []
     errors: list[str] = []
     num_images = 0
-    for number, cells in lines:
+    for number, cells in read_lines(prompts):
         try:
             own = parse_seeds(cells["seeds"]) if cells.get("seeds") else common
             values = {name: parse_cell(name, text) for name, text in cells.items() if name not in ("prompt", "seeds")}
@@ -190,9 +189,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def parse_cell(name: str, text: str) -> Any:
     try:
         return PARSERS.get(name, str)(text)
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{name} cannot be {text!r}.") from error
 
 

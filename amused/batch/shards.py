@@ -44,22 +44,18 @@ class Folder:
 
     def __init__(self, path: Path, job: Job) -> None:
         self.path, self.job = path, job
-        self._lock: Any = None
 
     def __enter__(self) -> Folder:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.path)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock(self.path))
             sweep(self.path)
             self._check()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._stack.close()
 
     def _check(self) -> None:
         if (self.path / MANIFEST).is_file():
@@ -158,8 +154,9 @@ class StoppedWritingError(Exception):
     """Tells the writer of a file or folder not to keep it."""
 
 
-def lock(path: Path) -> Any:
-    """Keep others from writing into a folder as long as the returned file is open.
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keep others from writing into a folder.
 
     Raises:
         UserError: another process does.
@@ -167,14 +164,14 @@ def lock(path: Path) -> Any:
     try:
         import fcntl
     except ImportError:  # Windows
-        return None
-    file = open(path / ".lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise UserError(f"Another process is writing into {path}: wait for it, or stop it.") from error
-    return file
+        yield
+        return
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"Another process is writing into {path}: wait for it, or stop it.") from error
+        yield
 
 
 def shard_path(folder: Path, format: str, number: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import amused
+from amused.generation.compiled import seconds_of
 from amused.recipe.recipe import Recipe
 
 REPEATS = 5
@@ -47,9 +47,4 @@ def measure_matmuls(model: Path, dtype: str) -> dict[str, float]:
 def median_seconds(work: Callable[[], object]) -> float:
     """Median of several calls after one that is not counted."""
     work()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(torch.device("cpu"), work) for _ in range(REPEATS))

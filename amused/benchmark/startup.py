@@ -65,10 +65,8 @@ def time_page(command: list[str]) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def wait_for_page(address: str, process: subprocess.Popen[bytes], seconds: float = TIMEOUT) -> None:

@@ -78,13 +78,8 @@ def load_amused(options: argparse.Namespace) -> Generate:
 
     keep_freed_memory()  # as app.py does
     model = amused.load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        compile=options.compile,
+        options.model, device=options.device, dtype=options.dtype, quantize=options.quantize, compile=options.compile
     )
-
     as_reference = {name: getattr(amused.Recipe, name) for name in model.defaults if name != "model_version"}
 
     batch: int | None = None  # asked for; the model halves its own when memory runs out

@@ -16,7 +16,7 @@ from PIL import Image
 
 from amused.memory import keep_freed_memory
 from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
-from amused.serving.jobs import Progress, Result
+from amused.serving.jobs import Result
 from amused.serving.queue import ReportProgress
 from amused.serving.ray_workers import RayWorkers
 from amused.serving.runtime import load_model
@@ -97,14 +97,12 @@ def started(load: LoadModel, count: int) -> Generator[WorkerPool]:
         yield pool
 
 
-def sample(pool: WorkerPool, images: Iterable[Recipe], previews: bool = True) -> Generator[Result]:
+def sample(pool: WorkerPool, images: Iterable[Recipe], previews: bool = True) -> Generator[object]:
     with pool.enter("nouns", previews) as run:
-        for event in run.sample(enumerate(images)):
-            if isinstance(event, Result):
-                yield event
+        yield from run.sample(enumerate(images))
 
 
-def timed(events: Iterable[Progress | Result]) -> tuple[float, list[Result]]:
+def timed(events: Iterable[object]) -> tuple[float, list[Result]]:
     """The seconds until all events have come, and the results among them."""
     began = time.monotonic()
     results = [event for event in events if isinstance(event, Result)]

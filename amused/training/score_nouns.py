@@ -94,32 +94,20 @@ def score(options: argparse.Namespace) -> None:
 def print_coherence(
     model: amused.Amused, nouns: Nouns, vocabulary: Vocabulary, count: int, sampling: Mapping[str, Any]
 ) -> None:
-    """A row for each set of traits that prompts leave out."""
+    """A row for each set of traits that prompts leave out; each prompt gets two seeds."""
     print(f"| left out | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for parts in LEFT_OUT:
-        scores = score_coherence(model, nouns, vocabulary, count, parts, sampling)
+        start = time.monotonic()
+        pairs = [
+            model.text_to_image(caption(noun, parts), seeds=[2 * index, 2 * index + 1], **sampling)
+            for index, noun in enumerate(vocabulary.evaluation(-(-count // 2)))
+        ]
+        seconds = (time.monotonic() - start) / (2 * len(pairs))
+        one, other = (np.stack([to_art(pair[i]) for pair in pairs]) for i in (0, 1))
+        scores = coherence(nouns, vocabulary, np.concatenate([one, other]))
+        scores |= {"seeds differ": difference(one, other), "seconds": seconds}
         name = "all" if parts == PARTS else ", ".join(parts) or "none"
         print(f"| {name} | {' | '.join(f'{scores[column]:.2f}' for column in COLUMNS)} |", flush=True)
-
-
-def score_coherence(
-    model: amused.Amused,
-    nouns: Nouns,
-    vocabulary: Vocabulary,
-    count: int,
-    left_out: Sequence[str],
-    sampling: Mapping[str, Any],
-) -> dict[str, float]:
-    """By name of `COLUMNS`. Each prompt gets two seeds."""
-    start = time.monotonic()
-    pairs = [
-        model.text_to_image(caption(noun, left_out), seeds=[2 * index, 2 * index + 1], **sampling)
-        for index, noun in enumerate(vocabulary.evaluation(-(-count // 2)))
-    ]
-    seconds = (time.monotonic() - start) / (2 * len(pairs))
-    one, other = (np.stack([to_art(pair[i]) for pair in pairs]) for i in (0, 1))
-    scores = coherence(nouns, vocabulary, np.concatenate([one, other]))
-    return {**scores, "seeds differ": difference(one, other), "seconds": seconds}
 
 
 def generate(

@@ -37,10 +37,7 @@ COLOURS = np.array([list(bytes.fromhex(colour)) for colour in ("2b2834", "9f21a0
 """The style "dusk", from dark to light: (4, 3)."""
 
 NUM_IMAGES = {"few": 16, "one": 1}
-TRAINING: dict[str, dict[str, Any]] = {
-    "few": {"max_train_steps": 200, "learning_rate": 1e-3, "train_batch_size": 8},
-    "one": {"max_train_steps": 100, "learning_rate": 1e-3, "train_batch_size": 8},
-}
+STEPS = {"few": 200, "one": 100}
 TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "kv_mapper", "proj"),
     *("channelwise_linear_1", "channelwise_linear_2", "project_from_hidden"),
@@ -63,7 +60,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("style"), help="folder for the images and the adapters")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "amused", help="for the trait images")
-    parser.add_argument("--recipes", nargs="+", choices=TRAINING, default=list(TRAINING))
+    parser.add_argument("--recipes", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--count", type=positive_int, default=32, help="characters to score")
     parser.add_argument("--strip", type=Path, help="save a grid of images of every model")
     return parser.parse_args()
@@ -85,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
             image.save(folder / f"{text}.png")
         shutil.rmtree(options.output / adapter, ignore_errors=True)  # of an earlier run of this example
         start = time.monotonic()
-        train(folder, options.output / adapter, TRAINING[name])
+        train(folder, options.output / adapter, STEPS[name])
         print(json.dumps({"adapter": adapter, "minutes": round((time.monotonic() - start) / 60, 1)}))
         rows[adapter] = report(model, nouns, vocabulary, asked, adapter)
     if options.strip:
@@ -107,15 +104,14 @@ def draw_examples(nouns: Nouns, vocabulary: Vocabulary, count: int) -> list[tupl
     return [(caption(noun), upscale(in_style(nouns.render(noun)))) for noun in characters]
 
 
-def train(images: Path, output: Path, training: dict[str, Any]) -> None:
-    """Fine-tune an adapter on the images of a folder, with further options of the fine-tuning script."""
+def train(images: Path, output: Path, steps: int) -> None:
+    """Fine-tune an adapter on the images of a folder."""
     first, *others = sorted(images.glob("*.png"))
     source = ["--instance_data_dir", images] if others else ["--instance_data_image", first]
     arguments = ["--pretrained_model_name_or_path", "nouns", "--use_lora", "--output_dir", output, "--seed", 0, *source]
     arguments += ["--lora_target_modules", *TARGETS, "--report_to", "none", "--mixed_precision", "no"]
     arguments += ["--cond_dropout_prob", 0.2]  # the unconditional prediction of guidance has to learn the style too
-    for name, value in training.items():
-        arguments += [f"--{name}", value]
+    arguments += ["--max_train_steps", steps, "--learning_rate", 1e-3, "--train_batch_size", 8]
     finetune.train(finetune_options([str(argument) for argument in arguments]))
 
 

@@ -225,10 +225,7 @@ def new_optimizers(model: TextToTokens, rate: float) -> list[torch.optim.Optimiz
     for name, parameter in model.named_parameters():
         hidden = parameter.dim() == 2 and "embed" not in name and "position" not in name
         (matrices if hidden else others).append(parameter)
-    return [
-        Muon(matrices, lr=rate),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:

@@ -187,7 +187,7 @@ def test_batches_are_as_published(model, pictures, tmp_path, monkeypatch) -> Non
     assert rows[:, :2].tolist() == [[80, 130]] * len(rows) and (rows[:, 3:] == torch.tensor([0, 6.0])).all()
     assert 0 <= rows[:, 2].min() < rows[:, 2].max() <= 130 * 64 // 80 - 64
     batches = Batches(encoded, PROMPTS, options(model, instance_data_dir=pictures, min_masking_rate=0.1), 0)
-    draws = [draw for step in range(400) for draw in batches.draw(step, range(3), 3)]
+    draws = [draw for step in range(400) for draw in batches.draw(step, 3)]
     assert {len({d.caption for d in draws[i : i + 3]}) for i in range(0, len(draws), 3)} == {3}
     rates = np.array([draw.mask_ratio for draw in draws])
     assert rates.min() == 0.1 and rates.mean() == pytest.approx(2 / math.pi, abs=0.03)
@@ -203,7 +203,7 @@ def encode(model, pictures, cache, split=4) -> EncodedImages:
 def test_condition_dropout_leaves_whole_captions_out(model, pictures, tmp_path, probability, empty) -> None:
     given = options(model, instance_data_dir=pictures, cond_dropout_prob=probability)
     batches = Batches(encode(model, pictures, tmp_path), PROMPTS, given, 0)
-    captions = [draw.caption for step in range(100) for draw in batches.draw(step, range(3), 3)]
+    captions = [draw.caption for step in range(100) for draw in batches.draw(step, 3)]
     assert set(captions) <= {"", *PROMPTS}
     assert captions.count("") == pytest.approx(empty, abs=25 if 0 < empty < 300 else 0)
 

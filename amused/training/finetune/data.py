@@ -173,9 +173,9 @@ class Batches:
         order: list[int] = torch.randperm(len(self.captions), generator=generator).tolist()
         return order
 
-    def draw(self, step: int, positions: Sequence[int], batch_size: int) -> list[Sample]:
-        """The samples at some positions of a step's batch, which has `batch_size` in all."""
-        return [self._draw(step, position, batch_size) for position in positions]
+    def draw(self, step: int, batch_size: int) -> list[Sample]:
+        """The batch of a step, over all devices and passes."""
+        return [self._draw(step, position, batch_size) for position in range(batch_size)]
 
     def _draw(self, step: int, position: int, batch_size: int) -> Sample:
         epoch, index = divmod(step * batch_size + position, len(self.captions))

@@ -44,17 +44,16 @@ seed = number(int, lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check a command line, `sys.argv` by default."""
-    parser = argparse.ArgumentParser(prog="amused.training.finetune", usage=USAGE)
-    for add_group in (add_model, add_data, add_recipe, add_steps, add_output):
-        add_group(parser)
-    options = parser.parse_args(arguments)
+    options = new_parser().parse_args(arguments)
     check(options)
     options.new_seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     options.cache_dir = options.cache_dir or options.output_dir / "cache"
     return options
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def new_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="amused.training.finetune", usage=USAGE)
+
     group = parser.add_argument_group("model")
     group.add_argument(
         "--pretrained_model_name_or_path",
@@ -64,8 +63,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     group.add_argument("--variant", help="ignored: half-precision files are preferred")
 
-
-def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data, one of the first three")
     group.add_argument("--instance_data_dir", type=Path, help="a folder of images")
     group.add_argument("--instance_data_image", type=Path, help="a single image; its file name is its caption")
@@ -78,8 +75,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache_dir", type=Path, help="for tokens and embeddings (default: OUTPUT_DIR/cache)")
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="ignored: all data is in memory")
 
-
-def add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to train")
     group.add_argument("--use_lora", action="store_true", help="train LoRA adapters instead of the whole network")
     group.add_argument("--lora_r", type=positive_int, default=16)
@@ -96,8 +91,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min_masking_rate", type=share, default=0.0)
     group.add_argument("--cond_dropout_prob", type=share, default=0.0, help="share of captions that are dropped")
 
-
-def add_steps(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("steps")
     group.add_argument("--train_batch_size", type=positive_int, default=16, help="images per device and pass")
     group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
@@ -117,8 +110,6 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow_tf32", action="store_true")
     group.add_argument("--seed", type=seed, help="of batches and masks (default: random, kept on resuming)")
 
-
-def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, default=Path("muse_training"))
     group.add_argument("--logging_dir", type=Path, default=Path("logs"), help="of the tracker, in OUTPUT_DIR")
@@ -129,6 +120,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume_from_checkpoint", help='a folder "checkpoint-N", or "latest"')
     group.add_argument("--validation_prompts", nargs="*", default=[])
     group.add_argument("--validation_steps", type=positive_int, default=100)
+
+    return parser
 
 
 def check(options: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ def draw_curve(points: Sequence[tuple[int, float]]) -> Figure:
 def save_images(folder: Path, vqgan: VQGAN, tokens: Tensor, prompts: Sequence[str]) -> list[Image.Image]:
     """Decode tokens (batch, height, width) and write a PNG file per prompt, named after it."""
     folder.mkdir(parents=True, exist_ok=True)
-    digits = max(1, math.ceil(math.log10(len(prompts) + 1)))
+    digits = len(str(len(prompts)))
     images = [to_image(vqgan.decode(one[None])[0]) for one in tokens]
     for i, (image, prompt) in enumerate(zip(images, prompts)):
         words = re.sub(r"\W+", "-", prompt).strip("-")[:60]

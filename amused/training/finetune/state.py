@@ -148,15 +148,8 @@ def read_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimi
         for name in names:
             if name.startswith("optimizer/"):
                 _, owner, key = name.split("/")
-                restore_optimizer_value(optimizer, parameters[owner], key, stream.get_tensor(name))
-
-
-def restore_optimizer_value(
-    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, key: str, value: Tensor
-) -> None:
-    if key != "step":
-        optimizer.state[parameter][key] = value.to(parameter.device)
-    elif value.is_floating_point():
-        optimizer.state[parameter][key] = value
-    else:  # bitsandbytes counts in a plain integer
-        optimizer.state[parameter][key] = int(value)
+                value, state = stream.get_tensor(name), optimizer.state[parameters[owner]]
+                if key != "step":
+                    state[key] = value.to(parameters[owner].device)
+                else:  # bitsandbytes counts in a plain integer
+                    state[key] = value if value.is_floating_point() else int(value)

@@ -9,7 +9,6 @@ to the same losses.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -36,14 +36,7 @@ from amused.generation.placement import place
 from amused.training.finetune.captions import CaptionEncoder
 from amused.training.finetune.data import AESTHETIC_SCORE, Batches, Sample, encode_images
 from amused.training.finetune.examples import read_examples
-from amused.training.finetune.model import (
-    EMA,
-    TrainingModel,
-    build_model,
-    new_optimizer,
-    write_adapter,
-    write_model,
-)
+from amused.training.finetune.model import EMA, TrainingModel, build_model, new_optimizer, write_adapter, write_model
 from amused.training.finetune.options import parse_options
 from amused.training.finetune.report import LossLog, save_images
 from amused.training.finetune.state import (
@@ -92,7 +85,8 @@ class Trainer:
             sweep(options.cache_dir)
         self.accelerator.wait_for_everyone()
         self.resumed = resumed = find_state(options.output_dir, options.resume_from_checkpoint)
-        progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": self.share_seed()}
+        new_seed = broadcast(torch.tensor(options.new_seed, device=self.accelerator.device))  # the main process's
+        progress: dict[str, Any] = read_json(resumed, PROGRESS) if resumed else {"step": 0, "seed": int(new_seed)}
         self.first_step: int = progress["step"]
         if resumed and self.first_step > options.max_train_steps:
             raise UserError(
@@ -104,14 +98,12 @@ class Trainer:
         self.scaler_state: dict[str, Any] | None = progress.get("scaler")
         self.seed: int = progress["seed"] if options.seed is None else options.seed
         self.load_data()
-        free_memory()
+        self.accelerator.free_memory()
 
         torch.manual_seed(self.seed)  # new adapters are random
         self.model = build_model(self.checkpoint, options, self.accelerator.device)
-        # Images per step, over all devices and accumulated passes.
-        self.batch_size = (
-            options.train_batch_size * self.accelerator.num_processes * options.gradient_accumulation_steps
-        )
+        self.passes = self.accelerator.num_processes * options.gradient_accumulation_steps  # per step, on all devices
+        self.batch_size = self.passes * options.train_batch_size  # images per step
         self.learning_rate = options.learning_rate * (self.batch_size if options.scale_lr else 1)  # before the schedule
         self.optimizer = new_optimizer(self.model, options, self.learning_rate)
         self.ema = EMA(self.model, options.ema_decay, options.ema_update_after_step) if options.use_ema else None
@@ -120,11 +112,6 @@ class Trainer:
             log.info("Resuming from step %d", self.first_step)
         self.saved_step = self.first_step if is_inside(options.output_dir, resumed) else 0
         self.losses: LossLog | None = None  # on the main process only
-
-    def share_seed(self) -> int:
-        """The main process's new seed, on all processes."""
-        own = self.options.new_seed if self.accelerator.is_main_process else 0
-        return int(self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "sum"))
 
     def load_data(self) -> None:
         """Encode images and captions, or read them from the cache. One process per machine encodes, the others wait."""
@@ -198,7 +185,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         # The loss is the mean over all masked tokens of a step, however they are split over devices and passes.
-        samples = self.batches.draw(step, range(self.batch_size), self.batch_size)
+        samples = self.batches.draw(step, self.batch_size)
         num_masked = sum(int(one.masked.sum()) for one in samples)
         total = torch.zeros((), device=accelerator.device)
         for part in self.split(samples):
@@ -207,8 +194,7 @@ class Trainer:
                 errors = wrapped(*tensors, self.captions.encode_captions([one.caption for one in part]))
                 total += errors.detach()
                 self.check_loss(errors, step)
-                passes = accelerator.num_processes * options.gradient_accumulation_steps  # accelerate takes their mean
-                accelerator.backward(errors * (passes / num_masked))
+                accelerator.backward(errors * (self.passes / num_masked))  # accelerate takes the mean of all passes
                 if options.max_grad_norm is not None and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.model.trainable().values(), options.max_grad_norm)
                 optimizer.step()
@@ -306,7 +292,7 @@ class Trainer:
                 self.ema.swap(self.model)
             self.ema = None
             self.optimizer.state.clear()
-            free_memory()
+            self.accelerator.free_memory()
             write_results(self.options, self.model, self.checkpoint)
         self.accelerator.end_training()
 
@@ -319,7 +305,7 @@ def write_results(options: argparse.Namespace, model: TrainingModel, checkpoint:
         write_adapter(folder, model, checkpoint.name)
     else:
         write_model(folder, model, checkpoint)
-    log.info("The %s is in %s.", "adapter" if only_adapters else "model", folder)
+    log.info("The %s is in %s.", folder.name, folder)
 
 
 # Before the first step
@@ -361,9 +347,3 @@ def check_resolution(checkpoint: Checkpoint, resolution: int | None) -> int:
             f"--resolution must be a multiple of {checkpoint.multiple}; the model's own is {checkpoint.size}."
         )
     return resolution
-
-
-def free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -354,18 +354,14 @@ class Nouns:
 
     def variants(self, noun: Noun, part: str, names: Sequence[str]) -> NDArray[np.uint8]:
         """The character with each of these traits in one part, such as "head", in art pixels, (names, 32, 32, 3)."""
-        traits = {**asdict(noun), part: names}
-        colors = [tuple(bytes.fromhex(BACKGROUNDS[name])) for name in as_list(traits.pop("background"))]
-        art = np.empty((len(colors), SIZE, SIZE, 3), dtype=np.uint8)
-        art[:] = np.array(colors, dtype=np.uint8)[:, None, None]
-        for each in traits.values():
-            layer = np.stack([self.layers[name] for name in as_list(each)])
+        own = {key: [trait] for key, trait in asdict(noun).items()}
+        backgrounds, *layers = {**own, part: names}.values()
+        colors = [tuple(bytes.fromhex(BACKGROUNDS[name])) for name in backgrounds]
+        art = np.array(colors, dtype=np.uint8)[:, None, None]
+        for traits in layers:
+            layer = np.stack([self.layers[name] for name in traits])
             art = np.where(layer[..., None] > 0, self.palette[layer], art)
         return art
-
-
-def as_list(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
 
 
 @dataclass(frozen=True)
@@ -384,6 +380,11 @@ class Vocabulary:
     glasses: list[str]
     words: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """The traits that a character has to have, by part, from bottom to top."""
+        return {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
+
     def sample(self, rng: random.Random, accessories: float, held_out: float = 0.0) -> Noun:
         """A random character.
 
@@ -394,20 +395,13 @@ class Vocabulary:
         is_held_out = rng.random() < held_out
         while True:
             accessory = rng.choice(self.accessories) if rng.random() < accessories else NO_ACCESSORY
-            noun = Noun(
-                background=rng.choice(list(self.backgrounds)),
-                body=rng.choice(self.bodies),
-                accessory=accessory,
-                head=rng.choice(self.heads),
-                glasses=rng.choice(self.glasses),
-            )
+            noun = Noun(accessory=accessory, **{part: rng.choice(names) for part, names in self.choices.items()})
             if held_out_pair(noun.head, noun.glasses) == is_held_out:
                 return noun
 
     def vary(self, noun: Noun, rng: random.Random, parts: Collection[str]) -> Noun:
         """The character with random traits in these parts, such as "head"."""
-        names = {"background": list(self.backgrounds), "body": self.bodies, "head": self.heads, "glasses": self.glasses}
-        return replace(noun, **{part: rng.choice(names[part]) for part in parts})
+        return replace(noun, **{part: rng.choice(self.choices[part]) for part in parts})
 
     def evaluation(self, count: int) -> list[Noun]:
         """Held-out characters for scoring, the same in every call."""
@@ -498,21 +492,21 @@ def enumerate_clauses(clauses: Sequence[str]) -> str:
 def caption_words(nouns: Nouns) -> list[str]:
     """All words that captions use, sorted."""
     rng = random.Random(0)
-    texts = [file_words(trait) for traits in nouns.traits.values() for trait in traits] + list(BACKGROUNDS)
     noun = Noun("cool", nouns.traits["bodies"][0], NO_ACCESSORY, nouns.traits["heads"][0], nouns.traits["glasses"][0])
-    texts += [*PLAIN.values()]
-    texts += [varied_caption(noun, rng) for _ in range(100)] + [caption(noun), "accessory"]
+    texts = [file_words(trait) for traits in nouns.traits.values() for trait in traits]
+    texts += [*BACKGROUNDS, *PLAIN.values(), caption(noun), "accessory"]
+    texts += [varied_caption(noun, rng) for _ in range(100)]
     return sorted({word for text in texts for word in text.replace("-", " ").replace(",", " ").split()})
 
 
 def known_traits(nouns: Nouns) -> Vocabulary:
     """The traits of the bundled checkpoint: all of the data."""
-    known = Vocabulary(
+    names = {trait: plain_words(trait) for traits in nouns.traits.values() for trait in traits}
+    return Vocabulary(
         backgrounds=BACKGROUNDS,
         bodies=nouns.traits["bodies"],
         accessories=[name for name in nouns.traits["accessories"] if name != NO_ACCESSORY],
         heads=nouns.traits["heads"],
         glasses=nouns.traits["glasses"],
+        words={trait: name for trait, name in names.items() if name != file_words(trait)},
     )
-    named = {trait: plain_words(trait) for traits in nouns.traits.values() for trait in traits}
-    return replace(known, words={trait: name for trait, name in named.items() if name != file_words(trait)})

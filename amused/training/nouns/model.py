@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -149,10 +150,7 @@ class Examples(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        step = self.step + first
-        while True:
-            yield self.draw(step)
-            step += stride
+        return map(self.draw, itertools.count(self.step + first, stride))
 
     def draw(self, step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{self.seed} {step}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from amused.recipe.words import PARTS
@@ -23,21 +24,8 @@ SHARE_OF_TRAIT, SHARE_OF_WHOLE = 0.9, 0.98
 """Share of a real trait's visible art pixels, or of all of a character's, that must look right."""
 
 
-def choices(vocabulary: Vocabulary) -> dict[str, list[str]]:
-    return {
-        "glasses": vocabulary.glasses,
-        "head": vocabulary.heads,
-        "body": vocabulary.bodies,
-        "background": list(vocabulary.backgrounds),
-    }
-
-
 def trait_scores(
-    nouns: Nouns,
-    vocabulary: Vocabulary,
-    asked: Sequence[Noun],
-    art: Art,
-    style: Style | None = None,
+    nouns: Nouns, vocabulary: Vocabulary, asked: Sequence[Noun], art: Art, style: Style | None = None
 ) -> dict[str, float]:
     """Share of images whose trait is the one asked for, 0 to 1, by kind of trait.
 
@@ -51,7 +39,7 @@ def trait_scores(
     """
     right = dict.fromkeys(PARTS, 0)
     for noun, image in zip(asked, art):
-        for kind, names in choices(vocabulary).items():
+        for kind, names in vocabulary.choices.items():
             renderings = nouns.variants(noun, kind, names)
             if style is not None:
                 renderings = np.stack([style(rendering) for rendering in renderings])
@@ -80,15 +68,10 @@ def coherence(nouns: Nouns, vocabulary: Vocabulary, art: Art) -> dict[str, float
 def compare(nouns: Nouns, real: Noun, image: Art) -> dict[str, float]:
     distance = distances(nouns.render(real), image)
     right, kinds = distance <= LOOKS_RIGHT, visible_kinds(nouns, real)
-    scores: dict[str, float] = {}
-    for kind in PARTS:
-        visible = kinds == kind
-        scores[kind] = not visible.any() or right[visible].mean() >= SHARE_OF_TRAIT
-    padded = np.pad(~right, 1)
-    rows, columns = right.shape
-    around = sum(padded[y : y + rows, x : x + columns].astype(int) for y in range(3) for x in range(3))
+    visible = {kind: right[kinds == kind] for kind in PARTS}
+    around = sliding_window_view(np.pad(~right, 1), (3, 3)).sum(axis=(-2, -1))
     return {
-        **scores,
+        **{kind: not shown.size or shown.mean() >= SHARE_OF_TRAIT for kind, shown in visible.items()},
         "whole": right.mean() >= SHARE_OF_WHOLE,
         "exact": (distance <= IS_EXACT).mean(),
         "specks": int((~right & (around == 1)).sum()),
@@ -113,13 +96,7 @@ def best_fit(nouns: Nouns, vocabulary: Vocabulary, image: Art) -> Noun:
 
     A wrong pixel counts the same however wrong it is, so that a speck does not outweigh a trait.
     """
-    offered = {
-        "background": list(vocabulary.backgrounds),
-        "body": vocabulary.bodies,
-        "head": vocabulary.heads,
-        "glasses": vocabulary.glasses,
-        "accessory": [NO_ACCESSORY, *vocabulary.accessories],
-    }
+    offered = {**vocabulary.choices, "accessory": [NO_ACCESSORY, *vocabulary.accessories]}
     noun = Noun(**{kind: names[0] for kind, names in offered.items()})
 
     while True:

@@ -87,7 +87,7 @@ def construct_decoder(model: VQGAN) -> None:
         set_bias(decoder.conv_out, {colour: 0.5})
     for module in decoder.modules():
         if isinstance(module, Upsample):
-            connect(module.conv, {channel: {channel: 1.0} for channel in range(WIDTH)})
+            nn.init.dirac_(module.conv.weight)
     decoder.conv_norm_out.weight.fill_(0.5**0.5)
 
 
