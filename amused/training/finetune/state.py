@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 STATE, PROGRESS, HISTORY = "state.safetensors", "state.json", "history.json"
 SMALL = 1024  # elements
-DIFFERENT_OPTIONS = "{} was saved with different options: repeat the options of that run."
 
 
 def find_states(folder: Path) -> dict[str, Path]:
@@ -137,14 +136,11 @@ def read_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimi
     with safe_open(folder / STATE, framework="pt") as stream:
         names = set(stream.keys())
         for kind, targets in (("weights", parameters), ("average", ema.weights if ema else {})):
-            saved = {name for name in names if name.startswith(f"{kind}/")}
-            if saved != {f"{kind}/{name}" for name in targets}:
-                raise UserError(DIFFERENT_OPTIONS.format(folder.name))
+            saved = {name: stream.get_slice(name).get_shape() for name in names if name.startswith(f"{kind}/")}
+            if saved != {f"{kind}/{name}": list(target.shape) for name, target in targets.items()}:
+                raise UserError(f"{folder.name} was saved with different options: repeat the options of that run.")
             for name, target in targets.items():
-                tensor = stream.get_tensor(f"{kind}/{name}")
-                if tensor.shape != target.shape:
-                    raise UserError(DIFFERENT_OPTIONS.format(folder.name))
-                target.detach().copy_(tensor)
+                target.detach().copy_(stream.get_tensor(f"{kind}/{name}"))
         for name in names:
             if name.startswith("optimizer/"):
                 _, owner, key = name.split("/")
