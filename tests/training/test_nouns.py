@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import astuple, replace
@@ -223,6 +224,26 @@ def test_an_image_is_mixed_up_with_what_its_caption_fits(nouns) -> None:
     assert len({other.glasses for other in fitting}) > 3 and len({other.background for other in fitting}) > 3
     (different,) = set(others(noun, set(PARTS), vocabulary, rng, index=3))
     assert sum(a != b for a, b in zip(astuple(noun), astuple(different))) <= 1
+
+
+OTHERS_OF_A_SEED = """
+import json, random
+from amused.checkpoints.catalog import BUNDLED
+from amused.training.nouns.data import Vocabulary
+from amused.training.nouns.model import others
+known, rng = Vocabulary(**json.loads((BUNDLED / "nouns/traits.json").read_text("utf-8"))), random.Random(0)
+print(others(known.sample(rng, accessories=0.0), {"head"}, known, rng, index=1))
+"""
+
+
+@pytest.mark.slow
+def test_examples_are_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = set()
+    for hash_seed in "12":
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        run = subprocess.run([sys.executable, "-c", OTHERS_OF_A_SEED], capture_output=True, text=True, check=True)
+        printed.add(run.stdout)
+    assert len(printed) == 1
 
 
 def test_masker_masks_and_misleads(examples) -> None:

@@ -171,7 +171,8 @@ def others(noun: Noun, named: set[str], vocabulary: Vocabulary, rng: random.Rand
     other; and one that differs in a trait, which is what the corrector and image to image have to find.
     """
     if index % KINDS_OF_MASK == 1:
-        return [vocabulary.vary(noun, rng, set(PARTS) - named) for _ in range(OTHERS)]
+        unnamed = [part for part in PARTS if part not in named]  # in order: draws must not depend on a set's
+        return [vocabulary.vary(noun, rng, unnamed) for _ in range(OTHERS)]
     return [vocabulary.vary(noun, rng, [rng.choice(PARTS)])] * OTHERS
 
 
