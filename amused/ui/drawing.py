@@ -16,13 +16,14 @@ from amused.errors import UserError
 from amused.generation.images import load_image, png_bytes, upright
 from amused.generation.pixel_masks import load_mask
 from amused.serving import file_cache
-from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url
+from amused.ui.inputs import NO_IMAGE, Raw, decode_data_url, encode_data_url
 
 NOTHING_PAINTED = "First paint over the part to change."
 MAX_SHOWN_SIDE = 768  # pixels: larger images are painted on as a reduced copy
 
 SCRIPT = 'window.amusedEditor(element, props, watch, (file) => trigger("upload", file), upload)'
 TEMPLATE = """
+<p class="label" role="status">%s</p>
 <div class="tools" role="toolbar" aria-label="Mask">
   <button type="button" data-tool="brush" aria-pressed="true">Brush</button>
   <button type="button" data-tool="erase" aria-pressed="false">Erase</button>
@@ -53,7 +54,7 @@ class Drawing:
     """An image and the layers painted over it, as sent by a browser."""
 
     background: Raw | None
-    layers: tuple[Raw, ...]
+    layers: tuple[bytes, ...]
 
     def image(self, expected: str | None = None) -> Image.Image:
         if self.background is None:
@@ -78,7 +79,7 @@ class Drawing:
 
 
 class MaskEditor(gr.HTML):
-    """Handlers get a Drawing, and return the path of an image on which nothing is painted.
+    """Handlers get a Drawing, and return one, or the path of an image on which nothing is painted.
 
     The prop `grid` is what `show_grid` gives.
     """
@@ -93,13 +94,15 @@ class MaskEditor(gr.HTML):
             (decode_data_url(mask),) if isinstance(mask, str) and mask else (),
         )
 
-    def postprocess(self, value: str | None) -> dict[str, Any] | None:  # type: ignore[override]
-        if value is None:
+    def postprocess(self, value: str | Drawing | None) -> dict[str, Any] | None:  # type: ignore[override]
+        drawing = value if isinstance(value, Drawing) else Drawing(None if value is None else Path(value), ())
+        if drawing.background is None:
             return None
-        shown = load_image(Path(value))
+        shown = drawing.image()
         shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
         path = file_cache.save(png_bytes(shown, compress_level=1), "shown.png")
-        return {"source": file_data(value), "image": file_data(path), "mask": ""}
+        mask = encode_data_url(drawing.layers[0]) if drawing.layers else ""
+        return {"source": file_data(str(drawing.background)), "image": file_data(path), "mask": mask}
 
 
 def file_data(path: str) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def build_editor(label: str, elem_id: str, upload: bool = False) -> MaskEditor:
     """With `upload`, visitors can give an image."""
     editor = MaskEditor(
         label=label,
-        html_template=TEMPLATE % ((REPLACE, EMPTY) if upload else ("", "")),
+        html_template=TEMPLATE % (label, *((REPLACE, EMPTY) if upload else ("", ""))),
         js_on_load=SCRIPT,
         apply_default_css=False,
         container=True,

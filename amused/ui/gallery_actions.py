@@ -213,7 +213,7 @@ def connect_actions(
     outputs = [result.gallery, *view.outputs]
     view.close.click(close, {result.state}, view.place, **UNQUEUED)
     reopened = tray.reopen.click(reopen, inputs, outputs, js=send(inputs), **REFUSABLE)
-    scroll_to(view.place, reopened)
+    scroll_to(view.image, reopened)
 
 
 def before_image(image: GeneratedImage) -> Image.Image | str | None:

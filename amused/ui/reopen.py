@@ -11,17 +11,19 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.components import Component
 from gradio.state_holder import SessionState
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
-from amused.ui.events import UNQUEUED, Updates, Values
+from amused.ui.events import NO_CHANGE, UNQUEUED, Updates, Values
 from amused.ui.history import HistoryEntry, HistoryView
 from amused.ui.kept_images import KeptImagesView
+from amused.ui.latest import sync
 from amused.ui.results import ResultState, ResultView, show_again
 from amused.ui.runs import join_runs
 from amused.ui.tab import Tab
-from amused.ui.visits import Visit, Visits
+from amused.ui.visits import Visit, Visits, returnable
 
 STILL_RUNNING = "A run is going on: let it end, or stop it first."
 
@@ -61,7 +63,8 @@ class Reopening:
     @property
     def outputs(self) -> list[Block]:
         own = [self.view.id, self.view.joining, self.view.visit, self.tray.state, self.result.state, self.tab_bar]
-        return [*own, *self.result.outputs, *self.tray.outputs, *self.history.outputs]
+        inputs = [component for tab in self.tabs for component in tab.sources]
+        return [*own, *self.result.outputs, *self.tray.outputs, *self.history.outputs, *inputs]
 
     def find(self, page: gr.Blocks) -> Any:
         """The event after which `open` can be called."""
@@ -75,7 +78,7 @@ class Reopening:
             own.images = own.shown = self.result.ready
         visit = self.visits.open(claim.id, claim.is_taken, own, values[self.tray.state], session)
         visit.forget_missing_files()
-        updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
+        updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray, **visit.inputs}
         if visit.state is not own:
             updates |= show_again(self.result, visit.state, own)
         if visit.state.awaits_end:
@@ -120,14 +123,21 @@ class Reopening:
             concurrency_limit=None,
         )
         result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UNQUEUED)
-        self.tab_bar.select(self.remember_tab, self.view.visit, None, trigger_mode="multiple", **UNQUEUED)
+        for tab in self.tab_bar.children:  # which hear of it too when the page opens them; the bar does not
+            remember = partial(remember_tab, tab.id)  # type: ignore[attr-defined]
+            tab.select(remember, self.view.visit, None, trigger_mode="multiple", **UNQUEUED)  # type: ignore[attr-defined]
+        for task_tab in self.tabs:
+            sources = task_tab.sources
+            sync(sources, partial(self.remember_inputs, sources), {self.view.visit, *sources}, [])
+
+    def remember_inputs(self, sources: Sequence[Component], values: Values) -> Updates:
+        visit: Visit | None = values[self.view.visit]
+        if visit is not None:
+            visit.inputs |= {component: returnable(values[component]) for component in sources}
+        return NO_CHANGE
 
     def show_history(self, visit: Visit | None) -> Updates:
         return {} if visit is None else self.history.show(visit.history)
-
-    def remember_tab(self, visit: Visit | None, event: gr.SelectData) -> None:
-        if visit is not None and type(event.index) is int and 0 <= event.index < len(self.tabs):
-            visit.task = self.tabs[event.index].task
 
     def clear(self, visit: Visit | None) -> Updates:
         if visit is not None:
@@ -141,9 +151,13 @@ class Reopening:
             raise UserError(STILL_RUNNING)
         state.images = state.shown = entry.images
         state.groups, state.note = (), entry.title
-        visit.task = entry.task
         shown = {**show_again(self.result, state), **self.result.bring_into_view(state, 0)}
         return {**shown, self.tab_bar: gr.Tabs(selected=entry.task)}
+
+
+def remember_tab(task: str, visit: Visit | None) -> None:
+    if visit is not None:
+        visit.task = task
 
 
 def recipe_of(entry: HistoryEntry) -> Recipe:

@@ -45,7 +45,8 @@ from amused.ui.status import status_line
 from amused.ui.tab import Tab
 from amused.wording import plural
 
-RESTORED_JS = "() => { window.amusedRestored = true; }"
+RESTORED_JS = "() => { window.amusedRestored = true; window.amusedRetype(); }"
+FORGET_LINK_JS = "() => window.amusedForgetLink()"
 
 
 class Card:
@@ -64,7 +65,7 @@ class Card:
                     for task in tasks
                 }
                 close = gr.Button("Close", size="sm", scale=0, min_width=90, elem_id="shared-close")
-        close.click(lambda: gr.Column(visible=False), None, self.place, **UNQUEUED)
+        close.click(lambda: gr.Column(visible=False), None, self.place, js=FORGET_LINK_JS, **UNQUEUED)
 
     @property
     def outputs(self) -> list[Block]:
@@ -245,9 +246,14 @@ def connect_restore(
     model = tabs[0].settings.model  # which is that of all tabs
     for file in (section.file, section.dropped):
         connect_file(filler, file, model)
-    filler.connect(
-        [section.button.click, section.text.submit], {section.text}, lambda values: from_text(values[section.text])
-    )
+
+    def read_given(values: Values) -> Shared:
+        if not values[section.text] and values[section.file] is not None:
+            return from_file(values[section.file], filler.runtime, values[model])
+        return from_text(values[section.text])
+
+    given = {section.text, section.file, model}
+    filler.connect([section.button.click, section.text.submit], given, read_given)
     filler.connect([storage.picker.input], {storage.picker}, lambda values: from_query(values[storage.picker] or ""))
     for tab in tabs:
         connect_replay(tab, filler.card)

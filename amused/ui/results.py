@@ -127,6 +127,7 @@ class ResultView:
                 show_label=False,
                 format="png",
                 columns=columns_for(len(ready)),
+                fit_columns=False,  # the first images of a run have the size of the last
                 object_fit="contain",
                 interactive=False,
                 buttons=["download", "download_all", "fullscreen"],

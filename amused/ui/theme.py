@@ -46,8 +46,8 @@ def theme() -> gr.themes.Base:
         block_border_width_dark="0px",
         block_shadow="0 1px 2px rgb(0 0 0 / 6%)",
         block_shadow_dark="none",
-        block_label_background_fill=NONE,
-        block_label_background_fill_dark=NONE,
+        block_label_background_fill="*block_background_fill",  # it may lie on an image
+        block_label_background_fill_dark="*block_background_fill",
         block_label_border_width="0px",
         block_label_border_width_dark="0px",
         block_label_text_color="*neutral_500",

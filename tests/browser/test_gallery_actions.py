@@ -545,6 +545,49 @@ def test_progress_is_at_the_button_and_a_named_group_comes_into_view(page: Page,
     expect(named).to_have_count(0)
 
 
+def test_all_images_of_a_sweep_fit_every_width(page: Page, turnstile: Turnstile) -> None:
+    turnstile.open.clear()
+    set_seeds(page, TEXT, "8-40", 33)
+    run(page, TEXT)
+    turnstile.passes.release(20)
+    expect(tiles(page).first).to_contain_text("seed 8")
+    columns: dict[int, int] = {}
+    for width in (320, 390, 768, 1000, 1280, 1920):  # from the first image on as at the end
+        page.set_viewport_size({"width": width, "height": 900})
+        columns[width] = num_columns(page)
+    assert columns == {320: 2, 390: 3, 768: 3, 1000: 3, 1280: 6, 1920: 6}
+    turnstile.open.set()
+    expect_done(page, 33)
+    for width, count in columns.items():
+        page.set_viewport_size({"width": width, "height": 900})
+        assert num_columns(page) == count
+        block = result(page, "gallery").bounding_box()
+        for tile in tiles(page).all():
+            box = tile.bounding_box()
+            assert box["width"] >= 80
+            assert block["x"] <= box["x"] and box["x"] + box["width"] <= block["x"] + block["width"]
+
+
+def num_columns(page: Page) -> int:
+    grid = result(page, "gallery").locator(".grid-container")
+    return grid.evaluate("grid => getComputedStyle(grid).gridTemplateColumns.split(' ').length")
+
+
+def test_a_closed_image_leaves_its_place_in_the_gallery_on_a_phone(browser: Browser, address: str) -> None:
+    with open_page(browser, address, 390, 844) as page:
+        make(page, TEXT, "0-29", 30)
+        for close in ("button", "key", "back"):
+            select(page, 25)
+            if close == "button":
+                result(page, "gallery").get_by_role("button", name="Close").click()
+            elif close == "key":
+                press(page, "Escape")
+            else:
+                page.go_back()
+            expect(result(page, "details")).to_be_hidden()
+            expect(tiles(page).nth(25)).to_be_in_viewport(ratio=0.9)
+
+
 def test_an_open_image_of_a_group_has_its_own_colours(page: Page) -> None:
     make(page, TEXT, "8", 2)
     select(page, 0)
@@ -577,17 +620,31 @@ def test_a_finished_variation_leaves_what_was_opened_meanwhile(page: Page, turns
     expect(result(page, "touch-up-editor").get_by_role("button", name="Undo")).to_be_enabled()
 
 
-def test_keys_do_not_take_a_painted_mask_away(page: Page) -> None:
+def test_keys_and_back_do_not_take_a_painted_mask_away(page: Page) -> None:
     make(page, TEXT, "8", 2)
     select(page, 0)
     result(page, "touch-up").click()
     editor = result(page, "touch-up-editor")
+    label = editor.get_by_role("status")
+    expect(label).to_have_text("Paint over what should be repainted")
     paint_the_middle(page, editor)
     page.locator(".block.heading").click()
     press(page, "ArrowRight", "Escape", "ArrowLeft")
+    expect(label).to_have_text("Clear the mask first to leave this image.")
+    paint_the_middle(page, editor)
+    expect(label).to_have_text("Paint over what should be repainted")
+    for _ in range(2):
+        page.evaluate("scrollTo(0, 0)")
+        page.go_back()
+        expect(label).to_be_in_viewport()
+        expect(label).to_have_text("Clear the mask first to leave this image.")
     expect(result(page, "facts")).to_contain_text("Seed 8")
     expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
     editor.get_by_role("button", name="Clear mask").click()
+    page.go_back()
+    expect(result(page, "details")).to_be_hidden()
+    select(page, 0)
+    expect(result(page, "details")).to_be_visible()
     press(page, "ArrowRight")
     expect(result(page, "facts")).to_contain_text("Seed 9")
 

@@ -505,6 +505,9 @@ def test_an_image_made_here_restores_its_settings(page: Page, address: str, tmp_
     expect(part(page, "text_to_image", "steps").get_by_role("spinbutton")).to_have_value("9")
     expect(part(page, "text_to_image", "first-temperature").get_by_role("spinbutton")).to_have_value("9")
     assert page.title() == "aMUSEd"
+    prompt(page).fill("")
+    page.locator("#restore-open").click()  # of the file, as there is no text
+    expect(prompt(page)).to_have_value(HOSTILE)
     page.locator("#restore-link").get_by_role("textbox").fill(f"{address}?{to_query(PLAIN)}")
     page.locator("#restore-open").click()
     expect(prompt(page)).to_have_value(PLAIN.prompt)
@@ -562,6 +565,13 @@ def test_a_reload_of_a_link_keeps_what_was_done_since(page: Page, address: str) 
     expect(tiles(page)).to_have_count(2)
     expect(card(page)).to_contain_text("From a link: Text to image with nouns, 1 image.")
     expect(replay(page)).to_contain_text("1 image in")
+    page.locator("#shared-close").click()
+    expect(card(page)).to_be_hidden()
+    for _ in range(2):
+        page.reload()
+        page.wait_for_function("window.amusedRestored")
+        expect(tiles(page)).to_have_count(1)
+        expect(card(page)).to_be_hidden()
     page.goto("about:blank")
     open_link(page, address, to_query(PLAIN))  # again, which is no reload
     expect(prompt(page)).to_have_value(PLAIN.prompt)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from fake import Turnstile
 from helpers.browser import (
+    answers_awaited,
     assert_accessible,
     expect_begun,
     expect_done,
@@ -16,6 +17,7 @@ from helpers.browser import (
     new_context,
     open_image,
     open_tab,
+    paint_the_middle,
     part,
     result,
     run,
@@ -28,7 +30,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from amused.serving.runtime import Runtime
 from amused.ui.visits import Visits
 
-TEXT = "text_to_image"
+TEXT, INPAINT = "text_to_image", "inpaint"
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,47 @@ def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(pag
     expect(result(page, "status")).to_contain_text("2 images in")
     open_image(page, 0)
     expect(result(page, "facts")).to_contain_text("Seed 8")
+
+
+def test_an_image_its_mask_and_the_tab_are_there_after_a_reload(page: Page) -> None:
+    make(page, "8", 2)
+    open_image(page, 1)
+    result(page, "to-inpaint").click()
+    editor, cells = part(page, INPAINT, "drawing"), part(page, INPAINT, "cells")
+    page.get_by_role("button", name="Mask from a file, or a box").click()
+    with answers_awaited(page):
+        paint_the_middle(page, editor)
+        expect(cells).to_contain_text("Will be repainted")
+        of_strokes = cells.inner_text()
+        part(page, INPAINT, "across").get_by_role("spinbutton").fill("10")
+        part(page, INPAINT, "down").get_by_role("spinbutton").fill("20")
+        expect(cells).not_to_have_text(of_strokes)
+    painted = cells.inner_text()
+    for _ in range(2):
+        page.reload()
+        expect(part(page, INPAINT, "run")).to_be_visible()
+        expect(cells).to_have_text(painted)
+    with answers_awaited(page):
+        editor.get_by_role("button", name="Clear mask").click()
+        expect(cells).not_to_have_text(painted)
+    of_the_box = cells.inner_text()
+    page.reload()
+    expect(cells).to_have_text(of_the_box)
+
+
+def test_what_was_typed_while_the_server_was_away_is_there_after_a_reload(page: Page) -> None:
+    box = part(page, TEXT, "prompt").get_by_role("textbox")
+    page.context.set_offline(True)
+    box.fill("typed while away")
+    page.context.set_offline(False)
+    for _ in range(2):
+        page.reload()
+        opened(page)
+        expect(box).to_have_value("typed while away")
+    box.fill("")
+    page.reload()
+    opened(page)
+    expect(box).to_have_value("")
 
 
 def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route, expect
 
 # The shell draws the same pages without a window around them: the tests take a fifth less time.
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -34,7 +34,7 @@ WITHOUT_ANIMATIONS = """addEventListener("DOMContentLoaded", () => {
 # Without a GPU, each frame of the editor's canvas takes a tenth of a second of a core, and it asks for sixty a second.
 TEN_FRAMES_A_SECOND = """window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
 window.cancelAnimationFrame = clearTimeout;"""
-PATIENCE = 60_000  # milliseconds: a busy machine with two cores
+PATIENCE = 9_000  # milliseconds: a busy machine with two cores
 PATIENCE_PER_IMAGE = 5_000
 
 
@@ -166,6 +166,22 @@ def answers_held(page: Page) -> Iterator[None]:
     is_over = True
     for route in held:
         route.continue_()
+
+
+@contextmanager
+def answers_awaited(page: Page) -> Iterator[None]:
+    """Behind it, the server has answered all events that were sent within."""
+    sent: list[Request] = []
+
+    def add(request: Request) -> None:
+        if request.url.endswith("/run/predict"):
+            sent.append(request)
+
+    page.on("request", add)
+    yield
+    page.remove_listener("request", add)
+    for request in sent:
+        request.response()
 
 
 def paint_the_middle(page: Page, editor: Locator) -> None:
