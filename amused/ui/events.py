@@ -103,7 +103,9 @@ def on_select(
     gr.on(events, handler, given, outputs, js=send(given), **(LATEST | options))
 
 
-SHOW_JS = "() => { document.getElementById('%s')?.scrollIntoView({block: 'nearest'}); }"
+SHOW_JS = """() => {
+    requestAnimationFrame(() => document.getElementById('%s')?.scrollIntoView({ block: 'nearest' })); // once it is there
+}"""
 
 
 def scroll_to(place: Block, event: Any) -> None:

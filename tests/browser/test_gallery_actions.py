@@ -36,7 +36,7 @@ from helpers.browser import (
 )
 from helpers.serve import serve
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from amused.generation.images import digest
 from amused.recipe.links import Shared, from_query, to_query
@@ -588,6 +588,36 @@ def test_a_closed_image_leaves_its_place_in_the_gallery_on_a_phone(browser: Brow
             expect(tiles(page).nth(25)).to_be_in_viewport(ratio=0.9)
 
 
+def test_forms_and_kept_images_come_into_view_above_the_bar_of_a_phone(browser: Browser, address: str) -> None:
+    with open_page(browser, address, 390, 844) as page:
+        make(page, TEXT, "8", 2)
+        select(page, 0)
+        result(page, "vary").click()
+        expect_uncovered(result(page, "make-variations"))
+        result(page, "touch-up").click()
+        paint_the_middle(page, result(page, "touch-up-editor"))
+        page.evaluate("document.querySelector('#result-repaint').scrollIntoView({ block: 'end' })")
+        expect_uncovered(result(page, "repaint"))
+        result(page, "vary").click()
+        expect(result(page, "touch-up-form")).to_be_hidden()
+        expect(part(page, TEXT, "run")).to_be_in_viewport(ratio=1)
+        keep(page, 1)
+        page.locator("#tray-open").click()
+        expect(result(page, "kept-image").locator("img")).to_be_in_viewport(ratio=0.9)
+
+
+def expect_uncovered(button: Locator) -> None:
+    """It comes to where a finger can press it."""
+    expect(button).to_be_in_viewport(ratio=0.9)
+    button.page.wait_for_function(
+        """button => {
+            const { x, y, width, height } = button.getBoundingClientRect();
+            return button.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+        }""",
+        arg=button.element_handle(),
+    )
+
+
 def test_an_open_image_of_a_group_has_its_own_colours(page: Page) -> None:
     make(page, TEXT, "8", 2)
     select(page, 0)
@@ -633,6 +663,7 @@ def test_keys_and_back_do_not_take_a_painted_mask_away(page: Page) -> None:
     expect(label).to_have_text("Clear the mask first to leave this image.")
     paint_the_middle(page, editor)
     expect(label).to_have_text("Paint over what should be repainted")
+    page.set_viewport_size({"width": 1280, "height": 400})
     for _ in range(2):
         page.evaluate("scrollTo(0, 0)")
         page.go_back()
