@@ -1,10 +1,10 @@
 """Teach the bundled model a style from a few images, or from one: `python -m amused.training.style_example`.
 
-Draws characters in four colours, fine-tunes an adapter on them, and scores it on held-out characters. Prints per model:
+Draws characters at dusk, fine-tunes an adapter on them, and scores it on held-out characters. Prints per model:
 
-- colours: mean distance of a pixel from the nearest of the four, 0 to 255;
-- glasses, head, body, background: share of images with the right trait (see `score_nouns`). With an adapter they are
-  compared with renderings in the style.
+- sky: share of the pixels around the characters that have the colour of the evening sky at their height;
+- glasses, head, body: share of images with the right trait (see `score_nouns`). With an adapter they are compared with
+  renderings in the style.
 """
 
 from __future__ import annotations
@@ -34,16 +34,20 @@ from amused.training.nouns.scores import trait_scores
 from amused.training.score_nouns import to_art, upscale
 
 COLOURS = np.array([list(bytes.fromhex(colour)) for colour in ("2b2834", "9f21a0", "fd8b5b", "f5e08c")], np.uint8)
-"""The style "dusk", from dark to light: (4, 3)."""
+"""The style "dusk": an evening sky behind the character, from top to bottom: (4, 3)."""
 
 NUM_IMAGES = {"few": 16, "one": 1}
-STEPS = {"few": 200, "one": 100}
+STEPS = {"few": 60, "one": 20}
+LEARNING_RATE = 2e-3
 TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "kv_mapper", "proj"),
     *("channelwise_linear_1", "channelwise_linear_2", "project_from_hidden"),
 )
 SAMPLING: dict[str, Any] = {"guidance_scale": 2.0, "temperature": (1.0, 0.0)}
 """Strong guidance exaggerates what so few steps have taught."""
+
+TOLERANCE = 24
+"""Of a pixel's colour, 0 to 255."""
 
 SHOWN = 6
 SHOWN_SIZE = (128, 128)
@@ -92,9 +96,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def in_style(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Replace every pixel by one of the four colours, by brightness: (..., 3) to (..., 3)."""
-    brightness = image @ np.array([0.299, 0.587, 0.114])
-    return COLOURS[(brightness / 256 * len(COLOURS)).astype(int)]
+    """The evening sky in place of the plain background: (..., height, width, 3), which is kept, 0 to 255."""
+    return np.where(is_sky(image)[..., None], evening_sky(image.shape[-3]), image)
+
+
+def evening_sky(height: int) -> NDArray[np.uint8]:
+    """The four colours, a stripe each: (height, 1, 3)."""
+    return COLOURS[np.arange(height) * len(COLOURS) // height][:, None]
+
+
+def is_sky(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a rendering shows its background, the colour of its corner: (..., height, width)."""
+    return (image == image[..., :1, :1, :]).all(-1)
 
 
 def draw_examples(nouns: Nouns, vocabulary: Vocabulary, count: int) -> list[tuple[str, Image.Image]]:
@@ -111,7 +124,7 @@ def train(images: Path, output: Path, steps: int) -> None:
     arguments = ["--pretrained_model_name_or_path", "nouns", "--use_lora", "--output_dir", output, "--seed", 0, *source]
     arguments += ["--lora_target_modules", *TARGETS, "--report_to", "none", "--mixed_precision", "no"]
     arguments += ["--cond_dropout_prob", 0.2]  # the unconditional prediction of guidance has to learn the style too
-    arguments += ["--max_train_steps", steps, "--learning_rate", 1e-3, "--train_batch_size", 8]
+    arguments += ["--max_train_steps", steps, "--learning_rate", LEARNING_RATE, "--train_batch_size", 8]
     finetune.train(finetune_options([str(argument) for argument in arguments]))
 
 
@@ -126,15 +139,20 @@ def report(
     ]
     art = np.stack([to_art(image) for image in images])
     scores = trait_scores(nouns, vocabulary, asked, art, in_style if adapter else None)
-    shares = {kind: round(share, 3) for kind, share in scores.items()}
-    print(json.dumps({"adapter": adapter, "colours": round(colour_distance(art * 255), 1), **shares}), flush=True)
+    shares = {kind: round(scores[kind], 3) for kind in ("glasses", "head", "body")}
+    sky = sky_share(art * 255, np.stack([nouns.render(noun) for noun in asked]))
+    print(json.dumps({"adapter": adapter, "sky": round(sky, 3), **shares}), flush=True)
     return images
 
 
-def colour_distance(pixels: NDArray[np.float32]) -> float:
-    """Mean distance of a pixel, (..., 3) from 0 to 255, from the nearest of the style's colours."""
-    distances = np.sqrt(((pixels[..., None, :] - COLOURS.astype(np.float32)) ** 2).mean(-1))
-    return float(distances.min(-1).mean())
+def sky_share(pixels: NDArray[np.float32], plain: NDArray[np.uint8]) -> float:
+    """Share of the sky's pixels that have its colour, in images of characters whose renderings are `plain`.
+
+    Args:
+        pixels, plain: (images, height, width, 3), from 0 to 255.
+    """
+    distance = np.abs(pixels - evening_sky(pixels.shape[1])).max(-1)
+    return float((distance <= TOLERANCE)[is_sky(plain)].mean())
 
 
 if __name__ == "__main__":

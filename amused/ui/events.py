@@ -103,9 +103,8 @@ def on_select(
     gr.on(events, handler, given, outputs, js=send(given), **(LATEST | options))
 
 
-SHOW_JS = """() => {
-    requestAnimationFrame(() => document.getElementById('%s')?.scrollIntoView({ block: 'nearest' })); // once it is there
-}"""
+# A frame later: by then it is there.
+SHOW_JS = "() => { requestAnimationFrame(() => document.getElementById('%s')?.scrollIntoView({block: 'nearest'})); }"
 
 
 def scroll_to(place: Block, event: Any) -> None:

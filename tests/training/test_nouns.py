@@ -147,6 +147,21 @@ def test_composes_layers_over_the_background(nouns) -> None:
     assert art[20, 3].tolist() == art[3, 4].tolist() == art[11, 3].tolist() == [255, 0, 0]
 
 
+def test_the_sky_of_the_style_lies_behind_the_character(nouns) -> None:
+    characters = [
+        Noun(background, "body-red", "accessory-heart", "head-h1", "glasses-square-g1") for background in BACKGROUNDS
+    ]
+    plain = np.stack([nouns.render(character) for character in characters])
+    dusk = np.stack([style_example.in_style(image) for image in plain])
+    assert np.array_equal(dusk, style_example.in_style(plain))
+    assert style_example.sky_share(dusk.astype(np.float32), plain) == 1
+    assert style_example.sky_share(plain.astype(np.float32), plain) < 0.3
+    is_character = ~style_example.is_sky(plain)
+    assert is_character.any((1, 2)).all() and np.array_equal(dusk[is_character], plain[is_character])
+    sky = dusk[:, :, 0]  # left of all characters
+    assert (sky == sky[0]).all() and len(np.unique(sky[0], axis=0)) == 4
+
+
 def test_captions() -> None:
     noun = Noun("dark", "body-orange", NO_ACCESSORY, "head-baseball-gameball", "glasses-square-red")
     assert caption(noun) == (
