@@ -9,8 +9,6 @@ from __future__ import annotations
 import gradio as gr
 from gradio.themes.utils import colors, sizes
 
-NONE = "transparent"
-
 
 def theme() -> gr.themes.Base:
     # The visitor's system fonts: nothing to fetch.
