@@ -95,14 +95,23 @@ class MaskEditor(gr.HTML):
         )
 
     def postprocess(self, value: str | Drawing | None) -> dict[str, Any] | None:  # type: ignore[override]
-        drawing = value if isinstance(value, Drawing) else Drawing(None if value is None else Path(value), ())
-        if drawing.background is None:
+        if value is None:
             return None
-        shown = drawing.image()
-        shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
-        path = file_cache.save(png_bytes(shown, compress_level=1), "shown.png")
-        mask = encode_data_url(drawing.layers[0]) if drawing.layers else ""
-        return {"source": file_data(str(drawing.background)), "image": file_data(path), "mask": mask}
+        if not isinstance(value, Drawing):
+            return show_drawing(Drawing(Path(value), ()))
+        try:
+            return show_drawing(value)
+        except (UserError, OSError):  # the page opens without it
+            return None
+
+
+def show_drawing(drawing: Drawing) -> dict[str, Any]:
+    """The editor's value. An image larger than `MAX_SHOWN_SIDE` is shown reduced."""
+    shown = drawing.image()
+    shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
+    path = file_cache.save(png_bytes(shown, compress_level=1), "shown.png")
+    mask = encode_data_url(drawing.layers[0]) if drawing.layers else ""
+    return {"source": file_data(str(drawing.background)), "image": file_data(path), "mask": mask}
 
 
 def file_data(path: str) -> dict[str, Any]:

@@ -11,19 +11,17 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
-from gradio.components import Component
 from gradio.state_holder import SessionState
 
 from amused.errors import UserError
 from amused.recipe.recipe import Recipe
-from amused.ui.events import NO_CHANGE, UNQUEUED, Updates, Values
+from amused.ui.events import UNQUEUED, Updates, Values
 from amused.ui.history import HistoryEntry, HistoryView
 from amused.ui.kept_images import KeptImagesView
-from amused.ui.latest import sync
 from amused.ui.results import ResultState, ResultView, show_again
 from amused.ui.runs import join_runs
 from amused.ui.tab import Tab
-from amused.ui.visits import Visit, Visits, returnable
+from amused.ui.visits import Visit, Visits
 
 STILL_RUNNING = "A run is going on: let it end, or stop it first."
 
@@ -78,9 +76,9 @@ class Reopening:
             own.images = own.shown = self.result.ready
         visit = self.visits.open(claim.id, claim.is_taken, own, values[self.tray.state], session)
         visit.forget_missing_files()
-        updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray, **visit.inputs}
+        updates: Updates = {self.view.id: visit.id, self.view.visit: visit, self.tray.state: visit.tray}
         if visit.state is not own:
-            updates |= show_again(self.result, visit.state, own)
+            updates |= show_again(self.result, visit.state, own) | give_inputs_again(visit.state, own)
         if visit.state.awaits_end:
             updates[self.view.joining] = time.time()
         if visit.task is not None:
@@ -123,18 +121,9 @@ class Reopening:
             concurrency_limit=None,
         )
         result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UNQUEUED)
-        for tab in self.tab_bar.children:  # which hear of it too when the page opens them; the bar does not
+        for tab in self.tab_bar.children:  # a tab is told also when an event opens it, the bar is not
             remember = partial(remember_tab, tab.id)  # type: ignore[attr-defined]
             tab.select(remember, self.view.visit, None, trigger_mode="multiple", **UNQUEUED)  # type: ignore[attr-defined]
-        for task_tab in self.tabs:
-            sources = task_tab.sources
-            sync(sources, partial(self.remember_inputs, sources), {self.view.visit, *sources}, [])
-
-    def remember_inputs(self, sources: Sequence[Component], values: Values) -> Updates:
-        visit: Visit | None = values[self.view.visit]
-        if visit is not None:
-            visit.inputs |= {component: returnable(values[component]) for component in sources}
-        return NO_CHANGE
 
     def show_history(self, visit: Visit | None) -> Updates:
         return {} if visit is None else self.history.show(visit.history)
@@ -153,6 +142,13 @@ class Reopening:
         state.groups, state.note = (), entry.title
         shown = {**show_again(self.result, state), **self.result.bring_into_view(state, 0)}
         return {**shown, self.tab_bar: gr.Tabs(selected=entry.task)}
+
+
+def give_inputs_again(state: ResultState, own: ResultState) -> Updates:
+    """The inputs of a visit, but those that the visitor has given to the page meanwhile, which has `own`."""
+    given = {component: value for component, value in own.inputs.items() if value != component.value}
+    state.inputs |= given
+    return {component: value for component, value in state.inputs.items() if component not in given}
 
 
 def remember_tab(task: str, visit: Visit | None) -> None:

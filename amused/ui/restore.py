@@ -45,7 +45,7 @@ from amused.ui.status import status_line
 from amused.ui.tab import Tab
 from amused.wording import plural
 
-RESTORED_JS = "() => { window.amusedRestored = true; window.amusedRetype(); }"
+RESTORED_JS = "() => window.amusedStart()"
 FORGET_LINK_JS = "() => window.amusedForgetLink()"
 
 
@@ -248,7 +248,7 @@ def connect_restore(
         connect_file(filler, file, model)
 
     def read_given(values: Values) -> Shared:
-        if not values[section.text] and values[section.file] is not None:
+        if not (values[section.text] or "").strip() and values[section.file] is not None:
             return from_file(values[section.file], filler.runtime, values[model])
         return from_text(values[section.text])
 

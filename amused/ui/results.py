@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.components import Component
 
 from amused.serving.jobs import Progress
 from amused.ui.events import Updates, Values, hidden_number, selected_index, sent_number
@@ -46,6 +47,7 @@ class ResultState:
         awaits_end: a page that was opened again shows a run, of which it has yet to hear.
         live: the same runs as `num_runs` counts, the one that goes on first.
         status: what is shown of the run that goes on.
+        inputs: what the tabs have besides their settings: value by component.
         history: of the visit.
     """
 
@@ -62,6 +64,7 @@ class ResultState:
     awaits_end: bool = False
     live: tuple[LiveRun, ...] = ()
     status: str = ""
+    inputs: dict[Component, Any] = field(default_factory=dict)
     history: History = field(default_factory=History)
     _lock: ClassVar[threading.Lock] = threading.Lock()  # of all, as Gradio copies a State's first value
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -13,9 +15,10 @@ from PIL import Image
 from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
+from amused.ui.drawing import Drawing
 from amused.ui.events import UNQUEUED, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
-from amused.ui.results import ResultView
+from amused.ui.results import ResultState, ResultView
 from amused.ui.runs import RunAction, connect
 from amused.ui.settings import Settings, build_basic_settings, build_model_settings, build_sampling_settings
 from amused.wording import shorten
@@ -23,6 +26,8 @@ from amused.wording import shorten
 PLACEHOLDER = """Describe the image
 {fox|cow} tries both; each line is a prompt of its own"""
 MAX_NAME = 60  # characters
+MAX_CHOICE = 100  # characters of what can be chosen
+MAX_MASK_BYTES = 500_000  # of its PNG: one of a few strokes has some ten thousand
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,32 @@ class Tab(ABC):
     def own_from_recipe(self, recipe: Recipe) -> Updates:
         return {}
 
+    def remember_inputs(self, values: Values) -> None:
+        """So that they are there after a reload; `values` are those of `sources` and of the page's state."""
+        state: ResultState = values[self.result.state]
+        state.inputs |= {component: returnable(values[component]) for component in self.sources}
+
     def use_files(self, image: str | None, mask: str | None) -> Updates:
         """Updates of `file_inputs` and `own_controls` for an example with these files; none without an image."""
         return {}
+
+
+def returnable(value: Any) -> Any:
+    """The value of an input as it may be held and given to the page again; None for a file that is gone.
+
+    Visitors send what they like: what no input of ours gives is None, and a mask beyond `MAX_MASK_BYTES` is left out.
+    """
+    match value:
+        case Drawing():
+            mask = value.layers if sum(map(len, value.layers)) <= MAX_MASK_BYTES else ()
+            return None if returnable(value.background) is None else replace(value, layers=mask)
+        case Path():
+            return value if value.exists() else None
+        case bool() | int() | float():
+            return value
+        case str() if len(value) <= MAX_CHOICE:
+            return value
+    return None
 
 
 def build_controls(task: str, runtime: Runtime, result: ResultView) -> Controls:

@@ -11,29 +11,24 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 from amused.limits import SESSIONS
 from amused.ui.browser_storage import SharedLists
-from amused.ui.drawing import Drawing
-from amused.ui.events import Updates
 from amused.ui.history import History
 from amused.ui.kept_images import KeptImages, Tray
 from amused.ui.results import ResultState
-
-MAX_MASK_BYTES = 1_000_000  # as PNG: what the editor paints takes some ten thousand
+from amused.ui.tab import returnable
 
 
 @dataclass(eq=False)
 class Visit:
-    """`task` is that of the tab that is open, `inputs` are the values of what the tabs have besides their settings."""
+    """`task` is that of the tab that is open."""
 
     state: ResultState
     history: History = field(default_factory=History)
     tray: Tray = field(default_factory=Tray)
     task: str | None = None
-    inputs: Updates = field(default_factory=dict)
     shared: SharedLists = field(default_factory=SharedLists)
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
@@ -49,20 +44,12 @@ class Visit:
         state.shown = tuple(image for image in state.shown if Path(image.path).exists())
         self.history.forget_missing_files()
         self.tray.change(without_missing_files)
-        self.inputs = {component: returnable(value) for component, value in self.inputs.items()}
+        state.inputs = {component: returnable(value) for component, value in state.inputs.items()}
 
 
 def without_missing_files(kept: KeptImages) -> KeptImages:
     images = tuple(image for image in kept.images if Path(image.path).exists())
     return kept if images == kept.images else KeptImages(images, stars=kept.stars).select(len(images) - 1)
-
-
-def returnable(value: Any) -> Any:
-    """The value of an input as the page can have it again; None for a file that is gone or an absurd mask."""
-    if isinstance(value, Drawing):
-        is_usual = sum(map(len, value.layers)) <= MAX_MASK_BYTES
-        return value if is_usual and returnable(value.background) else None
-    return None if isinstance(value, bytes) or (isinstance(value, Path) and not value.exists()) else value
 
 
 class Visits:

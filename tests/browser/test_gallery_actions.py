@@ -588,7 +588,9 @@ def test_a_closed_image_leaves_its_place_in_the_gallery_on_a_phone(browser: Brow
             expect(tiles(page).nth(25)).to_be_in_viewport(ratio=0.9)
 
 
-def test_forms_and_kept_images_come_into_view_above_the_bar_of_a_phone(browser: Browser, address: str) -> None:
+def test_forms_and_kept_images_come_into_view_above_the_bar_of_a_phone(
+    browser: Browser, address: str, turnstile: Turnstile
+) -> None:
     with open_page(browser, address, 390, 844) as page:
         make(page, TEXT, "8", 2)
         select(page, 0)
@@ -598,6 +600,12 @@ def test_forms_and_kept_images_come_into_view_above_the_bar_of_a_phone(browser: 
         paint_the_middle(page, result(page, "touch-up-editor"))
         page.evaluate("document.querySelector('#result-repaint').scrollIntoView({ block: 'end' })")
         expect_uncovered(result(page, "repaint"))
+        turnstile.open.clear()
+        result(page, "repaint").click()
+        expect_uncovered(part(page, TEXT, "stop"))
+        part(page, TEXT, "stop").click()
+        turnstile.open.set()
+        expect(part(page, TEXT, "stop")).to_be_hidden()
         result(page, "vary").click()
         expect(result(page, "touch-up-form")).to_be_hidden()
         expect(part(page, TEXT, "run")).to_be_in_viewport(ratio=1)
@@ -660,7 +668,7 @@ def test_keys_and_back_do_not_take_a_painted_mask_away(page: Page) -> None:
     paint_the_middle(page, editor)
     page.locator(".block.heading").click()
     press(page, "ArrowRight", "Escape", "ArrowLeft")
-    expect(label).to_have_text("Clear the mask first to leave this image.")
+    expect(label).to_have_text("To leave this image, clear the mask or press ×.")
     paint_the_middle(page, editor)
     expect(label).to_have_text("Paint over what should be repainted")
     page.set_viewport_size({"width": 1280, "height": 400})
@@ -668,7 +676,7 @@ def test_keys_and_back_do_not_take_a_painted_mask_away(page: Page) -> None:
         page.evaluate("scrollTo(0, 0)")
         page.go_back()
         expect(label).to_be_in_viewport()
-        expect(label).to_have_text("Clear the mask first to leave this image.")
+        expect(label).to_have_text("To leave this image, clear the mask or press ×.")
     expect(result(page, "facts")).to_contain_text("Seed 8")
     expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
     editor.get_by_role("button", name="Clear mask").click()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import gradio as gr
 import pytest
 from fake import Turnstile
 from helpers.browser import (
     answers_awaited,
+    answers_held,
     assert_accessible,
     expect_begun,
     expect_done,
@@ -25,9 +28,15 @@ from helpers.browser import (
     tiles,
 )
 from helpers.serve import PAGES, forget_sessions, serve
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from amused.errors import UserError
 from amused.serving.runtime import Runtime
+from amused.ui.drawing import Drawing, MaskEditor
+from amused.ui.reopen import give_inputs_again
+from amused.ui.results import ResultState
+from amused.ui.tab import returnable
 from amused.ui.visits import Visits
 
 TEXT, INPAINT = "text_to_image", "inpaint"
@@ -146,9 +155,57 @@ def test_what_was_typed_while_the_server_was_away_is_there_when_it_is_back(page:
         expect(box).to_have_value(typed)
 
 
+def test_a_reload_of_a_page_that_is_not_restored_yet_keeps_what_was_typed(page: Page) -> None:
+    box = part(page, TEXT, "prompt").get_by_role("textbox")
+    box.fill("typed before")
+    with answers_held(page):
+        page.reload()
+        expect(box).not_to_have_value("typed before")
+        page.reload()
+        expect(box).not_to_have_value("typed before")
+    opened(page)
+    expect(box).to_have_value("typed before")
+
+
+def test_inputs_given_before_the_visit_is_there_win_over_its_own() -> None:
+    image, shape = gr.Image(), gr.Dropdown(["a", "b"], value="a")
+    state, own = ResultState(inputs={image: Path("old.png"), shape: "b"}), ResultState(inputs={image: None, shape: "a"})
+    assert give_inputs_again(state, own) == {image: Path("old.png"), shape: "b"}
+    own.inputs[image] = Path("new.png")
+    assert give_inputs_again(state, own) == {shape: "b"}
+    assert state.inputs == {image: Path("new.png"), shape: "b"}
+
+
+def test_only_what_an_input_gives_is_held(tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(file)
+    for value in (file, True, 3, 0.5, "Square", Drawing(file, (b"a mask",))):
+        assert returnable(value) == value
+    for value in (
+        None,
+        b"bytes",
+        "x" * 1000,
+        ["x"] * 1000,
+        {"x": 1},
+        tmp_path / "gone.png",
+        Drawing(None, (b"a mask",)),
+    ):
+        assert returnable(value) is None
+    assert returnable(Drawing(file, (bytes(1_000_000),))) == Drawing(file, ())
+
+
+def test_an_image_that_cannot_be_read_any_longer_lets_the_page_open(tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    file.write_bytes(b"overwritten")
+    assert MaskEditor().postprocess(Drawing(file, (b"a mask",))) is None
+    with pytest.raises(UserError):
+        MaskEditor().postprocess(str(file))
+
+
 def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> None:
-    page.reload()
-    tiles(page).nth(2).click()
+    with answers_held(page):
+        page.reload()
+        tiles(page).nth(2).click()
     opened(page)
     expect(result(page, "gallery").locator(".preview")).to_be_visible()
     expect(result(page, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))

@@ -71,6 +71,7 @@ class ImageTab(Tab):
 
     def show_seen(self, values: Values) -> Updates:
         """What the model will be given; why an image cannot be read."""
+        self.remember_inputs(values)
         try:
             image = read_image(values[self.image])
             recipe = self.sized(Recipe(IMAGE_TO_IMAGE, "", (0,), model=values[self.settings.model]), values)
@@ -93,7 +94,7 @@ def build(runtime: Runtime, result: ResultView) -> ImageTab:
         examples.connect(tab)
         grid.GridSection(tab)
         changing = [*tab.sources, tab.settings.model]
-        sync(changing, tab.show_seen, {*changing}, [tab.seen, tab.fit_row, result.status])
+        sync(changing, tab.show_seen, {*changing, result.state}, [tab.seen, tab.fit_row, result.status])
     return tab
 
 

@@ -94,6 +94,7 @@ class InpaintTab(Tab):
 
     def show_cells(self, values: Values) -> Updates:
         """The token grid on the image, and what a run would repaint; nothing of what a run would refuse."""
+        self.remember_inputs(values)
         drawing: Drawing = values[self.drawing]
         model = values[self.settings.model]
         try:
@@ -125,8 +126,8 @@ def build(runtime: Runtime, result: ResultView) -> InpaintTab:
         inputs = build_inputs()
         controls = build_controls(INPAINT, runtime, result)
         tab = InpaintTab(runtime, controls, result, **inputs)
-        shaping = [*tab.mask_sources, tab.only_masked, tab.settings.model]
-        sync(shaping, tab.show_cells, {*shaping}, [tab.drawing, tab.cells])
+        shaping = [*tab.sources, tab.settings.model]
+        sync(shaping, tab.show_cells, {*shaping, result.state}, [tab.drawing, tab.cells])
         connect_tab(tab)
         examples.connect(tab)
     return tab
