@@ -34,7 +34,7 @@ WITHOUT_ANIMATIONS = """addEventListener("DOMContentLoaded", () => {
 # Without a GPU, each frame of the editor's canvas takes a tenth of a second of a core, and it asks for sixty a second.
 TEN_FRAMES_A_SECOND = """window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
 window.cancelAnimationFrame = clearTimeout;"""
-PATIENCE = 15_000  # milliseconds: a busy machine with two cores
+PATIENCE = 60_000  # milliseconds: a busy machine with two cores
 PATIENCE_PER_IMAGE = 5_000
 
 
