@@ -102,7 +102,12 @@ def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(pag
     result(page, "keep").click()
     expect(kept(page)).to_have_count(1)
     part(page, TEXT, "prompt").get_by_role("textbox").fill("about to try")
-    open_tab(page, "Image to image")
+    shape = part(page, TEXT, "shape").get_by_role("combobox")
+    with answers_awaited(page):
+        shape.click()
+        page.get_by_role("option", name="Landscape 16:9", exact=True).click()
+        expect(shape).to_have_value("Landscape 16:9")
+        open_tab(page, "Image to image")
     expect(part(page, "image_to_image", "run")).to_be_visible()
     page.reload()
     expect(part(page, "image_to_image", "run")).to_be_visible()
@@ -111,6 +116,7 @@ def test_images_kept_ones_settings_and_the_open_tab_are_there_after_a_reload(pag
     expect(tiles(page)).to_have_count(2)
     assert captions(page) == ["seed 8", "seed 9"]
     expect(part(page, TEXT, "prompt").get_by_role("textbox")).to_have_value("about to try")
+    expect(shape).to_have_value("Landscape 16:9")
     expect(result(page, "status")).to_contain_text("2 images in")
     open_image(page, 0)
     expect(result(page, "facts")).to_contain_text("Seed 8")
