@@ -361,13 +361,14 @@ def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) ->
     form = view.touch_up
 
     def unfold(values: Values) -> Updates:
-        required(values[view.selected])
+        image = required(values[view.selected])
         values[result.state].num_openings += 1
-        return {view.vary.place: gr.Column(visible=False), form.place: gr.Column(visible=True)}
-
-    def fill(selected: GeneratedImage | None) -> Updates:
-        image = required(selected)
-        return {form.drawing: image.path, form.prompt: image.recipe.prompt}
+        return {
+            view.vary.place: gr.Column(visible=False),
+            form.place: gr.Column(visible=True),
+            form.drawing: image.path,
+            form.prompt: image.recipe.prompt,
+        }
 
     def read(values: Values) -> Request:
         image = required(values[view.selected])
@@ -386,9 +387,8 @@ def connect_touch_up(runtime: Runtime, result: ResultView, view: DetailsView) ->
     def name(values: Values) -> str:
         return f"{plural(values[form.count], 'touch-up')} of {seed_of(values[view.selected])}"
 
-    places = [view.vary.place, form.place]
-    unfolded = view.buttons["touch up"].click(unfold, {view.selected, result.state}, places, **REFUSABLE)
-    unfolded.success(fill, view.selected, [form.drawing, form.prompt], **REFUSABLE)  # the editor scrolls to itself
+    outputs = [view.vary.place, form.place, form.drawing, form.prompt]  # the editor scrolls to itself
+    view.buttons["touch up"].click(unfold, {view.selected, result.state}, outputs, **REFUSABLE)
     inputs: set[Block] = {view.selected, form.drawing, form.prompt, form.count}
     action = deriving(view, read, inputs, name, form.progress)
     connect(runtime, result, [form.run.click], action)

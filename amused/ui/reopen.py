@@ -145,7 +145,11 @@ class Reopening:
 
 
 def give_inputs_again(state: ResultState, own: ResultState) -> Updates:
-    """The inputs of a visit, but those that the visitor has given to the page meanwhile, which has `own`."""
+    """The inputs of a visit, except those that the visitor has already changed on this page: they become the visit's.
+
+    Args:
+        state, own: of the visit and of the page.
+    """
     given = {component: value for component, value in own.inputs.items() if value != component.value}
     state.inputs |= given
     return {component: value for component, value in state.inputs.items() if component not in given}

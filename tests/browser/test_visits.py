@@ -209,9 +209,8 @@ def test_an_image_that_cannot_be_read_any_longer_lets_the_page_open(tmp_path: Pa
 
 
 def test_an_image_opened_before_the_visit_is_restored_stays_open(page: Page) -> None:
-    with answers_held(page):
-        page.reload()
-        tiles(page).nth(2).click()
+    page.reload()
+    tiles(page).nth(2).click()
     opened(page)
     expect(result(page, "gallery").locator(".preview")).to_be_visible()
     expect(result(page, "facts")).to_contain_text(captions(page)[2].replace("seed", "Seed"))
