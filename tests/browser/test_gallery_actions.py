@@ -270,6 +270,7 @@ def test_a_tile_is_kept_and_downloaded_without_opening_it(page: Page) -> None:
 def second_image_seen_only(page: Page) -> Iterator[None]:
     """The visitor moves from the first image to the second one, of which the server hears only at the end."""
     select(page, 0)
+    expect(result(page, "gallery").locator(".preview caption")).to_have_text("seed 8")
     held: list[Route] = []
 
     def is_of_the_arrow(request: Request) -> bool:
