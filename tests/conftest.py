@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("helpers", "tests.measure")
 # A browser that draws without a GPU on two busy cores may stand still for longer than anybody waits: once more, and
 # reported as such. What is wrong on the page is an AssertionError and fails at once. For other tests the plugin is off:
 # it asks the main process before and after each test, which takes 40 ms.
-ONCE_MORE = pytest.mark.flaky(reruns=1, only_rerun="^TimeoutError: (Locator|Page)")
+ONCE_MORE = pytest.mark.flaky(reruns=1, only_rerun="^TimeoutError: Locator")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

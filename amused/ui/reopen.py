@@ -121,7 +121,7 @@ class Reopening:
             concurrency_limit=None,
         )
         result.ended.change(self.show_history, self.view.visit, self.history.outputs, **UNQUEUED)
-        for tab in self.tab_bar.children:  # a tab is told also when an event opens it, the bar is not
+        for tab in self.tab_bar.children:  # selecting a tab from code fires its own event, not the bar's
             remember = partial(remember_tab, tab.id)  # type: ignore[attr-defined]
             tab.select(remember, self.view.visit, None, trigger_mode="multiple", **UNQUEUED)  # type: ignore[attr-defined]
 

@@ -16,7 +16,7 @@ from amused.recipe.recipe import Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui.drawing import Drawing
-from amused.ui.events import UNQUEUED, Updates, Values
+from amused.ui.events import NO_CHANGE, UNQUEUED, Updates, Values
 from amused.ui.prompt_help import PromptHelp, connect_prompt_help
 from amused.ui.results import ResultState, ResultView
 from amused.ui.runs import RunAction, connect
@@ -109,10 +109,11 @@ class Tab(ABC):
     def own_from_recipe(self, recipe: Recipe) -> Updates:
         return {}
 
-    def remember_inputs(self, values: Values) -> None:
-        """So that they are there after a reload; `values` are those of `sources` and of the page's state."""
+    def remember_inputs(self, values: Values) -> Updates:
+        """Hold the values of `sources` for a reload; `values` has these and the page's state."""
         state: ResultState = values[self.result.state]
         state.inputs |= {component: returnable(values[component]) for component in self.sources}
+        return NO_CHANGE
 
     def use_files(self, image: str | None, mask: str | None) -> Updates:
         """Updates of `file_inputs` and `own_controls` for an example with these files; none without an image."""

@@ -11,7 +11,7 @@ from amused.recipe.recipe import TEXT_TO_IMAGE, Recipe
 from amused.serving.jobs import Request
 from amused.serving.runtime import Runtime
 from amused.ui import examples, grid
-from amused.ui.events import NO_CHANGE, Updates, Values
+from amused.ui.events import Updates, Values
 from amused.ui.latest import sync
 from amused.ui.results import ResultView
 from amused.ui.shapes import SHAPES, SQUARE, shape_of, sides
@@ -40,10 +40,6 @@ class TextTab(Tab):
     def own_from_recipe(self, recipe: Recipe) -> Updates:
         return {self.shape: shape_of(recipe.width, recipe.height, *self.runtime.native_size(recipe.model)) or SQUARE}
 
-    def remember_shape(self, values: Values) -> Updates:
-        self.remember_inputs(values)
-        return NO_CHANGE
-
 
 def build(runtime: Runtime, result: ResultView) -> TextTab:
     with gr.Tab("Text to image", id=TEXT_TO_IMAGE):
@@ -52,7 +48,7 @@ def build(runtime: Runtime, result: ResultView) -> TextTab:
             shape = gr.Dropdown(list(SHAPES), value=SQUARE, label="Shape", elem_id=f"{TEXT_TO_IMAGE}-shape")
         tab = TextTab(runtime, controls, result, shape)
         connect_tab(tab)
-        sync([shape], tab.remember_shape, {shape, result.state}, [])
+        sync([shape], tab.remember_inputs, {shape, result.state}, [])
         grid.GridSection(tab)
         examples.connect(tab)
     return tab
